@@ -1,0 +1,292 @@
+"""The competition's protocol: seeds to index arrays, and the tree of model folders on disk.
+
+A *scenario* such as ``digits_inf`` has up to three *phases* (train, dev, final), each a list of
+models in the order of their numbers. Every model has 2m *challenge points*, half of them members
+of its training set. What is known of a model lies in its folder; the truth of dev and final
+models lies apart (`read_truth`) and is read by scoring alone.
+
+Axes: T target models, S train (shadow) models, P = 2m challenge points of one model, U unique
+challenge points of a scenario, N records of the data set.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mico_exp.errors import InputError
+
+Indices = NDArray[np.int64]
+PHASES = ("train", "dev", "final")
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many records there are (N), how many a model trains on, and how many are members (m)."""
+
+    records: int
+    training: int
+    challenge: int
+
+    def __post_init__(self) -> None:
+        if self.challenge < 1 or self.training < self.challenge:
+            raise InputError(
+                "`len_training` must be at least `len_challenge`, and that at least 1, "
+                f"got {self.training} and {self.challenge}."
+            )
+        if self.records < self.training + self.challenge:
+            raise InputError(
+                f"{self.records} records are too few for `len_training` = {self.training} and "
+                f"`len_challenge` = {self.challenge}: at least their sum is needed."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Record indices of one model, each (n,) int64; None where the seed is not disclosed.
+
+    The model was trained on `member` + `training`; `evaluation` and `nonmember` it never saw.
+    """
+
+    challenge: Indices
+    member: Indices | None
+    nonmember: Indices | None
+    training: Indices | None
+    evaluation: Indices | None
+
+    @property
+    def solution(self) -> NDArray[np.bool_] | None:
+        """(2m,) True where the challenge point is a member, in the order of `challenge`."""
+        return None if self.member is None else np.isin(self.challenge, self.member)
+
+
+def permutation(seed: int, n: int) -> Indices:
+    """Draw the competition's permutation of n indices for a 63-bit seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(n, generator=generator).numpy()
+
+
+def split(
+    sizes: Sizes,
+    seed_challenge: int,
+    seed_training: int | None = None,
+    seed_membership: int | None = None,
+) -> Split:
+    """Derive a model's index sets from its seeds as the competition does.
+
+    `random_split` gives indices into what was split, so member and non-member point into the
+    challenge set and training and evaluation into the rest; here all are record indices.
+    """
+    m = sizes.challenge
+    order = permutation(seed_challenge, sizes.records)
+    challenge, rest = order[: 2 * m], order[2 * m :]
+    training = evaluation = member = nonmember = None
+    if seed_training is not None:
+        drawn = rest[permutation(seed_training, len(rest))]
+        training, evaluation = drawn[: sizes.training - m], drawn[sizes.training - m :]
+    if seed_membership is not None:
+        drawn = challenge[permutation(seed_membership, 2 * m)]
+        nonmember, member = drawn[:m], drawn[m:]
+    return Split(challenge, member, nonmember, training, evaluation)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """One model on disk with the seeds that its folder discloses."""
+
+    path: Path
+    seed_challenge: int
+    seed_training: int | None = None
+    seed_membership: int | None = None
+
+    @property
+    def number(self) -> int:
+        """K of ``model_K``."""
+        return model_number(self.path)
+
+    def split(self, sizes: Sizes) -> Split:
+        """Index sets of this model, as far as its seeds are disclosed."""
+        return split(sizes, self.seed_challenge, self.seed_training, self.seed_membership)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The models of one scenario by phase, in the order of their numbers.
+
+    `challenge` is the submission it belongs to (``digits``), `name` its folder (``digits_inf``).
+    """
+
+    challenge: str
+    name: str
+    sizes: Sizes
+    phases: dict[str, tuple[ModelFolder, ...]]
+
+    def models(self) -> Iterator[tuple[str, ModelFolder]]:
+        """Every model with the name of its phase."""
+        for phase, models in self.phases.items():
+            for model in models:
+                yield phase, model
+
+
+@dataclass(frozen=True, eq=False)
+class ChallengePoints:
+    """Where the challenge points of a scenario lie.
+
+    of_phase: phase → (T, P) record indices in the order of the challenge set.
+    unique: (U,) the record indices that occur in any phase, ascending.
+    is_member: (S, U) True where the train model was trained on the point.
+    solution: (S, P) True where the train model's own challenge point is a member.
+    """
+
+    of_phase: dict[str, Indices]
+    unique: Indices
+    is_member: NDArray[np.bool_]
+    solution: NDArray[np.bool_]
+
+    def columns(self, phase: str) -> Indices:
+        """(T, P) positions of the phase's challenge points in `unique`."""
+        return np.searchsorted(self.unique, self.of_phase[phase])
+
+
+def challenge_points(scenario: Scenario) -> ChallengePoints:
+    """Derive all challenge points of a scenario and the train models' membership of them.
+
+    Raises:
+        InputError: a train model lacks a seed, or its solution.csv disagrees with its seeds.
+    """
+    sizes = scenario.sizes
+    splits = [_disclosed(model, sizes) for model in scenario.phases["train"]]
+    of_phase = {"train": np.stack([s.challenge for s in splits])}
+    for phase in ("dev", "final"):
+        if models := scenario.phases.get(phase):
+            of_phase[phase] = np.stack([model.split(sizes).challenge for model in models])
+    unique = np.unique(np.concatenate([points.ravel() for points in of_phase.values()]))
+    is_member = np.zeros((len(splits), len(unique)), dtype=bool)
+    trained_on = np.zeros(sizes.records, dtype=bool)
+    for row, known in zip(is_member, splits, strict=True):
+        assert known.member is not None
+        assert known.training is not None
+        trained_on[:] = False
+        trained_on[known.member] = trained_on[known.training] = True
+        row[:] = trained_on[unique]
+    solution = np.stack([known.solution for known in splits if known.solution is not None])
+    return ChallengePoints(of_phase, unique, is_member, solution)
+
+
+def _disclosed(model: ModelFolder, sizes: Sizes) -> Split:
+    for name in ("seed_training", "seed_membership"):
+        if getattr(model, name) is None:
+            raise InputError(f"{model.path / name} is missing: a train model must disclose it.")
+    known = model.split(sizes)
+    path = model.path / "solution.csv"
+    if path.exists() and not np.array_equal(
+        read_solution(path, 2 * sizes.challenge), known.solution
+    ):
+        raise InputError(
+            f"{path} disagrees with the seeds of {model.path.name}. Check `len_training` "
+            f"({sizes.training}), `len_challenge` ({sizes.challenge}) and the number of records "
+            f"({sizes.records}), or fetch the folder anew."
+        )
+    return known
+
+
+def scenario_folder(root: Path, challenge: str, name: str) -> Path:
+    """Folder of a scenario in the competition's tree under `root`."""
+    return root / challenge / name
+
+
+def truth_folder(root: Path) -> Path:
+    """Folder under `root` whose tree holds solution.csv of dev and final models."""
+    return root / "truth"
+
+
+def model_number(path: Path) -> int:
+    """K of a folder named ``model_K``."""
+    return int(path.name.removeprefix("model_"))
+
+
+def model_folders(folder: Path) -> list[Path]:
+    """Folders ``model_K`` in `folder` in the order of K; empty if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if re.fullmatch(r"model_\d+", p.name) and p.is_dir()]
+    return sorted(found, key=model_number)
+
+
+def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenario:
+    """Find a scenario's models and read their seeds; phases without models are left out.
+
+    Raises:
+        InputError: no train models, or a seed that is missing or out of range.
+    """
+    folder = scenario_folder(root, challenge, name)
+    phases = {
+        phase: tuple(_read_model(path) for path in found)
+        for phase in PHASES
+        if (found := model_folders(folder / phase))
+    }
+    if "train" not in phases:
+        raise InputError(f"{folder / 'train'} holds no folder named model_0, model_1, …")
+    return Scenario(challenge, name, sizes, phases)
+
+
+def _read_model(path: Path) -> ModelFolder:
+    seed_challenge = read_seed(path / "seed_challenge")
+    others = {
+        name: read_seed(path / name)
+        for name in ("seed_training", "seed_membership")
+        if (path / name).exists()
+    }
+    return ModelFolder(path, seed_challenge, **others)
+
+
+def read_seed(path: Path) -> int:
+    """Read one integer in [0, 2^63 - 1] from a text file."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: a seed must be readable as text, got: {error}.") from error
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > MAX_SEED:
+        raise InputError(f"{path}: a seed must be an integer in [0, 2^63 - 1], got {text[:40]!r}.")
+    return int(text)
+
+
+def read_solution(path: Path, length: int) -> NDArray[np.bool_]:
+    """Read one line of `length` zeros and ones; returns (length,) bool."""
+    try:
+        values = path.read_text(encoding="utf-8").strip().split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}.") from error
+    if len(values) != length or not {v.strip() for v in values} <= {"0", "1"}:
+        raise InputError(f"{path}: expected one line of {length} values 0 or 1, got {len(values)}.")
+    return np.array([v.strip() == "1" for v in values])
+
+
+def write_solution(solution: NDArray[np.bool_]) -> str:
+    """Text of a solution.csv for a (2m,) membership vector."""
+    return ",".join(str(int(value)) for value in solution) + "\n"
+
+
+def read_truth(root: Path, scenario: Scenario) -> dict[str, NDArray[np.bool_]]:
+    """Read the truth of dev and final models as far as it is known: phase → (T, P) bool.
+
+    A phase with no truth at all is left out; one with a gap is an error, since figures over
+    part of a phase would not be the official ones.
+    """
+    truth = {}
+    for phase in ("dev", "final"):
+        base = scenario_folder(truth_folder(root), scenario.challenge, scenario.name) / phase
+        paths = [base / m.path.name / "solution.csv" for m in scenario.phases.get(phase, ())]
+        known = [path for path in paths if path.exists()]
+        if not known:
+            continue
+        if missing := sorted(set(paths) - set(known)):
+            raise InputError(f"{missing[0]} is missing, while {len(known)} others are there.")
+        length = 2 * scenario.sizes.challenge
+        truth[phase] = np.stack([read_solution(path, length) for path in paths])
+    return truth

@@ -1,0 +1,9 @@
+"""The one exception whose message is meant for the user and needs no traceback."""
+
+
+class InputError(ValueError):
+    """A file, folder or choice that the user gave cannot be used.
+
+    The message names it, says what was expected and what was found. Commands print it as one
+    line and exit with status 1; every other exception is a defect and keeps its traceback.
+    """

@@ -1,0 +1,194 @@
+"""SGD and DP-SGD for many stacked MLPs at once, with one hand-written backward pass.
+
+DP-SGD (Abadi et al. 2016, arXiv 1607.00133, algorithm 1): every step draws a Poisson sample,
+clips each record's gradient to norm C, adds Gaussian noise of standard deviation σ·C to the sum
+and divides by the *expected* batch size.
+
+No per-sample gradient is materialised: a linear layer with input a and back-signal δ has the
+per-sample gradient δaᵀ and bias gradient δ, so its squared norm is (‖a‖² + 1)·‖δ‖² (Goodfellow
+2015, arXiv 1510.01799), and the clipped sum is the ordinary one with every δ scaled.
+
+Axes: M models, B batch positions, n training records of a model, F features, C classes.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mico_exp.models import StackedMLP
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """DP-SGD's two numbers: noise multiplier σ and clipping norm C."""
+
+    noise_multiplier: float
+    clip_norm: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how a model is trained: `optimizer` makes one from a list of parameters."""
+
+    steps: int
+    batch_size: int
+    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+def initial_mlps(models: int, widths: Sequence[int], generator: torch.Generator) -> StackedMLP:
+    """Draw M networks as `torch.nn.Linear` does: all uniform in ± 1/√(fan-in)."""
+    parameters = []
+    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        bound = 1 / math.sqrt(fan_in)
+        for shape in ((models, fan_out, fan_in), (models, fan_out)):
+            parameters.append(torch.empty(shape).uniform_(-bound, bound, generator=generator))
+    return StackedMLP(parameters)
+
+
+def gradients(
+    mlps: StackedMLP,
+    inputs: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    clip_norm: float = math.inf,
+) -> list[Tensor]:
+    """Weighted sum over the batch of each record's cross-entropy gradient, clipped one by one.
+
+    Args:
+        mlps: M networks.
+        inputs: (M, B, F), each model its own batch.
+        labels: (M, B) int64.
+        weight: (M, B) factor of each record, 0 at empty positions.
+        clip_norm: largest Euclidean norm of a record's gradient over all parameters.
+
+    Returns:
+        one tensor for each of `mlps.parameters`, of the same shape.
+    """
+    *signals, logits = mlps.activations(inputs)
+    delta = logits.softmax(dim=-1)
+    delta.scatter_add_(2, labels.unsqueeze(2), -torch.ones_like(delta[..., :1]))
+    deltas = [delta]
+    for (layer_weight, _), activation in zip(mlps.layers[:0:-1], signals[:0:-1], strict=True):
+        deltas.append(torch.bmm(deltas[-1], layer_weight) * (1 - activation.square()))
+    deltas.reverse()
+    if math.isfinite(clip_norm):
+        weight = weight * (clip_norm / (_norms(signals, deltas) + 1e-6)).clamp(max=1)
+    result = []
+    for activation, signal in zip(signals, deltas, strict=True):
+        scaled = signal * weight.unsqueeze(2)
+        result += [torch.bmm(scaled.transpose(1, 2), activation), scaled.sum(dim=1)]
+    return result
+
+
+def _norms(activations: list[Tensor], deltas: list[Tensor]) -> Tensor:
+    squares = [
+        (a.square().sum(dim=2) + 1) * d.square().sum(dim=2)
+        for a, d in zip(activations, deltas, strict=True)
+    ]
+    return torch.stack(squares).sum(dim=0).sqrt()
+
+
+def poisson_batches(
+    models: int, records: int, rate: float, generator: torch.Generator
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Draw batches without end: every record of every model comes independently at `rate`.
+
+    Yields indices (M, B) and present (M, B) float, 0 where a model drew fewer than B records.
+    """
+    while True:
+        drawn = torch.rand(models, records, generator=generator) < rate
+        row, column = drawn.nonzero(as_tuple=True)
+        position = drawn.cumsum(dim=1)[row, column] - 1
+        widest = int(drawn.sum(dim=1).max())
+        indices = torch.zeros(models, widest, dtype=torch.int64)
+        present = torch.zeros(models, widest)
+        indices[row, position] = column
+        present[row, position] = 1
+        yield indices, present
+
+
+def shuffled_batches(
+    models: int, records: int, size: int, generator: torch.Generator
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Draw batches without end: every epoch a new order for each model, the last batch smaller."""
+    while True:
+        order = torch.rand(models, records, generator=generator).argsort(dim=1)
+        for indices in order.split(size, dim=1):
+            yield indices, torch.ones(indices.shape)
+
+
+def train(
+    mlps: StackedMLP,
+    inputs: Tensor,
+    labels: Tensor,
+    plan: Plan,
+    generator: torch.Generator,
+    privacy: Privacy | None = None,
+    after_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Train the stacked networks in place, each on its own records.
+
+    Args:
+        mlps: M networks.
+        inputs: (M, n, F).
+        labels: (M, n).
+        plan: steps, batch size (the expected one with `privacy`), optimiser.
+        generator: source of the batches and of the noise.
+        privacy: train with DP-SGD; plain SGD on the batch's mean without.
+        after_step: called after every step, for progress.
+    """
+    models, records = labels.shape
+    rate = plan.batch_size / records
+    if privacy:
+        batches = poisson_batches(models, records, rate, generator)
+    else:
+        batches = shuffled_batches(models, records, plan.batch_size, generator)
+    optimizer = plan.optimizer(mlps.parameters)
+    every = torch.arange(models).unsqueeze(1)
+    for _, (indices, present) in zip(range(plan.steps), batches, strict=False):
+        batch = inputs[every, indices], labels[every, indices]
+        if privacy:
+            steps = gradients(mlps, *batch, present, privacy.clip_norm)
+            steps = [privatise(step, privacy, plan.batch_size, generator) for step in steps]
+        else:
+            steps = gradients(mlps, *batch, present / present.shape[1])
+        for parameter, step in zip(mlps.parameters, steps, strict=True):
+            parameter.grad = step
+        optimizer.step()
+        after_step()
+
+
+def privatise(
+    clipped_sum: Tensor, privacy: Privacy, expected_batch_size: float, generator: torch.Generator
+) -> Tensor:
+    """Add Gaussian noise of standard deviation σ·C to a sum of clipped gradients, then average."""
+    noise = torch.empty_like(clipped_sum).normal_(generator=generator)
+    noise *= privacy.noise_multiplier * privacy.clip_norm
+    return (clipped_sum + noise) / expected_batch_size
+
+
+def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+    """Find the noise multiplier σ that makes DP-SGD (ε, δ)-private, by Opacus's PRV accountant."""
+    from opacus.accountants.utils import get_noise_multiplier  # 1.5 s that only a DP build needs
+
+    sigma: float = get_noise_multiplier(
+        target_epsilon=epsilon,
+        target_delta=delta,
+        sample_rate=sample_rate,
+        steps=steps,
+        accountant="prv",
+    )
+    return sigma
+
+
+def spent_epsilon(sigma: float, delta: float, sample_rate: float, steps: int) -> float:
+    """Give the ε that `steps` of DP-SGD spend at δ, by the same accountant."""
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = [(sigma, sample_rate, steps)]
+    epsilon: float = accountant.get_epsilon(delta)
+    return epsilon
