@@ -1,11 +1,16 @@
 """Files and folders that appear whole or not at all, however the process ends."""
 
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -62,3 +67,22 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(lock: Path, doing: str) -> Iterator[None]:
+    """Hold a lock between processes on this machine; say so when another one has it.
+
+    The operating system frees it when its holder ends, by whatever cause.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    holder = FileLock(lock)
+    try:
+        holder.acquire(timeout=0)
+    except Timeout:
+        log.info("Waiting for another process that is %s", doing)
+        holder.acquire()
+    try:
+        yield
+    finally:
+        holder.release()

@@ -12,6 +12,7 @@ Axes: M models, B batch positions, n training records of a model, F features, C 
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -174,13 +175,16 @@ def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: in
     """Find the noise multiplier σ that makes DP-SGD (ε, δ)-private, by Opacus's PRV accountant."""
     from opacus.accountants.utils import get_noise_multiplier  # 1.5 s that only a DP build needs
 
-    sigma: float = get_noise_multiplier(
-        target_epsilon=epsilon,
-        target_delta=delta,
-        sample_rate=sample_rate,
-        steps=steps,
-        accountant="prv",
-    )
+    with warnings.catch_warnings():
+        # The PRV accountant asks the looser RDP one for a first guess, which then complains.
+        warnings.filterwarnings("ignore", message="Optimal order is the largest alpha")
+        sigma: float = get_noise_multiplier(
+            target_epsilon=epsilon,
+            target_delta=delta,
+            sample_rate=sample_rate,
+            steps=steps,
+            accountant="prv",
+        )
     return sigma
 
 
@@ -190,5 +194,7 @@ def spent_epsilon(sigma: float, delta: float, sample_rate: float, steps: int) ->
 
     accountant = PRVAccountant()
     accountant.history = [(sigma, sample_rate, steps)]
-    epsilon: float = accountant.get_epsilon(delta)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Optimal order is the largest alpha")
+        epsilon: float = accountant.get_epsilon(delta)
     return epsilon
