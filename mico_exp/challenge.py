@@ -126,6 +126,11 @@ class Scenario:
     sizes: Sizes
     phases: dict[str, tuple[ModelFolder, ...]]
 
+    @property
+    def path(self) -> str:
+        """Where it lies in the competition's tree: ``digits/digits_inf``."""
+        return f"{self.challenge}/{self.name}"
+
     def models(self) -> Iterator[tuple[str, ModelFolder]]:
         """Every model with the name of its phase."""
         for phase, models in self.phases.items():

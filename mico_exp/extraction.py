@@ -75,7 +75,7 @@ class Extraction:
     ) -> None:
         self.scenario, self.points, self.records = scenario, points, records
         self.model, self.store, self.device = model, store, torch.device(device)
-        self.name = f"{scenario.challenge}/{scenario.name}"
+        self.name = scenario.path
         self._model_key = digest(definition(type(model)), repr(model), records.fingerprint)
 
     def read(self, metric_name: str, metric: Metric) -> Scores | None:
@@ -111,7 +111,7 @@ class Extraction:
                     bar.update(len(some))
 
     def _tasks(self, metrics: Mapping[str, Metric]) -> Iterator[tuple[str, Task]]:
-        files = FileFingerprints(self.store.folder / self.name / "fingerprints.json")
+        files = FileFingerprints(self.store.fingerprints(self.name))
         definitions = {name: definition(metric) for name, metric in metrics.items()}
         for phase, targets in self.points.of_phase.items():
             for folder, own in zip(self.scenario.phases[phase], targets, strict=True):

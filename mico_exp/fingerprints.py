@@ -5,6 +5,7 @@ import functools
 import hashlib
 import inspect
 import json
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,7 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _normalised_source(target: Any) -> str:
-    tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(target)))
+    tree = ast.parse(textwrap.dedent(inspect.getsource(target)))
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]

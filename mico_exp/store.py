@@ -71,6 +71,10 @@ class ScoreStore:
         name = f"{address.metric}-{address.key[:KEY_IN_NAME]}.npz"
         return self.folder / address.scenario / address.phase / address.model / name
 
+    def fingerprints(self, scenario: str) -> Path:
+        """Where the fingerprints of a scenario's files are remembered."""
+        return self.folder / scenario / "fingerprints.json"
+
     def lock(self, scenario: str) -> Path:
         """Lock that whoever extracts a scenario holds."""
         return self.folder / scenario / ".lock"

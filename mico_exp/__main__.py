@@ -1,0 +1,116 @@
+"""The main command: one cell of the grid, or with ``-m`` the grid.
+
+``python -m mico_exp metric=loss,confidence formula=0,1,2 -m`` sweeps the three scenarios too.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mico_exp import cli
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from mico_exp.cell import Result
+    from mico_exp.challenge import Scenario
+    from mico_exp.tracking import Run
+
+log = logging.getLogger("mico_exp")
+
+
+def command(cfg: "DictConfig") -> None:
+    """Run one cell, as one MLflow run."""
+    from mico_exp import choices, provenance  # what is heavy is imported once a command runs
+    from mico_exp.tracking import Tracker
+
+    started = time.perf_counter()
+    tracker = Tracker(cfg.challenge, Path.cwd())
+    cell = f"{cfg.scenario.name}/{cfg.metric.name}/{cfg.formula.name}"
+    tags = {
+        "kind": "cell",
+        "challenge": cfg.challenge,
+        "code_version": provenance.code_version(),
+        "sweep": _sweep(),
+    }
+    with tracker.run(cell, tags) as run:
+        _log_choices(cfg, run)
+        records = choices.records(cfg)
+        scenario = choices.scenario(cfg, records)
+        result = _evaluate(cfg, records, scenario, run)
+        _log_result(cfg, scenario, result, run)
+        run.metrics["seconds"] = time.perf_counter() - started
+    log.info(
+        "%s  %s: validation TPR@0.1FPR %.4f, AUC %.4f  (%.1f s)",
+        cfg.challenge,
+        cell,
+        result.figures["val/tpr_at_fpr_0.1"],
+        result.figures["val/auc"],
+        time.perf_counter() - started,
+    )
+
+
+def _sweep() -> str:
+    """Folder of the sweep that this job belongs to, or of this job if it stands alone."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra_cfg = HydraConfig.get()
+    folder = Path(hydra_cfg.runtime.output_dir)
+    return str(folder.parent if hydra_cfg.mode == RunMode.MULTIRUN else folder)
+
+
+def _log_choices(cfg: "DictConfig", run: "Run") -> None:
+    from omegaconf import OmegaConf
+
+    for group in ("dataset", "scenario", "metric", "formula"):
+        run.params[group] = cfg[group].name
+    run.params["len_training"] = cfg.dataset.len_training
+    run.params["len_challenge"] = cfg.dataset.len_challenge
+    run.params["seed"] = cfg.seed
+    resolved = OmegaConf.to_yaml(cfg, resolve=True)
+    (run.artifacts / "config.yaml").write_text(resolved, encoding="utf-8")
+
+
+def _evaluate(cfg: "DictConfig", records, scenario: "Scenario", run: "Run") -> "Result":  # type: ignore[no-untyped-def]
+    from mico_exp import choices, provenance
+    from mico_exp.cell import evaluate
+    from mico_exp.challenge import challenge_points, read_truth
+    from mico_exp.extraction import Extraction
+    from mico_exp.fingerprints import FileFingerprints
+    from mico_exp.store import ScoreStore
+
+    points = challenge_points(scenario)
+    run.params["num_records"] = len(records)
+    for phase, targets in points.of_phase.items():
+        run.params[f"{phase}_models"] = len(targets)
+    store = ScoreStore(Path(cfg.paths.store))
+    files = FileFingerprints(store.fingerprints(scenario.path))
+    run.tags["content"] = provenance.content(scenario, records, files)
+    extraction = Extraction(
+        scenario, points, records, choices.model(cfg), store, cfg.compute.device
+    )
+    scores = extraction.read(cfg.metric.name, choices.metric(cfg))
+    if scores is None:
+        extraction.compute(choices.all_metrics(cfg))
+        scores = extraction.read(cfg.metric.name, choices.metric(cfg))
+        assert scores is not None
+    truth = read_truth(Path(cfg.paths.data), scenario)
+    return evaluate(scores, points, choices.formula(cfg), truth)
+
+
+def _log_result(cfg: "DictConfig", scenario: "Scenario", result: "Result", run: "Run") -> None:
+    from mico_exp.cell import PREDICTIONS_FILE, write_predictions
+    from mico_exp.figures import roc_figure
+
+    run.metrics |= result.figures
+    write_predictions(run.artifacts / PREDICTIONS_FILE, result.predictions)
+    shown = {"validation": "train"}
+    points = {name: result.predictions[shown.get(name, name)].size for name in result.curves}
+    title = f"{scenario.name}: metric {cfg.metric.name}, formula {cfg.formula.name}"
+    roc_figure(title, result.curves, points).savefig(run.artifacts / "roc.png")
+
+
+if __name__ == "__main__":
+    cli.launch(command)

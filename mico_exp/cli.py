@@ -1,0 +1,87 @@
+"""What every command shares: where the options are, the arguments as typed, errors as one line."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
+from hydra.errors import CompactHydraException, HydraException
+from omegaconf import DictConfig
+
+from mico_exp.errors import InputError
+
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT_OPTIONS = PACKAGE.parent / "conf"
+OPTIONS = CHECKOUT_OPTIONS if CHECKOUT_OPTIONS.is_dir() else PACKAGE / "conf"
+
+
+class CommandError(CompactHydraException):
+    """An `InputError` in the form that Hydra prints as one line."""
+
+
+def launch(command: Callable[[DictConfig], Any], config_name: str = "config") -> None:
+    """Run a command as a Hydra app over ``conf/<config_name>.yaml`` and the arguments given."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    groups = {path.name for path in OPTIONS.iterdir() if path.is_dir()}
+    sys.argv[1:] = [quote_choices(argument, groups) for argument in sys.argv[1:]]
+    app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config_name)
+    app(_one_line_errors(command))()
+
+
+def _one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    @wraps(command)
+    def wrapped(cfg: DictConfig) -> Any:
+        try:
+            return command(cfg)
+        except InputError as error:
+            logging.getLogger(__name__).error("%s", error)
+            raise CommandError(str(error)) from None
+
+    return wrapped
+
+
+def quote_choices(argument: str, groups: Sequence[str] | set[str]) -> str:
+    """Quote the option names in a group's override that Hydra would read as numbers.
+
+    Hydra's grammar takes the options in ``formula=0,1,2`` for integers and ``scenario=inf`` for
+    infinity, and then refuses them because an option's name must be a string. All other
+    arguments come back unchanged.
+    """
+    if argument.startswith("-") or "=" not in argument:
+        return argument
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return argument  # Hydra itself explains what is wrong with it
+    if override.key_or_group not in groups or (names := _option_names(override)) is None:
+        return argument
+    key = argument.partition("=")[0]
+    return f"{key}={','.join(names)}"
+
+
+def _option_names(override: Override) -> list[str] | None:
+    """Names of the options chosen, quoted where needed; None where there is nothing to mend."""
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        if value.shuffle or value.tags:
+            return None
+        values = value.list
+    elif isinstance(value, RangeSweep):
+        values = list(value.range())
+    else:
+        values = [value]
+    if not any(isinstance(v, (bool, int, float)) for v in values):
+        return None
+    return [_quoted(v) for v in values]
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, QuotedString):
+        return value.with_quotes()
+    return f"'{value}'" if isinstance(value, (bool, int, float)) else str(value)

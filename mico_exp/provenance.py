@@ -1,0 +1,47 @@
+"""What a run stands on: the challenge's content and the code's version."""
+
+import functools
+import subprocess
+from pathlib import Path
+
+import mico_exp
+from mico_exp.challenge import Scenario
+from mico_exp.datasets import Records
+from mico_exp.fingerprints import FileFingerprints, digest
+
+
+def content(scenario: Scenario, records: Records, files: FileFingerprints) -> str:
+    """SHA-256 of all that an attacker is given: models, seeds, solutions, records and sizes.
+
+    Runs may be compared, and a submission built from them, only where this is the same.
+    """
+    parts = [scenario.challenge, scenario.name, repr(scenario.sizes), records.fingerprint]
+    for phase, model in scenario.models():
+        seeds = (model.seed_challenge, model.seed_training, model.seed_membership)
+        solution = model.path / "solution.csv"
+        parts += [
+            phase,
+            model.path.name,
+            repr(seeds),
+            files.of(model.path / "model.pt"),
+            files.of(solution) if solution.exists() else "",
+        ]
+    files.save()
+    return digest(*parts)
+
+
+@functools.cache
+def code_version() -> str:
+    """Version of the package, with the commit when it runs from a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return mico_exp.__version__
+    try:
+        git = functools.partial(
+            subprocess.run, cwd=root, capture_output=True, text=True, check=True
+        )
+        commit = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
+        changed = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return mico_exp.__version__
+    return f"{mico_exp.__version__}+{commit}{'-changed' if changed else ''}"

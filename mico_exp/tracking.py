@@ -1,0 +1,178 @@
+"""The one module that knows MLflow: every run that is logged, and every run that is read back.
+
+Without ``MLFLOW_TRACKING_URI`` the database is ``mlflow.db`` and artifacts lie under ``mlruns/``,
+both in the working directory, where a plain ``mlflow ui`` finds them.
+"""
+
+import getpass
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Run as StoredRun
+from mlflow.exceptions import MlflowException
+
+from mico_exp.atomic import exclusive
+from mico_exp.errors import InputError
+
+MAX_TAG = 5000  # MLflow refuses longer values
+
+
+@dataclass
+class Run:
+    """What one run logs when it ends: fill the three dictionaries and the folder of artifacts."""
+
+    id: str
+    artifacts: Path
+    params: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """A finished run as MLflow has it."""
+
+    id: str
+    started: int
+    params: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+class Tracker:
+    """One MLflow experiment, made if it is not there.
+
+    Args:
+        experiment: its name.
+        folder: where ``mlflow.db`` and ``mlruns/`` are, unless ``MLFLOW_TRACKING_URI`` is set.
+    """
+
+    def __init__(self, experiment: str, folder: Path) -> None:
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        location = None if uri else (folder / "mlruns" / experiment).absolute().as_uri()
+        if not uri:
+            uri = _local_database(folder)
+        self.uri = uri
+        self.client = MlflowClient(uri)
+        try:
+            self.experiment_id = self._experiment(experiment, location)
+        except MlflowException as error:
+            raise InputError(f"MLflow at {uri} does not answer: {error.message}") from error
+
+    def _experiment(self, name: str, location: str | None) -> str:
+        if known := self.client.get_experiment_by_name(name):
+            return str(known.experiment_id)
+        try:
+            return str(self.client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            # Another process was faster, or there is a real fault, which then shows here.
+            if known := self.client.get_experiment_by_name(name):
+                return str(known.experiment_id)
+            raise
+
+    @contextmanager
+    def run(self, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+        """Open a run; what it was given is logged when the block ends, in two calls.
+
+        It ends as FINISHED, as FAILED with the error in the tag ``error``, or as KILLED.
+        """
+        system = {"mlflow.runName": name, "mlflow.user": _user(), "mlflow.source.name": "mico_exp"}
+        created = self.client.create_run(self.experiment_id, tags={**system, **tags})
+        status = "FINISHED"
+        with tempfile.TemporaryDirectory() as folder:
+            run = Run(created.info.run_id, Path(folder))
+            try:
+                yield run
+            except Exception as error:
+                status = "FAILED"
+                run.tags["error"] = f"{type(error).__name__}: {error}"[:MAX_TAG]
+                raise
+            except BaseException:
+                status = "KILLED"
+                raise
+            finally:
+                try:
+                    self._log(run)
+                except BaseException:
+                    status = "FAILED"
+                    raise
+                finally:
+                    self.client.set_terminated(run.id, status)
+
+    def _log(self, run: Run) -> None:
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            run.id,
+            metrics=[Metric(key, value, now, 0) for key, value in run.metrics.items()],
+            params=[Param(key, str(value)) for key, value in run.params.items()],
+            tags=[RunTag(key, value) for key, value in run.tags.items()],
+        )
+        if any(run.artifacts.iterdir()):
+            self.client.log_artifacts(run.id, str(run.artifacts))
+
+    def finished(self, tags: Mapping[str, str]) -> list[LoggedRun]:
+        """All finished runs that carry these tags, the newest first."""
+        conditions = ["attributes.status = 'FINISHED'"]
+        conditions += [f"tags.{key} = '{value}'" for key, value in tags.items()]
+        found: list[StoredRun] = []
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id],
+                " and ".join(conditions),
+                max_results=1000,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            found += page
+            token = page.token
+            if not token:
+                return [_logged(run) for run in found]
+
+    def artifact(self, run_id: str, name: str, folder: Path) -> Path:
+        """Fetch one artifact of a run into `folder`."""
+        try:
+            return Path(self.client.download_artifacts(run_id, name, str(folder)))
+        except (MlflowException, OSError) as error:
+            raise InputError(f"Run {run_id} in {self.uri} has no artifact {name}: {error}") from error
+
+
+def _logged(run: StoredRun) -> LoggedRun:
+    data = run.data
+    return LoggedRun(
+        run.info.run_id, run.info.start_time, dict(data.params), dict(data.metrics), dict(data.tags)
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def _local_database(folder: Path) -> str:
+    """Make `mlflow.db` if it is not there, and give its address.
+
+    A database that several processes open while it is being made stays broken for good; so one
+    makes it under another name, and the others find it whole.
+    """
+    path = folder.absolute() / "mlflow.db"
+    if not path.exists():
+        with exclusive(folder / ".mlflow.db.lock", "making the MLflow database"):
+            if not path.exists():
+                unfinished = path.with_name(".mlflow.db.tmp")
+                unfinished.unlink(missing_ok=True)
+                logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # "Creating tables"
+                MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
+                os.replace(unfinished, path)
+    return f"sqlite:///{path}"
