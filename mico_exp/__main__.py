@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from mico_exp.cell import Result
     from mico_exp.challenge import Scenario
+    from mico_exp.datasets import Records
     from mico_exp.tracking import Run
 
 log = logging.getLogger("mico_exp")
@@ -73,7 +74,9 @@ def _log_choices(cfg: "DictConfig", run: "Run") -> None:
     (run.artifacts / "config.yaml").write_text(resolved, encoding="utf-8")
 
 
-def _evaluate(cfg: "DictConfig", records, scenario: "Scenario", run: "Run") -> "Result":  # type: ignore[no-untyped-def]
+def _evaluate(
+    cfg: "DictConfig", records: "Records", scenario: "Scenario", run: "Run"
+) -> "Result":
     from mico_exp import choices, provenance
     from mico_exp.cell import evaluate
     from mico_exp.challenge import challenge_points, read_truth

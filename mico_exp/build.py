@@ -224,7 +224,7 @@ def _train_chunk(
         for number in numbers
     ]
     splits = [folder.split(recipe.sizes) for folder in folders]
-    own = torch.from_numpy(np.stack([np.concatenate([s.member, s.training]) for s in splits]))  # type: ignore[list-item]
+    own = torch.from_numpy(np.stack([np.concatenate([s.member, s.training]) for s in splits]))
     mlps = initial_mlps(len(numbers), recipe.widths, generator)
     step = share / recipe.plan.steps
     inputs, labels = records.inputs[own], records.labels[own]
@@ -289,6 +289,8 @@ def command(cfg: "DictConfig") -> None:
 
 
 if __name__ == "__main__":
-    from mico_exp.build import command as build_command  # not __main__'s: choices imports this module
+    from mico_exp.build import (
+        command as build_command,
+    )  # not __main__'s: choices imports this module
 
     cli.launch(build_command, "build")

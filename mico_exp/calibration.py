@@ -89,7 +89,7 @@ def stand_in(is_in: Mask, is_out: Mask) -> tuple[Mask, Mask, NDArray[np.int64]]:
     Returns the two masks and how many points fell back for want of out and of in models.
     """
     few_out = np.count_nonzero(is_out, axis=-2) < FEWEST_OUT
-    no_in = ~is_in.any(axis=-2)
+    no_in = np.count_nonzero(is_in, axis=-2) == 0
     few_out &= ~no_in  # with no in models there is nothing to stand in for the out models
     in_side = np.where(no_in[..., np.newaxis, :], is_out, is_in)
     out_side = np.where(few_out[..., np.newaxis, :], is_in, is_out)

@@ -1,5 +1,6 @@
 """One cell of the grid: a metric and a formula on one scenario, from scores to figures."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,6 @@ def evaluate(
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Keep the predictions of all phases in one compact file."""
-    import io
-
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **predictions)  # type: ignore[arg-type]
     write_bytes(path, buffer.getvalue(), durable=False)

@@ -189,6 +189,7 @@ def _disclosed(model: ModelFolder, sizes: Sizes) -> Split:
             raise InputError(f"{model.path / name} is missing: a train model must disclose it.")
     known = model.split(sizes)
     path = model.path / "solution.csv"
+    assert known.solution is not None
     if path.exists() and not np.array_equal(
         read_solution(path, 2 * sizes.challenge), known.solution
     ):

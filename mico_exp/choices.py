@@ -93,13 +93,17 @@ def all_metrics(cfg: DictConfig) -> dict[str, Metric]:
 
     They all come from the same pass through a model, so a later cell finds its scores ready.
     """
-    loader = GlobalHydra.instance().config_loader()
-    names = loader.get_group_options("metric", ObjectType.CONFIG)
     found: dict[str, Any] = {}
-    for name in names:
+    for name in option_names("metric"):
         option = compose(HydraConfig.get().job.config_name, overrides=[f"metric={name}"]).metric
         found[option.name] = instantiate(option.function)
     return {**found, cfg.metric.name: metric(cfg)}
+
+
+def option_names(group: str) -> list[str]:
+    """Names of all options of a config group, in their fixed order."""
+    loader = GlobalHydra.instance().config_loader()
+    return list(loader.get_group_options(group, ObjectType.CONFIG))
 
 
 def formula(cfg: DictConfig) -> "partial[Any]":

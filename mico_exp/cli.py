@@ -1,7 +1,6 @@
 """What every command shares: where the options are, the arguments as typed, errors as one line."""
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -9,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
 from hydra.errors import CompactHydraException, HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mico_exp.errors import InputError
 
+log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT_OPTIONS = PACKAGE.parent / "conf"
 OPTIONS = CHECKOUT_OPTIONS if CHECKOUT_OPTIONS.is_dir() else PACKAGE / "conf"
@@ -27,7 +29,6 @@ class CommandError(CompactHydraException):
 
 def launch(command: Callable[[DictConfig], Any], config_name: str = "config") -> None:
     """Run a command as a Hydra app over ``conf/<config_name>.yaml`` and the arguments given."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     groups = {path.name for path in OPTIONS.iterdir() if path.is_dir()}
     sys.argv[1:] = [quote_choices(argument, groups) for argument in sys.argv[1:]]
     app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config_name)
@@ -40,7 +41,10 @@ def _one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConf
         try:
             return command(cfg)
         except InputError as error:
-            logging.getLogger(__name__).error("%s", error)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                log.error(
+                    "%s", error
+                )  # Hydra goes on with the sweep, and reports one error at its end
             raise CommandError(str(error)) from None
 
     return wrapped
@@ -67,7 +71,8 @@ def quote_choices(argument: str, groups: Sequence[str] | set[str]) -> str:
 
 def _option_names(override: Override) -> list[str] | None:
     """Names of the options chosen, quoted where needed; None where there is nothing to mend."""
-    value = override.value()
+    value: Any = override.value()
+    values: list[Any]
     if isinstance(value, ChoiceSweep):
         if value.shuffle or value.tags:
             return None

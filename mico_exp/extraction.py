@@ -104,8 +104,12 @@ class Extraction:
                 for _, task in self._tasks(metrics)
                 if len(lacking := self._lacking(task))
             ]
+            if not missing:
+                return
             total = len(missing)
-            with tqdm(total=total, desc=f"Extracting {self.name}", unit="model", disable=None) as bar:
+            with tqdm(
+                total=total, desc=f"Extracting {self.name}", unit="model", disable=None
+            ) as bar:
                 for some in _alike(missing):
                     self._compute_some(some, metrics)
                     bar.update(len(some))

@@ -1,5 +1,6 @@
 """Figures from arrays, in one style that survives grey print and colour blindness."""
 
+import logging
 from collections.abc import Mapping
 
 from matplotlib.axes import Axes
@@ -7,6 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mico_exp.scoring import OFFICIAL_FPRS, RANKING_FPR, Roc
+
+logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it reports every font cache it makes
 
 # Okabe & Ito's colours, told apart with any colour vision; the line style says it once more.
 PHASE_STYLE = {

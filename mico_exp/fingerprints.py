@@ -103,6 +103,9 @@ def _names(code: CodeType) -> set[str]:
 def _normalised_source(target: Any) -> str:
     tree = ast.parse(textwrap.dedent(inspect.getsource(target)))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            and ast.get_docstring(node) is not None
+        ):
             node.body = node.body[1:]
     return ast.dump(tree)

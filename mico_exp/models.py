@@ -4,6 +4,7 @@ Axes: M models, P points, F features, C classes.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ class MLP(nn.Module):
         super().__init__()
         self.widths = list(widths)
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
         self.mlp = nn.Sequential(*layers[:-1])
 

@@ -95,7 +95,5 @@ class ScoreStore:
     def write(self, address: Address, column: Column) -> None:
         """Write a column in one piece. The zip's checksums tell a torn file when it is read."""
         buffer = io.BytesIO()
-        np.savez(
-            buffer, key=np.array(address.key), points=column.points, scores=column.scores
-        )
+        np.savez(buffer, key=np.array(address.key), points=column.points, scores=column.scores)
         write_bytes(self.path(address), buffer.getvalue(), durable=False)

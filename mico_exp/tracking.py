@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from mico_exp.atomic import exclusive
 from mico_exp.errors import InputError
 
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 MAX_TAG = 5000  # MLflow refuses longer values
 
 
@@ -54,23 +55,31 @@ class Tracker:
     Args:
         experiment: its name.
         folder: where ``mlflow.db`` and ``mlruns/`` are, unless ``MLFLOW_TRACKING_URI`` is set.
+        create: make the database and the experiment; without, they must be there.
+
+    Raises:
+        InputError: the server does not answer, or what must be there is not.
     """
 
-    def __init__(self, experiment: str, folder: Path) -> None:
+    def __init__(self, experiment: str, folder: Path, *, create: bool = True) -> None:
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         location = None if uri else (folder / "mlruns" / experiment).absolute().as_uri()
         if not uri:
-            uri = _local_database(folder)
+            uri = _local_database(folder, create)
         self.uri = uri
         self.client = MlflowClient(uri)
         try:
-            self.experiment_id = self._experiment(experiment, location)
+            self.experiment_id = self._experiment(experiment, location, create)
         except MlflowException as error:
             raise InputError(f"MLflow at {uri} does not answer: {error.message}") from error
 
-    def _experiment(self, name: str, location: str | None) -> str:
+    def _experiment(self, name: str, location: str | None, create: bool) -> str:
         if known := self.client.get_experiment_by_name(name):
             return str(known.experiment_id)
+        if not create:
+            raise InputError(
+                f"There is no MLflow experiment {name} in {self.uri}: run a sweep first."
+            )
         try:
             return str(self.client.create_experiment(name, artifact_location=location))
         except MlflowException:
@@ -143,7 +152,9 @@ class Tracker:
         try:
             return Path(self.client.download_artifacts(run_id, name, str(folder)))
         except (MlflowException, OSError) as error:
-            raise InputError(f"Run {run_id} in {self.uri} has no artifact {name}: {error}") from error
+            raise InputError(
+                f"Run {run_id} in {self.uri} has no artifact {name}: {error}"
+            ) from error
 
 
 def _logged(run: StoredRun) -> LoggedRun:
@@ -160,13 +171,15 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _local_database(folder: Path) -> str:
-    """Make `mlflow.db` if it is not there, and give its address.
+def _local_database(folder: Path, create: bool) -> str:
+    """Give the address of `mlflow.db`, after making it if it is not there.
 
     A database that several processes open while it is being made stays broken for good; so one
     makes it under another name, and the others find it whole.
     """
     path = folder.absolute() / "mlflow.db"
+    if not path.exists() and not create:
+        raise InputError(f"{path} does not exist: run a sweep first, or go to the folder of one.")
     if not path.exists():
         with exclusive(folder / ".mlflow.db.lock", "making the MLflow database"):
             if not path.exists():

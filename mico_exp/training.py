@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -41,12 +42,16 @@ class Plan:
 
 def initial_mlps(models: int, widths: Sequence[int], generator: torch.Generator) -> StackedMLP:
     """Draw M networks as `torch.nn.Linear` does: all uniform in ± 1/√(fan-in)."""
-    parameters = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+
+    def uniform(fan_in: int, *shape: int) -> Tensor:
         bound = 1 / math.sqrt(fan_in)
-        for shape in ((models, fan_out, fan_in), (models, fan_out)):
-            parameters.append(torch.empty(shape).uniform_(-bound, bound, generator=generator))
-    return StackedMLP(parameters)
+        return torch.empty(models, *shape).uniform_(-bound, bound, generator=generator)
+
+    layers = [
+        (uniform(fan_in, fan_out, fan_in), uniform(fan_in, fan_out))
+        for fan_in, fan_out in pairwise(widths)
+    ]
+    return StackedMLP.of_layers(layers)
 
 
 def gradients(

@@ -1,0 +1,34 @@
+# `make run` and `make test` set up all that they need; both are quick when nothing changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help run test check bench clean
+
+help: ## Show this help
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+run: $(VENV)/.installed ## Build the embedded challenge, sweep the grid, select, package and score
+	$(BIN)/python -m mico_exp metric=loss,confidence formula=0,1,2 -m
+	$(BIN)/python -m mico_exp.select_best
+	$(BIN)/python -m mico_exp.score submissions/predictions_digits.zip
+	@echo "Look at every run with:  $(BIN)/mlflow ui"
+
+test: $(VENV)/.installed ## Run all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed ## Lint, check formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed ## Measure what the README says about speed
+	$(BIN)/python benchmarks/main_job.py
+
+clean: ## Remove what runs have written: data, runs, scores, submissions
+	rm -rf data multirun mlruns mlflow.db .mlflow.db.lock submissions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

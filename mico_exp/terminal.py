@@ -1,0 +1,23 @@
+"""Tables for a person: in the terminal's width, or in full where nobody looks."""
+
+import io
+
+from rich.console import Console
+from rich.table import Table
+
+UNSEEN_WIDTH = 120  # of a pipe or a file, which have no width of their own
+
+
+def show(table: Table) -> None:
+    """Print a table to standard output."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=UNSEEN_WIDTH)
+    console.print(table)
+
+
+def as_text(table: Table) -> str:
+    """Lay out a table as plain text."""
+    console = Console(width=UNSEEN_WIDTH, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
