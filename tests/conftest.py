@@ -1,0 +1,44 @@
+"""A tiny world that tests share: one small challenge of real models, built once a session."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+
+from mico_exp import build, datasets
+from mico_exp.challenge import Sizes
+from mico_exp.training import Plan
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+SIZES = Sizes(records=1797, training=120, challenge=10)
+
+
+def tiny_recipe(scenario="digits_inf", privacy=None, seed=0, **changes):
+    plan = Plan(
+        steps=60, batch_size=16, optimizer=functools.partial(torch.optim.SGD, lr=0.3, momentum=0.9)
+    )
+    values = {
+        "challenge": "digits",
+        "scenario": scenario,
+        "seed": seed,
+        "sizes": SIZES,
+        "models": {"train": 12, "dev": 3, "final": 2},
+        "widths": (64, 16, 10),
+        "plan": plan,
+        "privacy": privacy,
+    }
+    return build.Recipe(**{**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return datasets.digits()
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory, digits):
+    """Root of a tree with the scenario digits_inf; tests must not change it."""
+    root = tmp_path_factory.mktemp("built") / "data"
+    build.build(root, tiny_recipe(), digits)
+    return root

@@ -1,0 +1,161 @@
+"""Formulas and calibration against a literal definition, the golden vectors and invariants."""
+
+import statistics
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from mico_exp import formulas
+from mico_exp.calibration import calibrate, scale
+from mico_exp.errors import InputError
+
+FORMULAS = {"0": formulas.midpoint, "1": formulas.in_mean, "2": formulas.standardized}
+
+
+def slow_formula(index, score, inside, outside):
+    """The winner's formulas on plain lists, with his fall-back."""
+    if not inside:
+        inside = outside
+    elif len(outside) < 2:
+        outside = inside
+    if index == "0":
+        return score - (statistics.fmean(inside) + statistics.fmean(outside)) / 2
+    if index == "1":
+        return score - statistics.fmean(inside)
+    both = inside + outside
+    spread = statistics.stdev(both)
+    return (score - statistics.fmean(both)) / spread if spread else 0.0
+
+
+def slow_calibrate(index, own, shadow, is_member, columns, leave_one_out):
+    result = np.empty(own.shape)
+    for t in range(own.shape[0]):
+        others = [s for s in range(len(shadow)) if not (leave_one_out and s == t)]
+        for j in range(own.shape[1]):
+            u = columns[t, j]
+            inside = [float(shadow[s, u]) for s in others if is_member[s, u]]
+            outside = [float(shadow[s, u]) for s in others if not is_member[s, u]]
+            result[t, j] = slow_formula(index, float(own[t, j]), inside, outside)
+    return result
+
+
+@pytest.fixture
+def world():
+    """17 train and 11 dev models, 40 points; some points are in or out of almost all models."""
+    random = np.random.default_rng(0)
+    shadow = random.normal(size=(17, 40))
+    is_member = random.random((17, 40)) < 0.5
+    is_member[:, 0] = True
+    is_member[:, 1] = False
+    is_member[1:, 2], is_member[0, 2] = True, False
+    is_member[2:, 3], is_member[:2, 3] = True, False
+    is_member[1:, 4], is_member[0, 4] = False, True
+    columns = np.stack([random.permutation(40) for _ in range(17)])[:, :30]
+    columns[:, :5] = np.arange(5)
+    return shadow, is_member, columns
+
+
+@pytest.mark.parametrize("index", FORMULAS)
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_against_plain_loops(world, index, leave_one_out):
+    shadow, is_member, columns = world
+    targets = 17 if leave_one_out else 11
+    columns = columns[:targets]
+    own = np.take_along_axis(shadow[:targets], columns, axis=1)
+    if not leave_one_out:
+        own = own + np.random.default_rng(1).normal(size=own.shape)
+    found = calibrate(
+        FORMULAS[index], own, shadow, is_member, columns, leave_one_out=leave_one_out
+    )
+    expected = slow_calibrate(index, own, shadow, is_member, columns, leave_one_out)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_fall_backs_are_counted(world):
+    shadow, is_member, columns = world
+    own = np.zeros((1, 5))
+    found = calibrate(formulas.in_mean, own, shadow, is_member, columns[:1, :5])
+    # Points 0 and 2 have fewer than two out models, point 1 has no in model; 3 and 4 have enough.
+    assert found.out_fallback_rate == 2 / 5
+    assert found.in_fallback_rate == 1 / 5
+
+
+@pytest.mark.parametrize("phase", ["train", "dev"])
+@pytest.mark.parametrize("index", FORMULAS)
+@pytest.mark.parametrize("metric", ["loss", "confidence", "mod_entropy"])
+def test_golden(metric, index, phase):
+    golden = np.load(GOLDEN / "calibration.npz")
+    targets = slice(0, 12) if phase == "train" else slice(12, 15)
+    scores = golden[f"metric_{metric}"].astype(float)
+    columns = golden["challenge"][targets]
+    own = np.take_along_axis(scores[targets], columns, axis=1)
+    found = calibrate(
+        FORMULAS[index],
+        own,
+        scores[:12],
+        golden["member_mask"],
+        columns,
+        leave_one_out=phase == "train",
+    )
+    expected = golden[f"calibrated_{metric}_{index}_{phase}"]
+    assert np.abs(found.scores - expected).max() <= 5e-5 * expected.std()
+    assert 0.5 < found.out_fallback_rate < 0.6
+    predictions = scale(found.scores)
+    assert predictions.dtype == np.float32
+    assert np.abs(predictions - golden[f"prediction_{metric}_{index}_{phase}"]).max() <= 1e-5
+
+
+@pytest.mark.parametrize("index", FORMULAS)
+def test_a_constant_added_at_a_point_changes_nothing(world, index):
+    shadow, is_member, columns = world
+    own = np.take_along_axis(shadow, columns, axis=1)
+    shift = np.linspace(-3, 3, 40)
+    before = calibrate(
+        FORMULAS[index], own, shadow, is_member, columns, leave_one_out=True
+    ).scores
+    after = calibrate(
+        FORMULAS[index],
+        own + shift[columns],
+        shadow + shift,
+        is_member,
+        columns,
+        leave_one_out=True,
+    ).scores
+    np.testing.assert_allclose(after, before, atol=1e-12)
+
+
+def test_uncalibrated_asks_no_shadow(world):
+    shadow, is_member, columns = world
+    own = np.random.default_rng(2).normal(size=columns.shape)
+    found = calibrate(formulas.uncalibrated, own, shadow, is_member, columns)
+    assert np.array_equal(found.scores, own)
+
+
+def test_shadow_models_that_agree_have_no_scale():
+    own, shadow = np.array([[1.0, 2.0]]), np.full((4, 2), 0.5)
+    is_member = np.array([[True, True], [True, False], [False, True], [False, False]])
+    found = calibrate(formulas.standardized, own, shadow, is_member, np.array([[0, 1]]))
+    assert found.scores.tolist() == [[0.0, 0.0]]
+
+
+def test_one_train_model_cannot_be_validated():
+    one = np.zeros((1, 2))
+    with pytest.raises(InputError, match="at least one shadow model"):
+        calibrate(
+            formulas.in_mean, one, one, one.astype(bool), np.array([[0, 1]]), leave_one_out=True
+        )
+
+
+def test_a_score_that_is_not_finite_names_its_target(world):
+    shadow, is_member, columns = world
+    own = np.take_along_axis(shadow, columns, axis=1)
+    own[13, 5] = np.nan
+    with pytest.raises(InputError, match="1 of 510 .* target 13"):
+        calibrate(formulas.in_mean, own, shadow, is_member, columns, leave_one_out=True)
+
+
+def test_scaling_has_one_range_for_all_models():
+    predictions = scale(np.array([[-1.0, 0.0], [1.0, 3.0]]))
+    assert predictions.tolist() == [[0.0, 0.25], [0.5, 1.0]]
+    assert scale(np.full((2, 2), 7.0)).tolist() == [[0.5, 0.5], [0.5, 0.5]]

@@ -1,0 +1,132 @@
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, SIZES
+
+from mico_exp import challenge
+from mico_exp.challenge import ModelFolder, Scenario, Sizes
+from mico_exp.errors import InputError
+
+CASES = json.loads((GOLDEN / "splits.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['n']}-{c['seed_challenge']}")
+def test_splits_are_those_of_the_competition(case):
+    sizes = Sizes(case["n"], case["len_training"], case["len_challenge"])
+    seeds = [int(case[f"seed_{name}"]) for name in ("challenge", "training", "membership")]
+    split = challenge.split(sizes, *seeds)
+    for name in ("challenge", "member", "nonmember", "training", "evaluation"):
+        indices = getattr(split, name)
+        assert indices[:10].tolist() == case[f"{name}_first10"]
+        content = indices.astype("<i8").tobytes()
+        assert hashlib.sha256(content).hexdigest() == case[f"{name}_sha256"]
+    text = challenge.write_solution(split.solution)
+    assert text.replace(",", "").strip() == case["solution"].replace(",", "").strip()
+
+
+def test_index_sets_partition_the_records():
+    split = challenge.split(Sizes(500, 90, 20), 3, 4, 5)
+    parts = [split.member, split.nonmember, split.training, split.evaluation]
+    assert sorted(np.concatenate(parts)) == list(range(500))
+    assert len(split.member) + len(split.training) == 90
+    assert set(split.member) | set(split.nonmember) == set(split.challenge)
+
+
+def test_what_is_not_disclosed_is_none():
+    split = challenge.split(Sizes(500, 90, 20), 3)
+    assert split.member is split.nonmember is split.training is split.solution is None
+    only_training = challenge.split(Sizes(500, 90, 20), 3, seed_training=4)
+    assert only_training.member is None
+    assert len(only_training.training) == 70
+
+
+@pytest.mark.parametrize("sizes", [(100, 10, 0), (100, 10, 11), (100, 90, 11)])
+def test_sizes_that_cannot_be(sizes):
+    with pytest.raises(InputError):
+        Sizes(*sizes)
+
+
+def test_membership_and_columns_follow_a_literal_definition(built):
+    scenario = challenge.load_scenario(built, "digits", "digits_inf", SIZES)
+    points = challenge.challenge_points(scenario)
+    for s, model in enumerate(scenario.phases["train"]):
+        split = model.split(SIZES)
+        seen = set(split.member) | set(split.training)
+        assert [u in seen for u in points.unique] == points.is_member[s].tolist()
+        stored = (model.path / "solution.csv").read_text().strip().split(",")
+        assert [p in seen for p in split.challenge] == [v == "1" for v in stored]
+        assert points.solution[s].tolist() == [v == "1" for v in stored]
+    for phase in challenge.PHASES:
+        assert np.array_equal(points.unique[points.columns(phase)], points.of_phase[phase])
+    everything = {p for rows in points.of_phase.values() for p in rows.ravel()}
+    assert sorted(everything) == points.unique.tolist()
+
+
+def test_models_are_in_the_order_of_their_numbers(tmp_path):
+    for number in (10, 9, 100, 1):
+        folder = tmp_path / "c" / "s" / "train" / f"model_{number}"
+        folder.mkdir(parents=True)
+        (folder / "seed_challenge").write_text(f"{number}\n")
+    (tmp_path / "c" / "s" / "train" / ".model_3.x.tmp").mkdir()
+    scenario = challenge.load_scenario(tmp_path, "c", "s", SIZES)
+    assert [model.number for model in scenario.phases["train"]] == [1, 9, 10, 100]
+    assert [model.seed_challenge for model in scenario.phases["train"]] == [1, 9, 10, 100]
+    assert list(scenario.phases) == ["train"]
+
+
+@pytest.mark.parametrize("text", ["", "-1", "abc", "1.5", str(2**63), "1 2", "9" * 30])
+def test_a_bad_seed_names_its_file(tmp_path, text):
+    (tmp_path / "seed_challenge").write_text(text)
+    with pytest.raises(InputError, match="seed_challenge"):
+        challenge.read_seed(tmp_path / "seed_challenge")
+
+
+def test_the_largest_seed_is_read(tmp_path):
+    (tmp_path / "seed").write_text(f"{2**63 - 1}\n")
+    assert challenge.read_seed(tmp_path / "seed") == 2**63 - 1
+
+
+def test_no_train_models(tmp_path):
+    with pytest.raises(InputError, match="train"):
+        challenge.load_scenario(tmp_path, "digits", "digits_inf", SIZES)
+
+
+def test_a_train_model_must_disclose_its_seeds(tmp_path):
+    model = ModelFolder(tmp_path / "model_0", 1, seed_training=2)
+    with pytest.raises(InputError, match="seed_membership is missing"):
+        challenge.challenge_points(Scenario("c", "s", SIZES, {"train": (model,)}))
+
+
+def test_a_solution_that_disagrees_with_the_seeds_names_the_model(tmp_path, built):
+    shutil.copytree(built / "digits", tmp_path / "digits")
+    path = tmp_path / "digits" / "digits_inf" / "train" / "model_7" / "solution.csv"
+    flipped = ",".join("10"[int(v)] for v in path.read_text().strip().split(","))
+    path.write_text(flipped)
+    scenario = challenge.load_scenario(tmp_path, "digits", "digits_inf", SIZES)
+    with pytest.raises(InputError, match="model_7"):
+        challenge.challenge_points(scenario)
+
+
+@pytest.mark.parametrize("text", ["1,0", "1,0,2,1", "", "1,0,1,x"])
+def test_a_malformed_solution(tmp_path, text):
+    (tmp_path / "solution.csv").write_text(text)
+    with pytest.raises(InputError, match="4 values"):
+        challenge.read_solution(tmp_path / "solution.csv", 4)
+
+
+def test_truth_is_all_or_nothing(tmp_path, built):
+    scenario = challenge.load_scenario(built, "digits", "digits_inf", SIZES)
+    truth = challenge.read_truth(built, scenario)
+    assert {phase: rows.shape for phase, rows in truth.items()} == {
+        "dev": (3, 20),
+        "final": (2, 20),
+    }
+    assert (truth["dev"].sum(axis=1) == 10).all()
+    assert challenge.read_truth(tmp_path, scenario) == {}
+    shutil.copytree(built / "truth", tmp_path / "truth")
+    shutil.rmtree(tmp_path / "truth" / "digits" / "digits_inf" / "dev" / "model_13")
+    with pytest.raises(InputError, match="model_13"):
+        challenge.read_truth(tmp_path, scenario)

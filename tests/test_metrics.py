@@ -1,0 +1,74 @@
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+
+from mico_exp import metrics
+
+METRICS = {name: getattr(metrics, name) for name in ("loss", "confidence", "mod_entropy")}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(GOLDEN / "calibration.npz")
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_golden(golden, name):
+    logits, labels = torch.from_numpy(golden["logits"]), torch.from_numpy(golden["labels"])
+    found = METRICS[name](logits, labels).double().numpy()
+    expected = golden[f"metric_{name}"]
+    assert np.abs(found - expected).max() <= 5e-5 * expected.std()
+
+
+def _softmax(logits):
+    top = max(logits)
+    weights = [math.exp(z - top) for z in logits]
+    return [w / math.fsum(weights) for w in weights]
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_against_the_definition_by_hand(label):
+    logits = [1.25, -0.5, 0.75]
+    p = _softmax(logits)
+    z, y = torch.tensor([logits]), torch.tensor([label])
+    assert metrics.loss(z, y).item() == pytest.approx(math.log(p[label]), abs=1e-12)
+    assert metrics.confidence(z, y).item() == pytest.approx(p[label], abs=1e-12)
+    entropy = -(1 - p[label]) * math.log(p[label])
+    entropy -= sum(q * math.log(1 - q) for c, q in enumerate(p) if c != label)
+    assert metrics.mod_entropy(z, y).item() == pytest.approx(-entropy, abs=1e-6)
+
+
+def test_confident_points_stay_in_order():
+    z = torch.tensor([[18.0, 0.0], [20.0, 0.0], [25.0, 0.0], [30.0, 0.0]])
+    y = torch.zeros(4, dtype=torch.int64)
+    assert (torch.sigmoid(z[:, 0]) == 1).all()  # what float32 makes of it
+    for metric in (metrics.loss, metrics.confidence, metrics.scaled_logit):
+        assert (metric(z, y).diff() > 0).all()
+
+
+def test_extreme_logits_stay_finite():
+    z = torch.tensor([[400.0, -400.0, 0.0], [-400.0, 400.0, 0.0], [0.0, 0.0, 0.0]])
+    for metric in METRICS.values():
+        assert torch.isfinite(metric(z, torch.zeros(3, dtype=torch.int64))).all()
+
+
+def test_two_classes_give_the_exact_difference():
+    z, y = torch.tensor([[3.5, 1.25]]), torch.tensor([1])
+    assert Fraction(metrics.scaled_logit(z, y).item()) == Fraction(-9, 4)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_models_stack_and_higher_means_surer(name):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 4, generator=generator)
+    labels = torch.randint(4, (5,), generator=generator)
+    stacked = METRICS[name](logits, labels)
+    alone = torch.stack([METRICS[name](logits[m], labels) for m in range(3)])
+    assert torch.equal(stacked, alone)
+    surer = logits.clone()
+    surer[:, torch.arange(5), labels] += 1
+    assert (METRICS[name](surer, labels) > stacked).all()

@@ -1,0 +1,96 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from mico_exp import scoring
+from mico_exp.errors import InputError
+
+GOLDEN_SCORES = json.loads((GOLDEN / "official_scores.json").read_text())
+NAMES = {
+    "tpr_at_fpr_0.001": "TPR_FPR_10",
+    "tpr_at_fpr_0.01": "TPR_FPR_100",
+    "tpr_at_fpr_0.05": "TPR_FPR_500",
+    "tpr_at_fpr_0.1": "TPR_FPR_1000",
+    "tpr_at_fpr_0.15": "TPR_FPR_1500",
+    "tpr_at_fpr_0.2": "TPR_FPR_2000",
+    "auc": "AUC",
+    "advantage": "MIA",
+    "accuracy": "accuracy",
+}
+
+
+@pytest.mark.parametrize("name", [n for n in GOLDEN_SCORES if n.startswith("prediction_")])
+def test_the_official_scorers_figures(name):
+    golden = np.load(GOLDEN / "calibration.npz")
+    targets = slice(0, 12) if name.endswith("train") else slice(12, 15)
+    found = scoring.figures(golden["solution"][targets], golden[name])
+    assert found.keys() == NAMES.keys()
+    for ours, theirs in NAMES.items():
+        assert found[ours] == pytest.approx(GOLDEN_SCORES[name][theirs], abs=1e-12)
+
+
+def slow_roc(truth, scores):
+    """Every threshold in turn: the rates among non-members and members."""
+    points = [(0.0, 0.0)]
+    for threshold in sorted(set(scores), reverse=True):
+        flagged = scores >= threshold
+        points.append((flagged[~truth].mean(), flagged[truth].mean()))
+    return points
+
+
+def test_against_every_threshold():
+    random = np.random.default_rng(0)
+    truth = random.random(400) < 0.5
+    scores = (random.normal(size=400) + truth).round(1)  # rounded, so that there are ties
+    points = slow_roc(truth, scores)
+    found = scoring.figures(truth, scores)
+    for x in scoring.OFFICIAL_FPRS:
+        # The curve may leave out collinear points, so it can only lie lower, and never by much.
+        best = max(tpr for fpr, tpr in points if fpr < x)
+        assert found[f"tpr_at_fpr_{x}"] <= best
+    assert found["advantage"] == pytest.approx(max(t - f for f, t in points), abs=1e-12)
+    accuracy = max((t + 1 - f) / 2 for f, t in points)
+    assert found["accuracy"] == pytest.approx(accuracy, abs=1e-12)
+    pairs = np.sign(scores[truth][:, None] - scores[~truth][None])
+    assert found["auc"] == pytest.approx((pairs.mean() + 1) / 2, abs=1e-12)
+
+
+def test_strictly_below_not_at_most():
+    truth = np.tile([True, False], 10)
+    scores = np.arange(20.0)[::-1]  # members and non-members interleaved, a member first
+    assert scoring.figures(truth, scores)["tpr_at_fpr_0.1"] == pytest.approx(0.1)
+    curve = scoring.roc(truth, scores)
+    assert curve.tpr[curve.fpr <= 0.1].max() == pytest.approx(0.2)
+
+
+def test_best_worst_and_constant():
+    truth = np.array([[True, False, True, False]])
+    assert scoring.figures(truth, truth.astype(float))["tpr_at_fpr_0.001"] == 1
+    worst = scoring.figures(truth, 1.0 - truth)
+    assert worst["tpr_at_fpr_0.1"] == 0
+    assert worst["auc"] == 0
+    constant = scoring.figures(truth, np.full((1, 4), 0.5))
+    assert constant["tpr_at_fpr_0.1"] == 0
+    assert constant["auc"] == 0.5
+    assert constant["advantage"] == 0
+
+
+def test_models_are_pooled_not_averaged():
+    truth = np.array([[True, False], [True, False]])
+    scores = np.array([[0.9, 0.8], [0.2, 0.1]])  # perfect in each model, not under one threshold
+    assert scoring.figures(truth, scores)["tpr_at_fpr_0.1"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("truth", "scores", "message"),
+    [
+        ([[True, True]], [[0.1, 0.2]], "one class"),
+        ([[True, False]], [[0.1, np.nan]], "1 of 2"),
+        ([[True, False]], [0.1, 0.2], "shape"),
+    ],
+)
+def test_what_has_no_figures(truth, scores, message):
+    with pytest.raises(InputError, match=message):
+        scoring.figures(truth, scores)
