@@ -74,9 +74,7 @@ def _log_choices(cfg: "DictConfig", run: "Run") -> None:
     (run.artifacts / "config.yaml").write_text(resolved, encoding="utf-8")
 
 
-def _evaluate(
-    cfg: "DictConfig", records: "Records", scenario: "Scenario", run: "Run"
-) -> "Result":
+def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: "Run") -> "Result":
     from mico_exp import choices, provenance
     from mico_exp.cell import evaluate
     from mico_exp.challenge import challenge_points, read_truth

@@ -113,7 +113,7 @@ def load_state(path: Path, like: nn.Module) -> dict[str, Tensor]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and OS errors alike mean: this file is no model
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path}: cannot be read as a state dict: {reason}") from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise InputError(f"{path}: expected a state dict of tensors, got {type(loaded).__name__}.")

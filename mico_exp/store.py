@@ -83,12 +83,12 @@ class ScoreStore:
         """Read a column; an empty one if it is not there or its file is damaged."""
         path = self.path(address)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 if str(file["key"]) == address.key:
                     return Column(file["points"], file["scores"])
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             log.warning("%s is damaged and will be computed anew: %s", path, error)
         return EMPTY
 

@@ -16,7 +16,7 @@ SIZES = Sizes(records=1797, training=120, challenge=10)
 
 def tiny_recipe(scenario="digits_inf", privacy=None, seed=0, **changes):
     plan = Plan(
-        steps=60, batch_size=16, optimizer=functools.partial(torch.optim.SGD, lr=0.3, momentum=0.9)
+        steps=200, batch_size=16, optimizer=functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     )
     values = {
         "challenge": "digits",

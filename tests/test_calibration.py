@@ -65,9 +65,7 @@ def test_against_plain_loops(world, index, leave_one_out):
     own = np.take_along_axis(shadow[:targets], columns, axis=1)
     if not leave_one_out:
         own = own + np.random.default_rng(1).normal(size=own.shape)
-    found = calibrate(
-        FORMULAS[index], own, shadow, is_member, columns, leave_one_out=leave_one_out
-    )
+    found = calibrate(FORMULAS[index], own, shadow, is_member, columns, leave_one_out=leave_one_out)
     expected = slow_calibrate(index, own, shadow, is_member, columns, leave_one_out)
     np.testing.assert_allclose(found.scores, expected, rtol=1e-10, atol=1e-12)
 
@@ -111,9 +109,7 @@ def test_a_constant_added_at_a_point_changes_nothing(world, index):
     shadow, is_member, columns = world
     own = np.take_along_axis(shadow, columns, axis=1)
     shift = np.linspace(-3, 3, 40)
-    before = calibrate(
-        FORMULAS[index], own, shadow, is_member, columns, leave_one_out=True
-    ).scores
+    before = calibrate(FORMULAS[index], own, shadow, is_member, columns, leave_one_out=True).scores
     after = calibrate(
         FORMULAS[index],
         own + shift[columns],

@@ -1,0 +1,173 @@
+import logging
+import multiprocessing
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import SIZES
+
+from mico_exp import challenge, extraction, metrics, models
+from mico_exp.errors import InputError
+from mico_exp.extraction import Extraction
+from mico_exp.models import MLP
+from mico_exp.store import ScoreStore
+
+METRICS = {name: getattr(metrics, name) for name in ("loss", "confidence", "mod_entropy")}
+
+
+@pytest.fixture
+def tree(tmp_path, built):
+    """A copy of the tree that a test may change."""
+    shutil.copytree(built, tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def open_extraction(tree, digits, tmp_path):
+    def make(store=tmp_path / "store", widths=(64, 16, 10)):
+        scenario = challenge.load_scenario(tree, "digits", "digits_inf", SIZES)
+        points = challenge.challenge_points(scenario)
+        return Extraction(scenario, points, digits, MLP(widths), ScoreStore(store))
+
+    return make
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """How many model × point pairs were really evaluated."""
+    seen = []
+    real = extraction.evaluate
+
+    def counting(models, records, points, *others):
+        seen.append(points.size)
+        return real(models, records, points, *others)
+
+    monkeypatch.setattr(extraction, "evaluate", counting)
+    return seen
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_scores_are_each_models_at_its_points(open_extraction, digits, name):
+    job = open_extraction()
+    assert job.read(name, METRICS[name]) is None
+    job.compute(METRICS)
+    scores = job.read(name, METRICS[name])
+    model = MLP([64, 16, 10])
+    with torch.inference_mode():
+        for phase, folders in job.scenario.phases.items():
+            for t, folder in enumerate(folders):
+                model.load_state_dict(models.load_state(folder.path / "model.pt", model))
+                own = job.points.of_phase[phase][t]
+                expected = METRICS[name](model(digits.inputs[own]), digits.labels[own])
+                np.testing.assert_allclose(scores.own[phase][t], expected, atol=1e-5)
+                if phase == "train":
+                    unique = job.points.unique
+                    expected = METRICS[name](model(digits.inputs[unique]), digits.labels[unique])
+                    np.testing.assert_allclose(scores.shadow[t], expected, atol=1e-5)
+
+
+def test_only_what_is_needed_and_only_once(open_extraction, evaluated):
+    job = open_extraction()
+    job.compute(METRICS)
+    assert sum(evaluated) == 12 * len(job.points.unique) + 5 * 20
+    open_extraction().compute(METRICS)
+    assert sum(evaluated) == 12 * len(job.points.unique) + 5 * 20
+
+
+def test_a_changed_model_recomputes_its_columns_alone(open_extraction, evaluated, tree):
+    job = open_extraction()
+    job.compute(METRICS)
+    before = job.read("loss", metrics.loss)
+    evaluated.clear()
+    path = tree / "digits" / "digits_inf" / "train" / "model_4" / "model.pt"
+    state = torch.load(path, weights_only=True)
+    state["mlp.0.weight"] += 0.1
+    torch.save(state, path)
+    changed = open_extraction()
+    assert changed.read("loss", metrics.loss) is None
+    changed.compute(METRICS)
+    assert evaluated == [len(job.points.unique)]
+    after = changed.read("loss", metrics.loss)
+    differ = (after.shadow != before.shadow).any(axis=1)
+    assert differ.tolist() == [i == 4 for i in range(12)]
+
+
+def test_new_points_are_added_without_redoing_the_old(open_extraction, evaluated, tree):
+    job = open_extraction()
+    job.compute(METRICS)
+    old = job.points.unique
+    evaluated.clear()
+    seed = tree / "digits" / "digits_inf" / "dev" / "model_13" / "seed_challenge"
+    seed.write_text("12345")
+    changed = open_extraction()
+    changed.compute(METRICS)
+    new = np.setdiff1d(changed.points.unique, old)
+    own = np.setdiff1d(changed.points.of_phase["dev"][1], job.points.of_phase["dev"][1])
+    assert 0 < len(new) <= 20
+    assert sum(evaluated) == 12 * len(new) + len(own)
+    assert changed.read("loss", metrics.loss).own["dev"].shape == (3, 20)
+
+
+def test_another_metric_of_the_same_name_is_another_column(open_extraction):
+    job = open_extraction()
+    job.compute({"loss": metrics.loss})
+    assert job.read("loss", metrics.loss) is not None
+    assert job.read("loss", metrics.confidence) is None
+
+
+def test_an_interruption_keeps_finished_models(open_extraction, evaluated, monkeypatch):
+    monkeypatch.setattr(extraction, "MODELS_AT_ONCE", 4)
+    job = open_extraction()
+    real, calls = job.store.write, []
+
+    def interrupted(address, column):
+        if len(calls) == 3 * 6:
+            raise KeyboardInterrupt
+        calls.append(address)
+        real(address, column)
+
+    monkeypatch.setattr(job.store, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        job.compute(METRICS)
+    evaluated.clear()
+    open_extraction().compute(METRICS)
+    assert sum(evaluated) == 6 * len(job.points.unique) + 5 * 20
+
+
+def test_a_model_that_diverged_is_named(open_extraction, tree):
+    path = tree / "digits" / "digits_inf" / "dev" / "model_13" / "model.pt"
+    state = torch.load(path, weights_only=True)
+    state["mlp.0.weight"][:] = torch.nan
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"model_13: metric `loss` is not finite at 20 of 20"):
+        open_extraction().compute(METRICS)
+
+
+def test_a_model_of_another_shape_is_named(open_extraction):
+    with pytest.raises(InputError, match=r"model_0.*mlp\.0\.weight"):
+        open_extraction(widths=(64, 32, 10)).compute(METRICS)
+
+
+def _compute(job, started, done):
+    logging.basicConfig(level=logging.INFO)
+    started.set()
+    job.compute(METRICS)
+    done.set()
+
+
+def test_a_second_process_waits_and_then_reads(open_extraction):
+    job = open_extraction()
+    context = multiprocessing.get_context("spawn")
+    started, done = context.Event(), context.Event()
+    with extraction.exclusive(job.store.lock(job.name), "testing"):
+        other = context.Process(target=_compute, args=(job, started, done))
+        other.start()
+        assert started.wait(60)
+        time.sleep(0.5)
+        assert not done.is_set()
+        assert job.read("loss", metrics.loss) is None
+    assert done.wait(60)
+    other.join()
+    assert job.read("loss", metrics.loss) is not None

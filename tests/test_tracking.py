@@ -1,0 +1,113 @@
+import multiprocessing
+import sqlite3
+
+import pytest
+from mlflow import MlflowClient
+
+from mico_exp.errors import InputError
+from mico_exp.tracking import Tracker
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One database for all tests of this module: making one takes seconds."""
+    return tmp_path_factory.mktemp("tracked")
+
+
+def stored(tracker, run_id):
+    return MlflowClient(tracker.uri).get_run(run_id)
+
+
+def test_a_run_is_logged_whole(folder, tmp_path):
+    tracker = Tracker("whole", folder)
+    with tracker.run("inf/loss/1", {"kind": "cell"}) as run:
+        run.params["metric"] = "loss"
+        run.metrics |= {"val/auc": 0.64, "val/tpr_at_fpr_0.1": 0.2}
+        run.tags["content"] = "abc"
+        (run.artifacts / "note.txt").write_text("hello")
+    found = stored(tracker, run.id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "inf/loss/1"
+    assert found.data.params == {"metric": "loss"}
+    assert found.data.metrics == {"val/auc": 0.64, "val/tpr_at_fpr_0.1": 0.2}
+    assert found.data.tags["content"] == "abc"
+    assert found.data.tags["kind"] == "cell"
+    assert tracker.artifact(run.id, "note.txt", tmp_path).read_text() == "hello"
+    assert (folder / "mlruns" / "whole" / run.id / "artifacts" / "note.txt").exists()
+
+
+def test_a_failed_run_says_why(folder):
+    tracker = Tracker("failed", folder)
+    with pytest.raises(ZeroDivisionError), tracker.run("broken", {}) as run:
+        run.params["metric"] = "loss"
+        raise ZeroDivisionError("by nought")
+    found = stored(tracker, run.id)
+    assert found.info.status == "FAILED"
+    assert found.data.tags["error"] == "ZeroDivisionError: by nought"
+    assert found.data.params == {"metric": "loss"}
+
+
+def test_an_interrupted_run_is_killed(folder):
+    tracker = Tracker("killed", folder)
+    with pytest.raises(KeyboardInterrupt), tracker.run("stopped", {}) as run:
+        raise KeyboardInterrupt
+    assert stored(tracker, run.id).info.status == "KILLED"
+
+
+def test_only_finished_runs_with_the_tags_come_back_newest_first(folder):
+    tracker = Tracker("listed", folder)
+    ids = []
+    for kind in ("cell", "cell", "selection"):
+        with tracker.run("run", {"kind": kind}) as run:
+            run.metrics["value"] = 1.0
+        ids.append(run.id)
+    with pytest.raises(ValueError, match="broken"), tracker.run("run", {"kind": "cell"}):
+        raise ValueError("broken")
+    found = [run.id for run in tracker.finished({"kind": "cell"})]
+    assert set(found) == set(ids[:2])
+    started = [run.started for run in tracker.finished({"kind": "cell"})]
+    assert started == sorted(started, reverse=True)
+
+
+def test_the_environment_wins(folder, tmp_path, monkeypatch):
+    elsewhere = Tracker("elsewhere", folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere.uri)
+    with Tracker("team", tmp_path).run("run", {}):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    assert MlflowClient(elsewhere.uri).get_experiment_by_name("team") is not None
+
+
+def test_what_must_exist_is_not_made(folder, tmp_path):
+    with pytest.raises(InputError, match=r"mlflow\.db does not exist"):
+        Tracker("digits", tmp_path, create=False)
+    assert list(tmp_path.iterdir()) == []
+    Tracker("there", folder)
+    with pytest.raises(InputError, match="no MLflow experiment absent"):
+        Tracker("absent", folder, create=False)
+
+
+def _log_runs(folder, number):
+    tracker = Tracker("together", folder)
+    for i in range(3):
+        with tracker.run(f"{number}/{i}", {"kind": "cell"}) as run:
+            run.metrics["value"] = float(i)
+
+
+def test_processes_that_all_start_on_an_empty_folder(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_log_runs, args=(tmp_path, n)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert len(Tracker("together", tmp_path).finished({"kind": "cell"})) == 12
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
+    database.close()
