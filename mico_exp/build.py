@@ -1,282 +1,26 @@
-"""Makes a challenge: trains the models of a scenario and writes the competition's tree.
+"""The command that makes a challenge: trains its models and writes the competition's tree.
 
 ``python -m mico_exp.build dataset=digits`` builds all scenarios, ``scenario=hi`` one of them.
 """
 
-import io
-import json
 import logging
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from mico_exp import cli
-from mico_exp.atomic import exclusive, new_folder, remove_leftovers, write_text
-from mico_exp.challenge import (
-    MAX_SEED,
-    PHASES,
-    ModelFolder,
-    Sizes,
-    Split,
-    scenario_folder,
-    truth_folder,
-    write_solution,
-)
-from mico_exp.datasets import Records
 from mico_exp.errors import InputError
-from mico_exp.models import DP_PREFIX, StackedMLP
-from mico_exp.training import (
-    Plan,
-    Privacy,
-    initial_mlps,
-    noise_multiplier,
-    spent_epsilon,
-    train,
-)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-log = logging.getLogger(__name__)
-RECORD = "build.json"
-MODELS_AT_ONCE = 50  # trained as one and written as one: what an interruption can cost
-
-
-@dataclass(frozen=True)
-class PrivacyTarget:
-    """(ε, δ) that DP-SGD is to meet, and its clipping norm C."""
-
-    epsilon: float
-    delta: float
-    clip_norm: float
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides a built scenario. The same recipe gives the same files, bit for bit.
-
-    models: how many in each phase, numbered through in the order train, dev, final.
-    widths: of the MLP, from input to classes.
-    """
-
-    challenge: str
-    scenario: str
-    seed: int
-    sizes: Sizes
-    models: dict[str, int]
-    widths: tuple[int, ...]
-    plan: Plan
-    privacy: PrivacyTarget | None
-
-    @property
-    def sample_rate(self) -> float:
-        """Chance of a record to be in a batch."""
-        return self.plan.batch_size / self.sizes.training
-
-    def description(self) -> dict[str, Any]:
-        """The recipe as it is kept beside the models, and compared with."""
-        optimizer = self.plan.optimizer
-        arguments = ", ".join(f"{k}={v}" for k, v in getattr(optimizer, "keywords", {}).items())
-        name = getattr(getattr(optimizer, "func", optimizer), "__name__", str(optimizer))
-        return {
-            "seed": self.seed,
-            "records": self.sizes.records,
-            "len_training": self.sizes.training,
-            "len_challenge": self.sizes.challenge,
-            "models": self.models,
-            "widths": list(self.widths),
-            "steps": self.plan.steps,
-            "batch_size": self.plan.batch_size,
-            "optimizer": f"{name}({arguments})",
-            "epsilon": self.privacy and self.privacy.epsilon,
-            "delta": self.privacy and self.privacy.delta,
-            "clip_norm": self.privacy and self.privacy.clip_norm,
-        }
-
-
-def build(root: Path, recipe: Recipe, records: Records) -> bool:
-    """Build what is missing of a scenario under `root`; says whether anything was.
-
-    Raises:
-        InputError: the folder was built by another recipe, or not by this command at all.
-    """
-    folder = scenario_folder(root, recipe.challenge, recipe.scenario)
-    _check_record(folder, recipe)
-    if not list(_missing(root, recipe)):
-        return False
-    lock = folder.with_name(f".{recipe.scenario}.lock")
-    with exclusive(lock, f"building {folder}"):
-        _check_record(folder, recipe)
-        write_text(folder / RECORD, json.dumps(recipe.description(), indent=2) + "\n")
-        for phase in PHASES:
-            if (folder / phase).is_dir():
-                remove_leftovers(folder / phase)
-        missing = set(_missing(root, recipe))
-        privacy = _privacy(recipe) if missing else None
-        total = sum(recipe.models.values())
-        done = total - len(missing)
-        with tqdm(
-            desc=f"Training {recipe.challenge}/{recipe.scenario}",
-            total=total,
-            initial=done,
-            disable=None,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} models "
-            "[{elapsed}<{remaining}, {rate_fmt}]",
-            unit=" models",
-        ) as bar:
-            for first in range(0, total, MODELS_AT_ONCE):
-                numbers = range(first, min(first + MODELS_AT_ONCE, total))
-                if share := len(missing.intersection(numbers)):
-                    chunk = _train_chunk(recipe, records, numbers, privacy, bar, share)
-                    for number in numbers:
-                        if number in missing:
-                            _write_model(root, recipe, chunk, number)
-    return True
-
-
-def _check_record(folder: Path, recipe: Recipe) -> None:
-    path = folder / RECORD
-    wanted = json.loads(json.dumps(recipe.description()))
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: cannot be read as JSON: {error}") from error
-        for key, value in wanted.items():
-            if found.get(key) != value:
-                raise InputError(
-                    f"{folder} was built with {key} = {found.get(key)}, but {value} is asked for. "
-                    "Choose another `paths.data`, or delete that folder to build it anew."
-                )
-    elif any((folder / phase).is_dir() for phase in PHASES):
-        raise InputError(
-            f"{folder} holds models but no {RECORD}, so `mico_exp.build` did not make it. "
-            "Choose another `paths.data`."
-        )
-
-
-def _phase_of(recipe: Recipe, number: int) -> str:
-    bounds = np.cumsum([recipe.models[phase] for phase in PHASES])
-    return PHASES[int(np.searchsorted(bounds, number, side="right"))]
-
-
-def _places(root: Path, recipe: Recipe, number: int) -> tuple[Path, Path | None]:
-    """Folder of a model, and the file that keeps its truth apart (None for train models)."""
-    phase = _phase_of(recipe, number)
-    within = Path(phase) / f"model_{number}"
-    folder = scenario_folder(root, recipe.challenge, recipe.scenario) / within
-    if phase == "train":
-        return folder, None
-    truth = scenario_folder(truth_folder(root), recipe.challenge, recipe.scenario)
-    return folder, truth / within / "solution.csv"
-
-
-def _missing(root: Path, recipe: Recipe) -> Iterator[int]:
-    for number in range(sum(recipe.models.values())):
-        folder, truth = _places(root, recipe, number)
-        if not folder.is_dir() or (truth and not truth.exists()):
-            yield number
-
-
-def _privacy(recipe: Recipe) -> Privacy | None:
-    if recipe.privacy is None:
-        return None
-    target = recipe.privacy
-    sigma = noise_multiplier(target.epsilon, target.delta, recipe.sample_rate, recipe.plan.steps)
-    log.info("Noise multiplier %.4f for epsilon %g, delta %g", sigma, target.epsilon, target.delta)
-    return Privacy(sigma, target.clip_norm)
-
-
-@dataclass(frozen=True, eq=False)
-class _Chunk:
-    """Models trained together, with what is written beside each."""
-
-    first: int
-    folders: list[ModelFolder]
-    splits: list[Split]
-    states: list[dict[str, torch.Tensor]]
-    accuracy: list[float]
-    epsilon: float | None
-
-
-def _train_chunk(
-    recipe: Recipe,
-    records: Records,
-    numbers: range,
-    privacy: Privacy | None,
-    bar: "tqdm[Any]",
-    share: int,
-) -> _Chunk:
-    """Train the models `numbers` together. Their randomness depends on nothing but the recipe."""
-    source = np.random.SeedSequence(
-        [recipe.seed, zlib.crc32(f"{recipe.challenge}/{recipe.scenario}".encode()), numbers[0]]
-    )
-    random = np.random.default_rng(source)
-    generator = torch.Generator().manual_seed(int(random.integers(MAX_SEED)))
-    folders = [
-        ModelFolder(Path(f"model_{number}"), *map(int, random.integers(MAX_SEED, size=3)))
-        for number in numbers
-    ]
-    splits = [folder.split(recipe.sizes) for folder in folders]
-    own = torch.from_numpy(np.stack([np.concatenate([s.member, s.training]) for s in splits]))
-    mlps = initial_mlps(len(numbers), recipe.widths, generator)
-    step = share / recipe.plan.steps
-    inputs, labels = records.inputs[own], records.labels[own]
-    train(mlps, inputs, labels, recipe.plan, generator, privacy, lambda: _advance(bar, step))
-    epsilon = None
-    if privacy and recipe.privacy:
-        sigma, rate, steps = privacy.noise_multiplier, recipe.sample_rate, recipe.plan.steps
-        epsilon = spent_epsilon(sigma, recipe.privacy.delta, rate, steps)
-    accuracy = _accuracy(mlps, records, splits)
-    return _Chunk(numbers[0], folders, splits, mlps.states(), accuracy, epsilon)
-
-
-def _advance(bar: "tqdm[Any]", step: float) -> None:
-    bar.update(step)
-
-
-@torch.inference_mode()
-def _accuracy(mlps: StackedMLP, records: Records, splits: list[Split]) -> list[float]:
-    """Share of the evaluation records that each model gets right."""
-    right = (mlps(records.inputs).argmax(dim=-1) == records.labels).numpy()
-    return [float(row[split.evaluation].mean()) for row, split in zip(right, splits, strict=True)]
-
-
-def _write_model(root: Path, recipe: Recipe, chunk: _Chunk, number: int) -> None:
-    i = number - chunk.first
-    seeds, split = chunk.folders[i], chunk.splits[i]
-    assert split.solution is not None
-    folder, truth = _places(root, recipe, number)
-    if truth:
-        write_text(truth, write_solution(split.solution))
-    if folder.is_dir():
-        return
-    prefix = DP_PREFIX if recipe.privacy else ""
-    state = {prefix + name: tensor for name, tensor in chunk.states[i].items()}
-    files = {"seed_challenge": str(seeds.seed_challenge), "accuracy": f"{chunk.accuracy[i]:.4f}"}
-    if chunk.epsilon is not None:
-        files["epsilon"] = f"{chunk.epsilon:.4f}"
-    if not truth:
-        files["seed_training"] = str(seeds.seed_training)
-        files["seed_membership"] = str(seeds.seed_membership)
-        files["solution.csv"] = write_solution(split.solution).strip()
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    with new_folder(folder) as unfinished:
-        (unfinished / "model.pt").write_bytes(buffer.getvalue())
-        for name, content in files.items():
-            (unfinished / name).write_text(content + "\n", encoding="utf-8")
+log = logging.getLogger("mico_exp.build")
 
 
 def command(cfg: "DictConfig") -> None:
     """Build one scenario; Hydra calls this for each."""
     from mico_exp import choices
+    from mico_exp.challenge import scenario_folder
+    from mico_exp.recipe import build
 
     records = choices.records(cfg)
     recipe = choices.recipe(cfg, len(records))
@@ -289,8 +33,4 @@ def command(cfg: "DictConfig") -> None:
 
 
 if __name__ == "__main__":
-    from mico_exp.build import (
-        command as build_command,
-    )  # not __main__'s: choices imports this module
-
-    cli.launch(build_command, "build")
+    cli.launch(command, "build")

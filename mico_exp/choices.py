@@ -16,13 +16,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from mico_exp.build import PrivacyTarget, Recipe
-from mico_exp.build import build as build_scenario
 from mico_exp.challenge import PHASES, Scenario, Sizes, load_scenario
 from mico_exp.datasets import Records
 from mico_exp.errors import InputError
 from mico_exp.extraction import Metric
 from mico_exp.models import MLP
+from mico_exp.recipe import PrivacyTarget, Recipe, build
 from mico_exp.training import Plan
 
 
@@ -78,7 +77,7 @@ def scenario(cfg: DictConfig, loaded: Records) -> Scenario:
     how = recipe(cfg, len(loaded))
     root = Path(cfg.paths.data)
     if how is not None:
-        build_scenario(root, how, loaded)
+        build(root, how, loaded)
     return load_scenario(root, cfg.challenge, scenario_name(cfg), sizes(cfg, len(loaded)))
 
 

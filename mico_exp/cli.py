@@ -30,7 +30,9 @@ class CommandError(CompactHydraException):
 def launch(command: Callable[[DictConfig], Any], config_name: str = "config") -> None:
     """Run a command as a Hydra app over ``conf/<config_name>.yaml`` and the arguments given."""
     groups = {path.name for path in OPTIONS.iterdir() if path.is_dir()}
-    sys.argv[1:] = [quote_choices(argument, groups) for argument in sys.argv[1:]]
+    arguments = [quote_choices(argument, groups) for argument in sys.argv[1:]]
+    # argparse refuses overrides on both sides of a flag, so the flag of a sweep goes first.
+    sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config_name)
     app(_one_line_errors(command))()
 

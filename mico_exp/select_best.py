@@ -72,23 +72,26 @@ def command(cfg: "DictConfig") -> None:
 def _scenarios(cfg: "DictConfig") -> tuple[dict[str, "Scenario"], dict[str, str]]:
     """Find the challenge's scenarios as they now lie on disk, and the hash of their content."""
     from mico_exp import choices, provenance
-    from mico_exp.challenge import load_scenario
+    from mico_exp.challenge import load_scenario, scenario_folder
     from mico_exp.fingerprints import FileFingerprints
     from mico_exp.store import ScoreStore
 
     records = choices.records(cfg)
     sizes = choices.sizes(cfg, len(records))
     store = ScoreStore(Path(cfg.paths.store))
+    root = Path(cfg.paths.data)
+    folders = {name: f"{cfg.dataset.name}_{name}" for name in cfg.scenarios}
+    absent = {
+        n: f for n, f in folders.items() if not scenario_folder(root, cfg.challenge, f).is_dir()
+    }
+    if absent:
+        first = scenario_folder(root, cfg.challenge, next(iter(absent.values())))
+        raise InputError(f"{first} does not exist. {_advice(cfg, list(absent))}")
     scenarios, contents = {}, {}
-    for name in cfg.scenarios:
-        folder = f"{cfg.dataset.name}_{name}"
-        try:
-            found = load_scenario(Path(cfg.paths.data), cfg.challenge, folder, sizes)
-        except InputError as error:
-            raise InputError(f"{error} {_advice(cfg, [name])}") from error
-        files = FileFingerprints(store.fingerprints(found.path))
-        scenarios[name] = found
-        contents[name] = provenance.content(found, records, files)
+    for name, folder in folders.items():
+        scenarios[name] = load_scenario(root, cfg.challenge, folder, sizes)
+        files = FileFingerprints(store.fingerprints(scenarios[name].path))
+        contents[name] = provenance.content(scenarios[name], records, files)
     return scenarios, contents
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mico_exp import build, datasets
+from mico_exp import datasets
 from mico_exp.challenge import Sizes
+from mico_exp.recipe import Recipe, build
 from mico_exp.training import Plan
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -28,7 +29,7 @@ def tiny_recipe(scenario="digits_inf", privacy=None, seed=0, **changes):
         "plan": plan,
         "privacy": privacy,
     }
-    return build.Recipe(**{**values, **changes})
+    return Recipe(**{**values, **changes})
 
 
 @pytest.fixture(scope="session")
@@ -40,5 +41,5 @@ def digits():
 def built(tmp_path_factory, digits):
     """Root of a tree with the scenario digits_inf; tests must not change it."""
     root = tmp_path_factory.mktemp("built") / "data"
-    build.build(root, tiny_recipe(), digits)
+    build(root, tiny_recipe(), digits)
     return root

@@ -147,7 +147,7 @@ def test_a_score_that_is_not_finite_names_its_target(world):
     shadow, is_member, columns = world
     own = np.take_along_axis(shadow, columns, axis=1)
     own[13, 5] = np.nan
-    with pytest.raises(InputError, match="1 of 510 .* target 13"):
+    with pytest.raises(InputError, match=r"1 of 510 .* target 13"):
         calibrate(formulas.in_mean, own, shadow, is_member, columns, leave_one_out=True)
 
 

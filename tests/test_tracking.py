@@ -43,10 +43,17 @@ def test_a_run_is_logged_whole(folder, tmp_path):
 
 def test_a_failed_run_says_why(folder):
     tracker = Tracker("failed", folder)
-    with pytest.raises(ZeroDivisionError), tracker.run("broken", {}) as run:
-        run.params["metric"] = "loss"
-        raise ZeroDivisionError("by nought")
-    found = stored(tracker, run.id)
+    ids = []
+
+    def broken():
+        with tracker.run("broken", {}) as run:
+            ids.append(run.id)
+            run.params["metric"] = "loss"
+            raise ZeroDivisionError("by nought")
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    found = stored(tracker, ids[0])
     assert found.info.status == "FAILED"
     assert found.data.tags["error"] == "ZeroDivisionError: by nought"
     assert found.data.params == {"metric": "loss"}

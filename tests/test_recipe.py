@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import SIZES, tiny_recipe
 
-from mico_exp import build, challenge, models
-from mico_exp.build import PrivacyTarget
+from mico_exp import challenge, models, recipe
 from mico_exp.errors import InputError
+from mico_exp.recipe import PrivacyTarget, build
 
 
 def contents(root):
@@ -76,19 +76,19 @@ def test_the_truth_is_of_the_models(built, digits):
 
 
 def test_the_same_seed_gives_the_same_bytes(built, digits, tmp_path):
-    build.build(tmp_path, tiny_recipe(), digits)
+    build(tmp_path, tiny_recipe(), digits)
     assert contents(tmp_path) == contents(built)
 
 
 def test_another_seed_gives_another_tree(built, digits, tmp_path):
-    build.build(tmp_path, tiny_recipe(seed=1), digits)
+    build(tmp_path, tiny_recipe(seed=1), digits)
     name = "digits/digits_inf/train/model_0/model.pt"
     assert contents(tmp_path)[name] != contents(built)[name]
 
 
 def test_differential_privacy(digits, tmp_path):
     target = PrivacyTarget(epsilon=4.0, delta=1e-5, clip_norm=1.0)
-    build.build(tmp_path, tiny_recipe("digits_lo", target), digits)
+    build(tmp_path, tiny_recipe("digits_lo", target), digits)
     folder = tmp_path / "digits" / "digits_lo" / "train" / "model_3"
     state = torch.load(folder / "model.pt", weights_only=True)
     assert all(name.startswith("_module.mlp.") for name in state)
@@ -98,27 +98,27 @@ def test_differential_privacy(digits, tmp_path):
 
 def test_what_is_complete_is_left_alone(built, digits):
     before = {p: p.stat().st_mtime_ns for p in built.rglob("*") if p.is_file()}
-    assert build.build(built, tiny_recipe(), digits) is False
+    assert build(built, tiny_recipe(), digits) is False
     assert {p: p.stat().st_mtime_ns for p in built.rglob("*") if p.is_file()} == before
 
 
 def test_an_interrupted_build_goes_on_and_ends_the_same(built, digits, tmp_path, monkeypatch):
     written = []
-    real = build._write_model
+    real = recipe._write_model
 
-    def interrupted(root, recipe, chunk, number):
+    def interrupted(root, how, chunk, number):
         if len(written) == 5:
             raise KeyboardInterrupt
         written.append(number)
-        real(root, recipe, chunk, number)
+        real(root, how, chunk, number)
 
-    monkeypatch.setattr(build, "_write_model", interrupted)
+    monkeypatch.setattr(recipe, "_write_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        build.build(tmp_path, tiny_recipe(), digits)
+        build(tmp_path, tiny_recipe(), digits)
     assert len(list((tmp_path / "digits" / "digits_inf" / "train").iterdir())) == 5
     kept = (tmp_path / "digits" / "digits_inf" / "train" / "model_0" / "model.pt").stat()
     monkeypatch.undo()
-    assert build.build(tmp_path, tiny_recipe(), digits) is True
+    assert build(tmp_path, tiny_recipe(), digits) is True
     assert contents(tmp_path) == contents(built)
     again = (tmp_path / "digits" / "digits_inf" / "train" / "model_0" / "model.pt").stat()
     assert again.st_mtime_ns == kept.st_mtime_ns
@@ -129,9 +129,9 @@ def test_a_killed_build_leaves_only_whole_models(built, digits, tmp_path):
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from conftest import tiny_recipe\n"
         "from pathlib import Path\n"
-        "from mico_exp import build, datasets\n"
-        "build.MODELS_AT_ONCE = 3\n"
-        "build.build(Path(sys.argv[2]), tiny_recipe(), datasets.digits())\n"
+        "from mico_exp import datasets, recipe\n"
+        "recipe.MODELS_AT_ONCE = 3\n"
+        "recipe.build(Path(sys.argv[2]), tiny_recipe(), datasets.digits())\n"
     )
     here = os.path.dirname(__file__)
     process = subprocess.Popen([sys.executable, "-c", code, here, str(tmp_path)])
@@ -154,16 +154,16 @@ def test_leftovers_of_a_killed_build_are_removed(digits, tmp_path):
     (tmp_path / "digits" / "digits_inf" / "build.json").write_text(
         json.dumps(tiny_recipe().description())
     )
-    build.build(tmp_path, tiny_recipe(), digits)
+    build(tmp_path, tiny_recipe(), digits)
     assert not leftover.exists()
 
 
 def test_another_recipe_is_refused(built, digits):
     with pytest.raises(InputError, match="built with seed = 0, but 3 is asked for"):
-        build.build(built, tiny_recipe(seed=3), digits)
+        build(built, tiny_recipe(seed=3), digits)
 
 
 def test_a_tree_from_elsewhere_is_never_touched(digits, tmp_path):
     (tmp_path / "digits" / "digits_inf" / "train" / "model_0").mkdir(parents=True)
     with pytest.raises(InputError, match=r"no build\.json"):
-        build.build(tmp_path, tiny_recipe(), digits)
+        build(tmp_path, tiny_recipe(), digits)

@@ -1,0 +1,98 @@
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from mico_exp import cli
+from mico_exp.cli import quote_choices
+
+GROUPS = {"dataset", "scenario", "metric", "formula", "compute"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "given"),
+    [
+        ("formula=0", "formula='0'"),
+        ("formula=0,1,2", "formula='0','1','2'"),
+        ("formula=0,none,2", "formula='0',none,'2'"),
+        ("formula=choice(0,1)", "formula='0','1'"),
+        ("formula=range(0,3)", "formula='0','1','2'"),
+        ("scenario=inf", "scenario='inf'"),
+        ("scenario=inf,hi,lo", "scenario='inf',hi,lo"),
+        ("scenario='inf',hi", "scenario='inf',hi"),
+        ("+formula=2", "+formula='2'"),
+        ("metric=loss,confidence", "metric=loss,confidence"),
+        ("formula=glob(*)", "formula=glob(*)"),
+        ("seed=0,1", "seed=0,1"),
+        ("dataset.len_training=200", "dataset.len_training=200"),
+        ("-m", "-m"),
+        ("--config-dir=x", "--config-dir=x"),
+        ("formula=[", "formula=["),
+        ("~formula", "~formula"),
+        ("paths.data=/tmp/a b", "paths.data=/tmp/a b"),
+    ],
+)
+def test_numbers_that_are_names_are_quoted(typed, given):
+    assert quote_choices(typed, GROUPS) == given
+
+
+@pytest.mark.parametrize("typed", ["formula=0", "formula=1", "scenario=inf", "formula=2"])
+def test_hydra_takes_what_was_quoted(typed):
+    with initialize_config_dir(str(cli.OPTIONS), version_base="1.3"):
+        cfg = compose("config", overrides=[quote_choices(typed, GROUPS)])
+    group, name = typed.split("=")
+    assert cfg[group].name == name
+
+
+def test_a_sweep_stays_a_sweep():
+    parsed = OverridesParser.create().parse_override(quote_choices("formula=0,1,2", GROUPS))
+    assert parsed.is_sweep_override()
+    assert list(parsed.sweep_string_iterator()) == ["'0'", "'1'", "'2'"]
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_wrong_option_lists_those_there_are(tmp_path):
+    done = run("mico_exp", "metric=los", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Could not find 'metric/los'" in done.stderr
+    assert "confidence" in done.stderr
+    assert "mod_entropy" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistyped_key(tmp_path):
+    done = run("mico_exp", "metrc=loss", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "metrc" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["mico_exp", "mico_exp.build", "mico_exp.select_best"])
+def test_help_shows_the_options_and_imports_nothing_heavy(tmp_path, command):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{command}', '--help']\n"
+        f"runpy.run_module('{command}', run_name='__main__', alter_sys=True)\n"
+        "assert not {'torch', 'mlflow', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "metric: confidence, loss, mod_entropy" in done.stdout
+    assert f"python -m {command}" in done.stdout
+
+
+def test_a_users_mistake_is_one_line(tmp_path):
+    done = run("mico_exp.select_best", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "python -m mico_exp metric=loss,confidence formula=0,1,2 -m" in done.stderr

@@ -1,0 +1,97 @@
+"""Every option file composes, and what it names can be made and used."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from mico_exp import cli, models
+
+GROUPS = {
+    folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+    for folder in Path(cli.OPTIONS).iterdir()
+    if folder.is_dir()
+}
+OPTIONS = [(group, option) for group, options in GROUPS.items() for option in options]
+
+
+@pytest.fixture
+def composed():
+    with initialize_config_dir(str(cli.OPTIONS), version_base="1.3"):
+        yield lambda *overrides, name="config": compose(name, overrides=list(overrides))
+
+
+def test_the_groups_are_those_the_user_asked_for():
+    assert {"dataset", "scenario", "metric", "formula"} <= GROUPS.keys()
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes(composed, group, option):
+    cfg = composed(f"{group}='{option}'")
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert cfg[group].name
+
+
+@pytest.mark.parametrize("option", GROUPS["metric"])
+def test_every_metric_is_a_function_of_its_name(composed, option):
+    cfg = composed(f"metric={option}")
+    metric = instantiate(cfg.metric.function)
+    assert cfg.metric.name == option == metric.func.__name__
+    scores = metric(torch.randn(3, 5, 4), torch.randint(4, (5,)))
+    assert scores.shape == (3, 5)
+    assert torch.isfinite(scores).all()
+    assert "arXiv" in inspect.getdoc(metric.func)
+
+
+@pytest.mark.parametrize("option", GROUPS["formula"])
+def test_every_formula_is_a_function_of_arrays(composed, option):
+    formula = instantiate(composed(f"formula='{option}'").formula.function)
+    random = np.random.default_rng(0)
+    is_in = np.tile([[True], [False]], (4, 5))
+    found = formula(random.normal(size=5), random.normal(size=(8, 5)), is_in, ~is_in)
+    assert found.shape == (5,)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("readable", "number"),
+    [("midpoint", "0"), ("in_mean", "1"), ("standardized", "2"), ("uncalibrated", "none")],
+)
+def test_readable_names_are_the_same_formula(composed, readable, number):
+    assert composed(f"formula={readable}").formula == composed(f"formula='{number}'").formula
+    assert composed(f"formula={readable}").formula.name == number
+
+
+@pytest.mark.parametrize("option", ["digits"])
+def test_every_data_set_loads_and_fits_its_model(composed, option):
+    cfg = composed(f"dataset={option}")
+    records = instantiate(cfg.dataset.records)
+    model = instantiate(cfg.dataset.model)
+    logits = model(records.inputs[:7])
+    assert logits.shape[0] == 7
+    assert logits.shape[1] > records.labels.max()
+    assert isinstance(model, models.MLP)
+
+
+def test_digits_are_scikit_learns(digits):
+    assert digits.inputs.shape == (1797, 64)
+    assert (digits.inputs.min(), digits.inputs.max()) == (0, 1)
+    assert torch.bincount(digits.labels).tolist() == [
+        178, 182, 177, 183, 181, 182, 181, 179, 174, 180,
+    ]  # fmt: skip
+
+
+def test_the_sweep_and_the_submission_have_the_same_scenarios():
+    with initialize_config_dir(str(cli.OPTIONS), version_base="1.3"):
+        grid = compose("config", return_hydra_config=True)
+        build = compose("build", return_hydra_config=True)
+        selection = compose("select_best")
+    swept = [name.strip("'") for name in grid.hydra.sweeper.params.scenario.split(",")]
+    assert swept == list(selection.scenarios)
+    assert build.hydra.sweeper.params.scenario == grid.hydra.sweeper.params.scenario
+    assert set(swept) <= set(GROUPS["scenario"])

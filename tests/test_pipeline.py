@@ -1,0 +1,245 @@
+"""The commands as a user types them, in an empty folder, on a small challenge."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from mico_exp import challenge, datasets
+
+SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
+SMALL = [
+    *SIZES,
+    "dataset.recipe.models.train=10",
+    "dataset.recipe.models.dev=3",
+    "dataset.recipe.models.final=2",
+    "dataset.recipe.steps=200",
+]
+GRID = ["mico_exp", "metric=loss,confidence", "formula=0,1,2", "-m"]
+
+
+def run(*arguments, cwd, status=0):
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A folder in which the user's three commands ran, and what they printed."""
+    folder = tmp_path_factory.mktemp("user")
+    grid = run(*GRID, *SMALL, cwd=folder)
+    selection = run("mico_exp.select_best", *SIZES, cwd=folder)
+    score = run("mico_exp.score", "submissions/predictions_digits.zip", cwd=folder)
+    return folder, grid.stdout, selection.stdout, score.stdout
+
+
+@pytest.fixture
+def copy(swept, tmp_path):
+    """A copy of that folder that a test may change. Artifacts stay where they were."""
+    shutil.copytree(swept[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def runs(folder, **tags):
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits").experiment_id
+    found = client.search_runs([experiment], max_results=1000)
+    return [r for r in found if all(r.data.tags.get(k) == v for k, v in tags.items())]
+
+
+def artifact(run, name):
+    return Path(run.info.artifact_uri.removeprefix("file://")) / name
+
+
+def test_the_grid_is_eighteen_finished_runs(swept):
+    folder, *_ = swept
+    found = runs(folder, kind="cell")
+    assert sorted(run.info.run_name for run in found) == sorted(
+        f"{s}/{m}/{f}" for s in ("inf", "hi", "lo") for m in ("loss", "confidence") for f in "012"
+    )
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert len({run.data.tags["sweep"] for run in found}) == 1
+    assert len({run.data.tags["content"] for run in found}) == 3
+    for one in found:
+        assert one.data.params["train_models"] == "10"
+        assert one.data.params["len_challenge"] == "10"
+        figures = one.data.metrics
+        for phase in ("val", "dev", "final"):
+            for x in (0.001, 0.01, 0.05, 0.1, 0.15, 0.2):
+                assert 0 <= figures[f"{phase}/tpr_at_fpr_{x}"] <= 1
+            assert 0 < figures[f"{phase}/auc"] < 1
+        assert 0 <= figures["out_fallback_rate"] < 1
+        for name in ("config.yaml", "predictions.npz", "roc.png"):
+            assert artifact(one, name).stat().st_size > 100
+
+
+def test_nothing_is_left_lying_about(swept):
+    folder, *_ = swept
+    expected = {"data", "mlruns", "mlflow.db", ".mlflow.db.lock", "multirun", "submissions"}
+    assert {path.name for path in folder.iterdir()} == expected
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_cells_figures_follow_from_the_models_on_disk(swept):
+    """The whole way again by plain loops: logits, log p_y, s − mean(in), one ROC over all."""
+    folder, *_ = swept
+    sizes = challenge.Sizes(1797, 120, 10)
+    scenario = challenge.load_scenario(folder / "data", "digits", "digits_inf", sizes)
+    records = datasets.digits()
+    log_p, member = [], []
+    for model in scenario.phases["train"]:
+        state = torch.load(model.path / "model.pt", weights_only=True)
+        hidden = torch.tanh(records.inputs @ state["mlp.0.weight"].T + state["mlp.0.bias"])
+        logits = hidden @ state["mlp.2.weight"].T + state["mlp.2.bias"]
+        values = torch.log_softmax(logits.double(), dim=1)
+        log_p.append(values[torch.arange(1797), records.labels].numpy())
+        split = model.split(sizes)
+        member.append(set(split.member) | set(split.training))
+    scores, truth = [], []
+    for t, model in enumerate(scenario.phases["train"]):
+        for point in model.split(sizes).challenge:
+            others = [s for s in range(10) if s != t]
+            inside = [log_p[s][point] for s in others if point in member[s]]
+            outside = [log_p[s][point] for s in others if point not in member[s]]
+            scores.append(log_p[t][point] - np.mean(inside or outside))
+            truth.append(point in member[t])
+    fpr, tpr, _ = roc_curve(truth, scores)
+    (one,) = [run for run in runs(folder) if run.info.run_name == "inf/loss/1"]
+    assert one.data.metrics["val/tpr_at_fpr_0.1"] == pytest.approx(tpr[fpr < 0.1].max(), abs=1e-9)
+    assert one.data.metrics["val/auc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-4)
+
+
+def test_the_best_of_each_scenario_was_chosen_by_validation(swept):
+    folder, _, shown, _ = swept
+    report = json.loads((folder / "submissions" / "selection.json").read_text())
+    for scenario in ("inf", "hi", "lo"):
+        cells = [r for r in runs(folder, kind="cell") if r.data.params["scenario"] == scenario]
+        highest = max(
+            (r.data.metrics["val/tpr_at_fpr_0.1"], r.data.metrics["val/auc"]) for r in cells
+        )
+        selected = report["scenarios"][scenario]
+        figures = selected["best"]["figures"]
+        assert (figures["val/tpr_at_fpr_0.1"], figures["val/auc"]) == highest
+        assert selected["compared"] == 6
+        assert f"{highest[0]:.4f}" in shown
+    (logged,) = runs(folder, kind="selection")
+    assert logged.info.run_name == "selection"
+    zipped = folder / "submissions" / "predictions_digits.zip"
+    assert artifact(logged, zipped.name).read_bytes() == zipped.read_bytes()
+
+
+def test_the_submission_holds_the_chosen_predictions_and_scores(swept):
+    folder, _, _, shown = swept
+    report = json.loads((folder / "submissions" / "selection.json").read_text())
+    with zipfile.ZipFile(folder / "submissions" / "predictions_digits.zip") as archive:
+        assert len(archive.namelist()) == 3 * 5
+        for scenario, selected in report["scenarios"].items():
+            (one,) = [r for r in runs(folder) if r.info.run_id == selected["best"]["run_id"]]
+            with np.load(artifact(one, "predictions.npz")) as predictions:
+                rows = predictions["final"]
+            for number, row in zip((13, 14), rows, strict=True):
+                name = f"digits/digits_{scenario}/final/model_{number}/prediction.csv"
+                (line,) = csv.reader(archive.read(name).decode().splitlines())
+                assert np.array_equal(np.array(line, dtype=np.float32), row)
+            assert f"{one.data.metrics['final/tpr_at_fpr_0.1']:.4f}" in shown
+            assert f"{one.data.metrics['dev/auc']:.4f}" in shown
+
+
+def test_one_cell_without_a_sweep(copy):
+    shown = run("mico_exp", "metric=confidence", "formula=1", "scenario=hi", *SMALL, cwd=copy)
+    assert "hi/confidence/1: validation TPR@0.1FPR" in shown.stdout
+    assert len(runs(copy, kind="cell")) == 19
+
+
+def test_another_tracking_server_is_asked(swept, copy, monkeypatch):
+    (copy / "mlflow.db").rename(copy / "team.db")
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{copy / 'team.db'}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mico_exp.select_best", *SIZES],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (copy / "mlflow.db").exists()
+
+
+def test_runs_of_other_models_are_stale(copy):
+    model = copy / "data" / "digits" / "digits_lo" / "dev" / "model_11" / "model.pt"
+    state = torch.load(model, weights_only=True)
+    state["_module.mlp.0.bias"] += 1
+    torch.save(state, model)
+    done = run("mico_exp.select_best", *SIZES, cwd=copy, status=1)
+    assert "scenario lo" in done.stderr
+    assert "6 are of other data or models" in done.stderr
+    advice = "python -m mico_exp metric=loss,confidence formula=0,1,2 scenario=lo -m"
+    assert advice in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_scenario_that_is_gone(copy):
+    shutil.rmtree(copy / "data" / "digits" / "digits_hi")
+    done = run("mico_exp.select_best", *SIZES, cwd=copy, status=1)
+    assert "digits_hi does not exist" in done.stderr
+    assert "scenario=hi -m" in done.stderr
+
+
+def test_a_cell_that_fails_is_a_failed_run_and_the_others_go_on(copy):
+    model = copy / "data" / "digits" / "digits_hi" / "train" / "model_3" / "model.pt"
+    model.write_bytes(b"broken")
+    sweep = ["metric=mod_entropy", "formula=0", "scenario=hi,lo", "-m"]
+    done = run("mico_exp", *sweep, *SMALL, cwd=copy, status=1)
+    assert "model_3/model.pt: cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "lo/mod_entropy/0: validation" in done.stdout
+    (failed,) = [r for r in runs(copy) if r.info.status == "FAILED"]
+    assert failed.info.run_name == "hi/mod_entropy/0"
+    assert "model_3" in failed.data.tags["error"]
+
+
+def test_a_truth_that_is_not_known_is_not_needed(copy):
+    shutil.rmtree(copy / "data" / "truth")
+    for scenario in ("inf", "hi", "lo"):
+        (copy / "data" / "digits" / f"digits_{scenario}" / "build.json").unlink()
+    found = run("mico_exp", "metric=loss", "formula=1", "scenario=lo", *SMALL, cwd=copy, status=1)
+    assert "no build.json" in found.stderr
+    without = [*SIZES, "dataset.recipe=null"]
+    run("mico_exp", "metric=loss", "formula=1", "-m", *without, cwd=copy)
+    newest = runs(copy, kind="cell")[0]
+    assert "val/auc" in newest.data.metrics
+    assert not any(name.startswith("final/auc") for name in newest.data.metrics)
+    shown = run("mico_exp.select_best", *SIZES, cwd=copy).stdout
+    assert "inf" in shown
+    assert (
+        "does not exist"
+        in run("mico_exp.score", "submissions/predictions_digits.zip", cwd=copy, status=1).stderr
+    )
+
+
+def test_building_alone(tmp_path):
+    shown = run("mico_exp.build", "dataset=digits", "scenario=inf", *SMALL, cwd=tmp_path).stdout
+    assert "data/digits/digits_inf: built" in shown
+    again = run("mico_exp.build", "dataset=digits", "scenario=inf", *SMALL, cwd=tmp_path).stdout
+    assert "data/digits/digits_inf: complete, nothing to do" in again
+    assert not (tmp_path / "data" / "digits" / "digits_hi").exists()
