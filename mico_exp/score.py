@@ -45,7 +45,7 @@ def score_submission(path: Path, truth: Path) -> dict[str, dict[str, Figures]]:
         pooled[phase, scenario].append((_solution(truth / name, len(values)), values))
     result: dict[str, dict[str, Figures]] = {}
     for phase in PHASES:
-        for known_phase, scenario in sorted(pooled):
+        for known_phase, scenario in pooled:  # in the order of the zip
             if known_phase == phase:
                 solutions, rows = zip(*pooled[phase, scenario], strict=True)
                 found = figures(np.concatenate(solutions), np.concatenate(rows))
