@@ -78,25 +78,23 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
     from mico_exp import choices, provenance
     from mico_exp.cell import evaluate
     from mico_exp.challenge import challenge_points, read_truth
-    from mico_exp.extraction import Extraction
     from mico_exp.fingerprints import FileFingerprints
     from mico_exp.store import ScoreStore
 
     points = challenge_points(scenario)
-    run.params["num_records"] = len(records)
+    run.params["num_records"] = len(records.labels)
     for phase, targets in points.of_phase.items():
         run.params[f"{phase}_models"] = len(targets)
     store = ScoreStore(Path(cfg.paths.store))
     files = FileFingerprints(store.fingerprints(scenario.path))
     run.tags["content"] = provenance.content(scenario, records, files)
-    extraction = Extraction(
-        scenario, points, records, choices.model(cfg), store, cfg.compute.device
-    )
+    extraction = choices.extraction(cfg, scenario, points, records)
     scores = extraction.read(cfg.metric.name, choices.metric(cfg))
     if scores is None:
         extraction.compute(choices.all_metrics(cfg))
         scores = extraction.read(cfg.metric.name, choices.metric(cfg))
         assert scores is not None
+    run.metrics["nan_models"] = scores.nan_models
     truth = read_truth(Path(cfg.paths.data), scenario)
     return evaluate(scores, points, choices.formula(cfg), truth)
 

@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, however the process ends."""
 
+import io
 import logging
 import os
 import shutil
@@ -7,8 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,13 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
 def write_text(path: Path, content: str, *, durable: bool = True) -> None:
     """Write `content` as UTF-8 to `path`, as `write_bytes` does."""
     write_bytes(path, content.encode(), durable=durable)
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write `array` to `path` in NumPy's format, as `write_bytes` does."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_bytes(path, buffer.getvalue(), durable=False)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def command(cfg: "DictConfig") -> None:
     from mico_exp.recipe import build
 
     records = choices.records(cfg)
-    recipe = choices.recipe(cfg, len(records))
+    recipe = choices.recipe(cfg, len(records.labels))
     if recipe is None:
         raise InputError(f"dataset `{cfg.dataset.name}` has no recipe: it cannot be built here.")
     root = Path(cfg.paths.data)

@@ -44,8 +44,9 @@ def calibrate(
 
     Args:
         formula: see `mico_exp.formulas`.
-        own: (T, P) each target's scores at its own points.
-        shadow: (S, U) scores of the train models at all points.
+        own: (T, P) each target's scores at its own points; NaN where the model has none, which
+            gives the median of all calibrated scores: it says neither.
+        shadow: (S, U) scores of the train models at all points; NaN takes no part.
         is_member: (S, U) True where the train model was trained on the point.
         columns: (T, P) where each target's points lie in the U columns.
         leave_one_out: the targets are the train models themselves (T = S), and each is left
@@ -60,19 +61,25 @@ def calibrate(
             "Calibration needs at least one shadow model for each target, got "
             f"{len(shadow)} train model(s){' with one left out' if leave_one_out else ''}."
         )
+    usable = np.isfinite(shadow)
+    shadow = np.where(usable, shadow, 0)
+    inside, outside = is_member & usable, ~is_member & usable
+    known = np.isfinite(own)
     scores = np.empty(own.shape)
     fallbacks = np.zeros(2)
     for start in range(0, len(own), TARGETS_AT_ONCE):
         some = slice(start, start + TARGETS_AT_ONCE)
         gathered = shadow[:, columns[some]].swapaxes(0, 1)
-        is_in = is_member[:, columns[some]].swapaxes(0, 1)
-        is_out = ~is_in
+        is_in = inside[:, columns[some]].swapaxes(0, 1)
+        is_out = outside[:, columns[some]].swapaxes(0, 1)
         if leave_one_out:
             target = np.arange(len(gathered))
             is_in[target, start + target] = is_out[target, start + target] = False
         is_in, is_out, fell_back = stand_in(is_in, is_out)
         fallbacks += fell_back
-        scores[some] = formula(own[some], gathered, is_in, is_out)
+        asked = np.where(known[some], own[some], 0)
+        scores[some] = formula(asked, gathered, is_in, is_out)
+    scores[~known] = np.median(scores[known]) if known.any() else 0
     if not np.isfinite(scores).all():
         bad = ~np.isfinite(scores)
         raise InputError(

@@ -183,6 +183,41 @@ def challenge_points(scenario: Scenario) -> ChallengePoints:
     return ChallengePoints(of_phase, unique, is_member, solution)
 
 
+@dataclass(frozen=True, eq=False)
+class KnownTraining:
+    """What the disclosed `seed_training` of target models says of all other records.
+
+    Challenge points are in neither mask: only the secret membership decides them.
+
+    member: (T, N) True where the record was certainly in the model's training set.
+    nonmember: (T, N) True where it certainly was not.
+    """
+
+    member: NDArray[np.bool_]
+    nonmember: NDArray[np.bool_]
+
+
+def known_training(scenario: Scenario, phase: str) -> KnownTraining:
+    """Derive the known members and non-members of each target model of a phase.
+
+    Raises:
+        InputError: the scenario does not disclose `seed_training` of a model.
+    """
+    models = scenario.phases.get(phase, ())
+    member = np.zeros((len(models), scenario.sizes.records), dtype=bool)
+    nonmember = np.zeros_like(member)
+    for row, model in enumerate(models):
+        known = model.split(scenario.sizes)
+        if known.training is None or known.evaluation is None:
+            raise InputError(
+                f"{model.path / 'seed_training'} is missing: {scenario.path} does not disclose "
+                f"the training sets of its {phase} models."
+            )
+        member[row, known.training] = True
+        nonmember[row, known.evaluation] = True
+    return KnownTraining(member, nonmember)
+
+
 def _disclosed(model: ModelFolder, sizes: Sizes) -> Split:
     for name in ("seed_training", "seed_membership"):
         if getattr(model, name) is None:
@@ -217,10 +252,19 @@ def model_number(path: Path) -> int:
 
 
 def model_folders(folder: Path) -> list[Path]:
-    """Folders ``model_K`` in `folder` in the order of K; empty if there is no such folder."""
+    """Folders ``model_K`` in `folder` in the order of K; empty if there is no such folder.
+
+    Numbers may have gaps.
+
+    Raises:
+        InputError: a folder is named ``model_`` and something else.
+    """
     if not folder.is_dir():
         return []
-    found = [p for p in folder.iterdir() if re.fullmatch(r"model_\d+", p.name) and p.is_dir()]
+    found = [path for path in folder.iterdir() if path.name.startswith("model_") and path.is_dir()]
+    for path in found:
+        if not re.fullmatch(r"model_[0-9]+", path.name):
+            raise InputError(f"{path}: a model's folder must be named model_0, model_1, …")
     return sorted(found, key=model_number)
 
 

@@ -4,7 +4,7 @@ The one place below the commands that reads a configuration: all other modules t
 arguments.
 """
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,32 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.utils import instantiate
-from omegaconf import DictConfig
-from torch import nn
+from omegaconf import DictConfig, OmegaConf
 
-from mico_exp.challenge import PHASES, Scenario, Sizes, load_scenario
+from mico_exp.challenge import PHASES, ChallengePoints, Scenario, Sizes, load_scenario
 from mico_exp.datasets import Records
 from mico_exp.errors import InputError
-from mico_exp.extraction import Metric
-from mico_exp.models import MLP
+from mico_exp.extraction import Extraction, Metric
+from mico_exp.models import MLP, Architecture
 from mico_exp.recipe import PrivacyTarget, Recipe, build
+from mico_exp.store import ScoreStore
 from mico_exp.training import Plan
 
 
 def records(cfg: DictConfig) -> Records:
-    """Load the data set of `cfg.dataset`."""
-    loaded: Records = instantiate(cfg.dataset.records)
+    """Load the data set of `cfg.dataset`, once in a process: all cells of a sweep share it."""
+    return _records(OmegaConf.to_yaml(cfg.dataset.records, resolve=True))
+
+
+@cache
+def _records(option: str) -> Records:
+    loaded: Records = instantiate(OmegaConf.create(option))
     return loaded
 
 
-def model(cfg: DictConfig) -> nn.Module:
-    """Make an untrained model of `cfg.dataset`."""
-    made: nn.Module = instantiate(cfg.dataset.model)
-    return made
+def architecture(cfg: DictConfig) -> Architecture:
+    """Make the architecture of `cfg.dataset`."""
+    return Architecture.of(instantiate(cfg.dataset.model))
 
 
 def scenario_name(cfg: DictConfig) -> str:
@@ -52,11 +56,11 @@ def recipe(cfg: DictConfig, num_records: int) -> Recipe | None:
     how = cfg.dataset.recipe
     if how is None:
         return None
-    mlp = model(cfg)
+    mlp = instantiate(cfg.dataset.model)
     if not isinstance(mlp, MLP):
         raise InputError(f"`dataset.model` must be an MLP to be built, got {type(mlp).__name__}.")
-    if set(how.models) != set(PHASES):
-        raise InputError(f"`dataset.recipe.models` must name {PHASES}, got {list(how.models)}.")
+    if set(cfg.dataset.phases) != set(PHASES):
+        raise InputError(f"`dataset.phases` must name {PHASES}, got {list(cfg.dataset.phases)}.")
     target = None
     if cfg.scenario.epsilon is not None:
         target = PrivacyTarget(cfg.scenario.epsilon, cfg.scenario.delta, how.clip_norm)
@@ -65,20 +69,37 @@ def recipe(cfg: DictConfig, num_records: int) -> Recipe | None:
         scenario=scenario_name(cfg),
         seed=cfg.seed,
         sizes=sizes(cfg, num_records),
-        models={phase: how.models[phase] for phase in PHASES},
+        models={phase: cfg.dataset.phases[phase] for phase in PHASES},
         widths=tuple(mlp.widths),
         plan=Plan(how.steps, how.batch_size, instantiate(how.optimizer)),
         privacy=target,
+        disclose_training=cfg.scenario.disclose_training,
     )
 
 
 def scenario(cfg: DictConfig, loaded: Records) -> Scenario:
     """Find the chosen scenario on disk, after building what is missing if it can be built."""
-    how = recipe(cfg, len(loaded))
+    num_records = len(loaded.labels)
+    how = recipe(cfg, num_records)
     root = Path(cfg.paths.data)
     if how is not None:
         build(root, how, loaded)
-    return load_scenario(root, cfg.challenge, scenario_name(cfg), sizes(cfg, len(loaded)))
+    return load_scenario(root, cfg.challenge, scenario_name(cfg), sizes(cfg, num_records))
+
+
+def extraction(
+    cfg: DictConfig, found: Scenario, points: ChallengePoints, loaded: Records
+) -> Extraction:
+    """Open the scores of a scenario."""
+    return Extraction(
+        found,
+        points,
+        loaded,
+        architecture(cfg),
+        ScoreStore(Path(cfg.paths.store)),
+        cfg.compute.device,
+        allow_nan=cfg.compute.allow_nan,
+    )
 
 
 def metric(cfg: DictConfig) -> Metric:
@@ -88,7 +109,7 @@ def metric(cfg: DictConfig) -> Metric:
 
 
 def all_metrics(cfg: DictConfig) -> dict[str, Metric]:
-    """Make every option of the group `metric`, and the chosen one as it was configured.
+    """Make every option of the group `metric`, and the chosen one, if any, as it was configured.
 
     They all come from the same pass through a model, so a later cell finds its scores ready.
     """
@@ -96,7 +117,9 @@ def all_metrics(cfg: DictConfig) -> dict[str, Metric]:
     for name in option_names("metric"):
         option = compose(HydraConfig.get().job.config_name, overrides=[f"metric={name}"]).metric
         found[option.name] = instantiate(option.function)
-    return {**found, cfg.metric.name: metric(cfg)}
+    if "metric" in cfg:
+        found[cfg.metric.name] = metric(cfg)
+    return found
 
 
 def option_names(group: str) -> list[str]:

@@ -1,31 +1,73 @@
-"""Records of a data set by index, in the fixed order that the seeds refer to."""
+"""Records of a data set by index, in the fixed order that the seeds refer to.
+
+A data set stays compact in memory (or on disk) and gives model inputs for the indices asked for.
+Axes: N records, B indices asked for.
+"""
 
 import hashlib
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mico_exp.atomic import write_array
+from mico_exp.errors import InputError
+from mico_exp.fingerprints import FileFingerprints, definition, digest
+
+log = logging.getLogger(__name__)
+Inputs = Tensor | Mapping[str, Tensor]
+Indices = NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class Records:
-    """A data set in memory: inputs (N, …) float32 and labels (N,) int64."""
+class Records(Protocol):
+    """What every data set offers; `labels` is (N,) int64."""
 
-    inputs: torch.Tensor
-    labels: torch.Tensor
+    labels: Tensor
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that models see: the same records in the same order, or not."""
+
+    def inputs(self, indices: Tensor) -> Inputs:
+        """Model inputs of the records at `indices`, shape (B,) or more axes where it can."""
+
+    def order(self, indices: Indices) -> Indices:
+        """Positions in `indices` (B,) in the order in which batches of them are cheapest."""
+
+
+def fingerprint_arrays(*arrays: NDArray[Any]) -> str:
+    """SHA-256 of shapes and contents."""
+    hashed = hashlib.sha256()
+    for array in arrays:
+        hashed.update(f"{array.dtype}{array.shape}".encode())
+        hashed.update(np.ascontiguousarray(array).data)
+    return hashed.hexdigest()
+
+
+class Features:
+    """Records as rows of numbers: features (N, F) float32."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.features, self.labels = features, labels
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of shapes and contents: the same records in the same order, or not."""
-        digest = hashlib.sha256()
-        for tensor in (self.inputs, self.labels):
-            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(np.ascontiguousarray(tensor.numpy()).data)
-        return digest.hexdigest()
+        """SHA-256 of features and labels."""
+        return fingerprint_arrays(self.features.numpy(), self.labels.numpy())
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Features (…, F) of indices (…)."""
+        return self.features[indices]
+
+    def order(self, indices: Indices) -> Indices:
+        """As they come: every order costs the same."""
+        return np.arange(len(indices))
 
 
 def digits() -> Records:
@@ -33,5 +75,253 @@ def digits() -> Records:
     from sklearn.datasets import load_digits  # slow to import, and only this data set needs it
 
     images, labels = load_digits(return_X_y=True)
-    inputs = torch.from_numpy((images / 16).astype(np.float32))
-    return Records(inputs, torch.from_numpy(labels.astype(np.int64)))
+    features = torch.from_numpy((images / 16).astype(np.float32))
+    return Features(features, torch.from_numpy(labels.astype(np.int64)))
+
+
+CIFAR10_MEAN = (0.49139968, 0.48215841, 0.44653091)
+CIFAR10_STD = (0.24703223, 0.24348513, 0.26158784)
+
+
+class Images:
+    """Colour images (N, H, W, 3) uint8, given as (B, 3, H, W) float32, normalised by channel."""
+
+    def __init__(
+        self, pixels: NDArray[np.uint8], labels: Tensor, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        self.pixels, self.labels = pixels, labels
+        self.mean = torch.tensor(mean).view(3, 1, 1)
+        self.std = torch.tensor(std).view(3, 1, 1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of pixels, labels and normalisation."""
+        scale = np.stack([self.mean.numpy(), self.std.numpy()])
+        return fingerprint_arrays(self.pixels, self.labels.numpy(), scale)
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of indices (B,)."""
+        chosen = torch.from_numpy(self.pixels[indices.numpy()])
+        return (chosen.movedim(-1, -3).float() / 255 - self.mean) / self.std
+
+    def order(self, indices: Indices) -> Indices:
+        """As they come: every order costs the same."""
+        return np.arange(len(indices))
+
+
+def cifar10(folder: str, source: Callable[..., Any] | None = None) -> Records:
+    """Load CIFAR-10 by torchvision: 50,000 train images, then 10,000 test images.
+
+    Args:
+        folder: holds ``cifar-10-batches-py``. torchvision checks the files' published MD5 sums
+            before it unpickles them.
+        source: `torchvision.datasets.CIFAR10`, or a class like it.
+    """
+    if source is None:
+        from torchvision.datasets import CIFAR10
+
+        source = CIFAR10
+    try:
+        parts = [source(root=folder, train=train, download=False) for train in (True, False)]
+    except RuntimeError as error:
+        raise InputError(
+            f"{folder}/cifar-10-batches-py is missing or not the official one ({error}). "
+            "Unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz in that folder."
+        ) from error
+    pixels = np.concatenate([part.data for part in parts])
+    labels = torch.tensor([label for part in parts for label in part.targets])
+    return Images(pixels, labels, CIFAR10_MEAN, CIFAR10_STD)
+
+
+PURCHASE_FEATURES = 600
+PURCHASE_CLASSES = 100
+
+
+class Bits:
+    """Records of bits, eight to a byte: packed (N, 1 + F/8) uint8, the label in the first byte."""
+
+    def __init__(self, packed: NDArray[np.uint8], num_features: int, fingerprint: str) -> None:
+        self.packed, self.num_features = packed, num_features
+        self.labels = torch.from_numpy(packed[:, 0].astype(np.int64))
+        self.fingerprint = fingerprint
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Bits (…, F) as float32 0 and 1 of indices (…)."""
+        rows = self.packed[indices.numpy()][..., 1:]
+        bits = np.unpackbits(rows, axis=-1, count=self.num_features)
+        return torch.from_numpy(bits).float()
+
+    def order(self, indices: Indices) -> Indices:
+        """As they come: every order costs the same."""
+        return np.arange(len(indices))
+
+
+def purchase100(folder: str) -> Records:
+    """Load Purchase-100: 197,324 records of 600 bits in 100 classes.
+
+    The CSV ``dataset_purchase`` (240 MB; label 1 … 100, then 600 bits) is parsed once into an
+    array of 15 MB beside it, which is memory-mapped from then on.
+    """
+    path = Path(folder) / "dataset_purchase"
+    if not path.exists():
+        raise InputError(
+            f"{path} is missing. Unpack dataset_purchase.tgz of "
+            "https://www.comp.nus.edu.sg/~reza/files/dataset_purchase.tgz there."
+        )
+    files = FileFingerprints(path.with_name("fingerprints.json"))
+    key = digest(files.of(path), definition(parse_purchase))
+    files.save()
+    compact = path.with_name(f"dataset_purchase-{key[:16]}.npy")
+    if not compact.exists():
+        log.info("Parsing %s, once", path)
+        write_array(compact, parse_purchase(path))
+    packed = np.load(compact, mmap_mode="r", allow_pickle=False)
+    return Bits(packed, PURCHASE_FEATURES, key)
+
+
+def parse_purchase(path: Path) -> NDArray[np.uint8]:
+    """Parse the CSV into rows (N, 76) uint8: label 0 … 99, then 600 bits, eight to a byte.
+
+    Raises:
+        InputError: names the first line that is not a label 1 … 100 and 600 bits.
+    """
+    parts, lines_before = [], 0
+    with path.open("rb") as file:
+        while lines := file.readlines(1 << 26):
+            parts.append(_parse_lines(path, lines, lines_before))
+            lines_before += len(lines)
+    if not parts:
+        raise InputError(f"{path}: is empty.")
+    return np.concatenate(parts)
+
+
+def _parse_lines(path: Path, lines: list[bytes], before: int) -> NDArray[np.uint8]:
+    """Check and pack lines. A line's last 1,200 bytes are 600 times a comma and a bit."""
+    width = 2 * PURCHASE_FEATURES
+    stripped = [line.rstrip(b"\r\n") for line in lines]
+    labels = np.zeros(len(lines), dtype=np.uint8)
+    for i, line in enumerate(stripped):
+        label = line[:-width]
+        if not label.isdigit() or not 1 <= int(label) <= PURCHASE_CLASSES:
+            raise InputError(
+                f"{path}: line {before + i + 1} must hold a label 1 … {PURCHASE_CLASSES} and "
+                f"{PURCHASE_FEATURES} bits, got {len(line.split(b',')) - 1} values after "
+                f"{line.split(b',')[0][:20]!r}."
+            )
+        labels[i] = int(label) - 1
+    text = np.frombuffer(b"".join(line[-width:] for line in stripped), dtype=np.uint8)
+    pairs = text.reshape(len(lines), PURCHASE_FEATURES, 2)
+    bits = pairs[:, :, 1] - ord("0")
+    wrong = (pairs[:, :, 0] != ord(",")) | (bits > 1)
+    if wrong.any():
+        line, column = np.argwhere(wrong)[0]
+        raise InputError(f"{path}: line {before + line + 1}, bit {column + 1} must be 0 or 1.")
+    return np.concatenate([labels[:, None], np.packbits(bits, axis=1)], axis=1)
+
+
+class Sentences:
+    """Tokenised sentences, given as a batch padded to its own longest one.
+
+    tokens: all token ids one after another; sentence i is ``tokens[starts[i]:starts[i + 1]]``.
+    """
+
+    def __init__(
+        self, tokens: NDArray[np.int32], starts: NDArray[np.int64], labels: Tensor, pad: int
+    ) -> None:
+        self.tokens, self.starts, self.labels, self.pad = tokens, starts, labels, pad
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of token ids and labels."""
+        return fingerprint_arrays(self.tokens, self.starts, self.labels.numpy())
+
+    def inputs(self, indices: Tensor) -> Mapping[str, Tensor]:
+        """``input_ids`` and ``attention_mask`` (B, longest) int64 of indices (B,)."""
+        chosen = indices.numpy()
+        lengths = self.starts[chosen + 1] - self.starts[chosen]
+        positions = np.arange(lengths.max())
+        mask = positions < lengths[:, None]
+        where = np.where(mask, self.starts[chosen][:, None] + positions, 0)
+        ids = np.where(mask, self.tokens[where], self.pad)
+        return {
+            "input_ids": torch.from_numpy(ids.astype(np.int64)),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+        }
+
+    def order(self, indices: Indices) -> Indices:
+        """Longest first: a batch has little padding, and memory runs short at once or never."""
+        lengths = self.starts[indices + 1] - self.starts[indices]
+        return np.argsort(-lengths, kind="stable")
+
+
+SST2_HUB = {  # data set on the Hugging Face hub: its files, looked for in the local cache only
+    "nyu-mll/glue": "sst2/{}-00000-of-00001.parquet",
+    "stanfordnlp/sst2": "data/{}-00000-of-00001.parquet",
+}
+
+
+def sst2(folder: str, tokenizer: str = "roberta-base", max_length: int = 67) -> Records:
+    """Load GLUE SST-2: 67,349 train sentences, then 872 validation sentences, tokenised once.
+
+    Args:
+        folder: holds ``train`` and ``validation`` as ``.parquet`` or ``.tsv`` with columns
+            ``sentence`` and ``label``; without, the Hugging Face cache is looked in.
+        tokenizer: name or folder of a tokenizer for `transformers.AutoTokenizer`.
+        max_length: longest sentence in tokens; the competition's is 67.
+    """
+    from transformers import AutoTokenizer
+
+    tables = [_read_sentences(_sentences_file(Path(folder), part)) for part in SST2_PARTS]
+    sentences = [sentence for table in tables for sentence in table[0]]
+    labels = torch.tensor([label for table in tables for label in table[1]])
+    try:
+        tokenize = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"`dataset.records.tokenizer`: {tokenizer} is no tokenizer that is here or can be "
+            f"fetched: {str(error).splitlines()[0]}"
+        ) from error
+    ids = tokenize(sentences, truncation=True, max_length=max_length)["input_ids"]
+    starts = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
+    tokens = np.concatenate([np.asarray(one, dtype=np.int32) for one in ids])
+    return Sentences(tokens, starts.astype(np.int64), labels, tokenize.pad_token_id)
+
+
+SST2_PARTS = ("train", "validation")
+
+
+def _sentences_file(folder: Path, part: str) -> Path:
+    from huggingface_hub import try_to_load_from_cache
+
+    for path in (folder / f"{part}.parquet", folder / f"{part}.tsv"):
+        if path.exists():
+            return path
+    for repository, pattern in SST2_HUB.items():
+        found = try_to_load_from_cache(repository, pattern.format(part), repo_type="dataset")
+        if isinstance(found, str):
+            return Path(found)
+    raise InputError(
+        f"{folder / part}.parquet or .tsv is missing, and the Hugging Face cache has no SST-2. "
+        "Both are in the data set nyu-mll/glue on the hub."
+    )
+
+
+def _read_sentences(path: Path) -> tuple[list[str], list[int]]:
+    import pandas as pd
+
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, sep="\t", quoting=3, keep_default_na=False)
+        sentences, labels = table["sentence"].tolist(), table["label"].tolist()
+    except KeyError as error:
+        raise InputError(
+            f"{path}: column {error} is missing, got {list(table.columns)}."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a table: {error}") from error
+    for row, label in enumerate(labels):
+        if label not in (0, 1):
+            raise InputError(f"{path}: label of row {row} must be 0 or 1, got {label!r}.")
+    return sentences, labels

@@ -10,25 +10,35 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from mico_exp.atomic import exclusive
 from mico_exp.challenge import ChallengePoints, Indices, ModelFolder, Scenario
-from mico_exp.datasets import Records
+from mico_exp.datasets import Inputs, Records
 from mico_exp.errors import InputError
 from mico_exp.fingerprints import FileFingerprints, definition, digest
-from mico_exp.models import Stacked, load_state, stack
+from mico_exp.models import (
+    Architecture,
+    Stacked,
+    can_stack,
+    load_state,
+    model_files,
+    not_finite,
+    stack,
+    weights_file,
+)
 from mico_exp.store import Address, Column, Floats, ScoreStore
 
 log = logging.getLogger(__name__)
 Metric = Callable[[Tensor, Tensor], Tensor]
 MODELS_AT_ONCE = 50
-POINTS_AT_ONCE = 1024  # × 50 models × 128 hidden units × 4 bytes = 26 MB a layer
+POINTS_AT_ONCE = 256  # × 50 MLPs × 128 hidden units × 4 bytes = 7 MB a layer, within the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +51,11 @@ class Scores:
 
     shadow: Floats
     own: dict[str, Floats]
+
+    @property
+    def nan_models(self) -> int:
+        """How many models of any phase have scores that are not finite."""
+        return sum(int((~np.isfinite(rows)).any(axis=1).sum()) for rows in self.own.values())
 
 
 @dataclass(frozen=True)
@@ -59,9 +74,11 @@ class Extraction:
         scenario: the models.
         points: their challenge points.
         records: the data set.
-        model: an instance of the architecture.
+        architecture: of the models.
         store: where columns are kept.
         device: where models run, as `torch.device` names it.
+        allow_nan: go on where models have weights or scores that are not finite. Their scores
+            are NaN then, and calibration leaves them out.
     """
 
     def __init__(
@@ -69,34 +86,46 @@ class Extraction:
         scenario: Scenario,
         points: ChallengePoints,
         records: Records,
-        model: nn.Module,
+        architecture: Architecture,
         store: ScoreStore,
         device: str = "cpu",
+        *,
+        allow_nan: bool = False,
     ) -> None:
         self.scenario, self.points, self.records = scenario, points, records
-        self.model, self.store, self.device = model, store, torch.device(device)
+        self.architecture, self.store, self.device = architecture, store, open_device(device)
+        self.allow_nan = allow_nan
         self.name = scenario.path
-        self._model_key = digest(definition(type(model)), repr(model), records.fingerprint)
 
     def read(self, metric_name: str, metric: Metric) -> Scores | None:
-        """Read one metric's scores; None if any is missing."""
+        """Read one metric's scores; None if any is missing.
+
+        Raises:
+            InputError: scores are not finite, and `allow_nan` is off.
+        """
         own: dict[str, list[Floats]] = {phase: [] for phase in self.points.of_phase}
         shadow: list[Floats] = []
         for phase, task in self._tasks({metric_name: metric}):
             column = self.store.read(task.addresses[metric_name])
             if len(column.lacks(task.points)):
                 return None
+            if not self.allow_nan and not np.isfinite(column.scores).all():
+                raise self._not_finite(task, metric_name, column.scores)
             targets = self.points.of_phase[phase]
             own[phase].append(column.at(targets[len(own[phase])]))
             if phase == "train":
                 shadow.append(column.at(self.points.unique))
         return Scores(np.stack(shadow), {phase: np.stack(rows) for phase, rows in own.items()})
 
-    def compute(self, metrics: Mapping[str, Metric]) -> None:
-        """Compute what is missing of the metrics' columns, and keep it.
+    def compute(self, metrics: Mapping[str, Metric]) -> int:
+        """Compute what is missing of the metrics' columns, and keep it; says for how many models.
 
-        Finished models stay finished if this is interrupted. Of two processes one computes,
-        and the other waits and then finds nothing missing.
+        Every model is checked before the first is run. Finished models stay finished if this is
+        interrupted. Of two processes one computes, and the other waits and finds nothing missing.
+
+        Raises:
+            InputError: a model cannot be read or does not fit, or is not finite and `allow_nan`
+                is off.
         """
         with exclusive(self.store.lock(self.name), f"extracting {self.name}"):
             missing = [
@@ -104,30 +133,47 @@ class Extraction:
                 for _, task in self._tasks(metrics)
                 if len(lacking := self._lacking(task))
             ]
-            if not missing:
-                return
+            self._check_models([task.folder for task, _ in missing])
             total = len(missing)
+            title = f"Extracting {self.name} on {self.device}"
             with tqdm(
-                total=total, desc=f"Extracting {self.name}", unit="model", disable=None
+                total=total, desc=title, unit="model", disable=None if total else True
             ) as bar:
-                for some in _alike(missing):
+                for some in self._alike(missing):
                     self._compute_some(some, metrics)
                     bar.update(len(some))
+            return total
+
+    def _check_models(self, folders: Sequence[ModelFolder]) -> None:
+        """Read every model once, before long work, so that a broken one is found now."""
+        sick = {}
+        for folder in tqdm(
+            folders, desc="Checking models", unit="model", leave=False, disable=None
+        ):
+            state = load_state(
+                weights_file(folder.path), self.architecture.make(folder.path), mapped=True
+            )
+            if bad := not_finite(state):
+                sick[folder.path] = f"{bad} of {sum(t.numel() for t in state.values())}"
+        if sick and not self.allow_nan:
+            path, share = next(iter(sick.items()))
+            raise InputError(
+                f"{len(sick)} of {len(folders)} models have weights that are not finite, the first "
+                f"{path} ({share} weights). `compute.allow_nan=true` goes on without them."
+            )
+        for path, share in sick.items():
+            log.warning("%s: %s weights are not finite; its scores count for nothing", path, share)
 
     def _tasks(self, metrics: Mapping[str, Metric]) -> Iterator[tuple[str, Task]]:
         files = FileFingerprints(self.store.fingerprints(self.name))
+        common = (self.architecture.key, self.records.fingerprint)
         definitions = {name: definition(metric) for name, metric in metrics.items()}
         for phase, targets in self.points.of_phase.items():
             for folder, own in zip(self.scenario.phases[phase], targets, strict=True):
-                content = files.of(folder.path / "model.pt")
+                content = digest(*(files.of(path) for path in model_files(folder.path)))
+                place = (self.name, phase, folder.path.name)
                 addresses = {
-                    name: Address(
-                        self.name,
-                        phase,
-                        folder.path.name,
-                        name,
-                        digest(content, self._model_key, defined),
-                    )
+                    name: Address(*place, name, digest(content, *common, defined))
                     for name, defined in definitions.items()
                 }
                 needed = self.points.unique if phase == "train" else np.sort(own)
@@ -139,36 +185,70 @@ class Extraction:
         columns = map(self.store.read, task.addresses.values())
         return np.unique(np.concatenate([column.lacks(task.points) for column in columns]))
 
+    def _alike(
+        self, missing: Sequence[tuple[Task, Indices]]
+    ) -> Iterator[list[tuple[Task, Indices]]]:
+        """Cut into runs of models that lack equally many points, and so can be stacked."""
+        for _, run in groupby(missing, key=lambda pair: len(pair[1])):
+            alike = list(run)
+            stackable = can_stack(self.architecture.make(alike[0][0].folder.path))
+            size = MODELS_AT_ONCE if stackable else 1
+            for start in range(0, len(alike), size):
+                yield alike[start : start + size]
+
     def _compute_some(
         self, some: Sequence[tuple[Task, Indices]], metrics: Mapping[str, Metric]
     ) -> None:
-        states = [load_state(task.folder.path / "model.pt", self.model) for task, _ in some]
-        on_device = [{k: v.to(self.device) for k, v in state.items()} for state in states]
-        models = stack(self.model.to(self.device), on_device)
+        module = self.architecture.make(some[0][0].folder.path).to(self.device)
+        states = [
+            {name: tensor.to(self.device) for name, tensor in state.items()}
+            for state in (load_state(weights_file(task.folder.path), module) for task, _ in some)
+        ]
         points = np.stack([lacking for _, lacking in some])
-        scores = evaluate(models, self.records, points, metrics, self.device)
+        scores = evaluate(stack(module, states), self.records, points, metrics, self.device)
         for i, (task, lacking) in enumerate(some):
             for name, address in task.addresses.items():
                 values = scores[name][i]
-                if not np.isfinite(values).all():
-                    raise InputError(
-                        f"{task.folder.path}: metric `{name}` is not finite at "
-                        f"{(~np.isfinite(values)).sum()} of {len(values)} points. "
-                        "Has the training diverged?"
-                    )
+                if not self.allow_nan and not np.isfinite(values).all():
+                    raise self._not_finite(task, name, values)
                 known = self.store.read(address)
                 new = np.isin(lacking, known.points, invert=True)
                 self.store.write(address, known.merged(Column(lacking[new], values[new])))
 
+    @staticmethod
+    def _not_finite(task: Task, metric_name: str, values: Floats) -> InputError:
+        return InputError(
+            f"{task.folder.path}: metric `{metric_name}` is not finite at "
+            f"{(~np.isfinite(values)).sum()} of {len(values)} points. Has the training diverged? "
+            "`compute.allow_nan=true` goes on without."
+        )
 
-def _alike(
-    missing: Sequence[tuple[Task, Indices]],
-) -> Iterator[list[tuple[Task, Indices]]]:
-    """Cut into runs of models that lack equally many points, and so can be stacked."""
-    for _, run in groupby(missing, key=lambda pair: len(pair[1])):
-        alike = list(run)
-        for start in range(0, len(alike), MODELS_AT_ONCE):
-            yield alike[start : start + MODELS_AT_ONCE]
+
+def progress(title: str, total: int) -> "tqdm[Any]":
+    """A bar that counts models, silent where there is none or no terminal."""
+    return tqdm(total=total, desc=title, unit="model", disable=None if total else True)
+
+
+def open_device(name: str) -> torch.device:
+    """Find a device by its name, ``cpu`` or ``cuda:1``.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"`compute.device`: {name} cannot be used here: {reason}") from error
+    return device
+
+
+def to_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """Move model inputs to a device."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 @torch.inference_mode()
@@ -180,12 +260,14 @@ def evaluate(
     device: torch.device,
 ) -> dict[str, NDArray[np.float64]]:
     """Compute metrics of M models at points (M, P); each metric's scores are (M, P) float64."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in metrics}
+    scores = {name: np.empty(points.shape) for name in metrics}
     shared = bool((points == points[0]).all())
-    wanted = torch.from_numpy(points[0] if shared else points)
-    for some in wanted.split(POINTS_AT_ONCE, dim=-1):
-        inputs, labels = records.inputs[some].to(device), records.labels[some].to(device)
-        logits = models(inputs, own=not shared)
+    order = records.order(points[0]) if shared else np.arange(points.shape[1])
+    for start in range(0, len(order), POINTS_AT_ONCE):
+        some = order[start : start + POINTS_AT_ONCE]
+        wanted = torch.from_numpy(points[0, some] if shared else points[:, some])
+        labels = records.labels[wanted].to(device)
+        logits = models(to_device(records.inputs(wanted), device), own=not shared)
         for name, metric in metrics.items():
-            parts[name].append(metric(logits, labels).double().cpu())
-    return {name: torch.cat(columns, dim=1).numpy() for name, columns in parts.items()}
+            scores[name][:, some] = metric(logits, labels).double().cpu().numpy()
+    return scores

@@ -3,16 +3,21 @@
 Axes: M models, P points, F features, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mico_exp.errors import InputError
+from mico_exp.fingerprints import definition, digest
 
 State = Mapping[str, Tensor]
 DP_PREFIX = "_module."  # Opacus wraps the model, and its state dict keeps the wrapper's name
@@ -46,7 +51,7 @@ class MLP(nn.Module):
 class Stacked(Protocol):
     """M models of one architecture that are called as one."""
 
-    def __call__(self, inputs: Tensor, *, own: bool = False) -> Tensor:
+    def __call__(self, inputs: Any, *, own: bool = False) -> Tensor:
         """Logits (M, P, C); inputs (P, …) for all models, or with `own` (M, P, …), each its own."""
 
 
@@ -101,25 +106,146 @@ class StackedMLP:
         ]
 
 
-def load_state(path: Path, like: nn.Module) -> dict[str, Tensor]:
+class CNN(nn.Module):
+    """The competition's CIFAR-10 model: images (P, 3, 32, 32) to logits (P, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cnn = nn.Sequential(
+            nn.Conv2d(3, 128, kernel_size=8, stride=2, padding=3),
+            nn.Tanh(),
+            nn.MaxPool2d(kernel_size=3, stride=1),
+            nn.Conv2d(128, 256, kernel_size=3),
+            nn.Tanh(),
+            nn.Conv2d(256, 256, kernel_size=3),
+            nn.Tanh(),
+            nn.AvgPool2d(kernel_size=2),
+            nn.Flatten(),
+            nn.Linear(6400, 10),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (P, 10) of inputs (P, 3, 32, 32)."""
+        logits: Tensor = self.cnn(inputs)
+        return logits
+
+
+class TextClassifier(nn.Module):
+    """A network of `transformers` under the contract of this module: batch in, logits out."""
+
+    # Older releases of transformers saved these constant buffers, newer ones do not.
+    ignored = ("roberta.embeddings.position_ids", "roberta.embeddings.token_type_ids")
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits (P, C) of ``input_ids`` and ``attention_mask`` (P, L)."""
+        logits: Tensor = self.network(**inputs).logits
+        return logits
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module whose state dict a model's file holds."""
+    return model.network if isinstance(model, TextClassifier) else model
+
+
+def roberta(folder: Path) -> nn.Module:
+    """Make the RoBERTa classifier that ``config.json`` in a model's folder describes."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise InputError(f"{path} is missing: it says what shape the model has.")
+    return _roberta(path.read_text(encoding="utf-8"), path)
+
+
+_ROBERTA: dict[str, nn.Module] = {}  # by the text of config.json: a hundred folders, one network
+
+
+def _roberta(config: str, path: Path) -> nn.Module:
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    if config not in _ROBERTA:
+        try:
+            shape = RobertaConfig.from_dict(json.loads(config))
+            _ROBERTA[config] = TextClassifier(RobertaForSequenceClassification(shape))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}: does not describe a RoBERTa model: {error}") from error
+    return _ROBERTA[config]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How the models of a data set are made: `make` gives one, untrained, for a model's folder.
+
+    `key` is the hash of its definition.
+    """
+
+    make: Callable[[Path], nn.Module]
+    key: str
+
+    @classmethod
+    def of(cls, option: nn.Module | Callable[[Path], nn.Module]) -> "Architecture":
+        """Take a module that serves for all folders, or a function that makes one for a folder."""
+        if isinstance(option, nn.Module):
+            return cls(partial(_same, option), digest(definition(type(option)), repr(option)))
+        return cls(option, definition(option))
+
+
+def _same(module: nn.Module, folder: Path) -> nn.Module:  # noqa: ARG001
+    return module
+
+
+WEIGHTS = ("model.pt", "model.safetensors", "pytorch_model.bin")
+
+
+def weights_file(folder: Path) -> Path:
+    """Find the file with a model's weights.
+
+    Raises:
+        InputError: there is none.
+    """
+    for name in WEIGHTS:
+        if (folder / name).exists():
+            return folder / name
+    raise InputError(f"{folder} holds no weights: expected one of {', '.join(WEIGHTS)}.")
+
+
+def model_files(folder: Path) -> list[Path]:
+    """All files that decide what a model computes: its weights, and its shape if it is told."""
+    config = folder / "config.json"
+    return [weights_file(folder), *([config] if config.exists() else [])]
+
+
+def load_state(path: Path, like: nn.Module, *, mapped: bool = False) -> dict[str, Tensor]:
     """Read a state dict without unpickling code, and check that it fits the architecture.
 
-    Keys lose the prefix that DP training adds.
+    Keys lose the prefix that DP training adds. With `mapped` the values stay on disk until they
+    are used, which makes a check of the shapes cheap.
 
     Raises:
         InputError: the file cannot be read as tensors, or the first key that is missing,
             unexpected or of another shape.
     """
     try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = _read_tensors(path, mapped)
     except Exception as error:  # zip, pickle and OS errors alike mean: this file is no model
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path}: cannot be read as a state dict: {reason}") from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise InputError(f"{path}: expected a state dict of tensors, got {type(loaded).__name__}.")
     state = {str(name).removeprefix(DP_PREFIX): tensor for name, tensor in loaded.items()}
-    _check_fit(path, state, like.state_dict())
+    for name in getattr(like, "ignored", ()):
+        state.pop(name, None)
+    _check_fit(path, state, bare(like).state_dict())
     return state
+
+
+def _read_tensors(path: Path, mapped: bool) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    zipped = zipfile.is_zipfile(path)  # the format before torch 1.6 cannot be mapped
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped)
 
 
 def _check_fit(path: Path, state: State, expected: State) -> None:
@@ -136,25 +262,33 @@ def _check_fit(path: Path, state: State, expected: State) -> None:
         raise InputError(f"{path}: key `{name}` of shape {tuple(state[name].shape)} is unexpected.")
 
 
-class OneByOne:
-    """M models of any architecture, run one after another through the same module."""
+def not_finite(state: State) -> int:
+    """Count the weights that are NaN or infinite."""
+    floats = (tensor for tensor in state.values() if tensor.is_floating_point())
+    return sum(int((~tensor.isfinite()).sum()) for tensor in floats)
 
-    def __init__(self, model: nn.Module, states: Sequence[State]) -> None:
-        self.model = model.eval()
-        self.states = states
 
-    def __call__(self, inputs: Tensor, *, own: bool = False) -> Tensor:
-        """Logits (M, P, C) of inputs (P, …) for all models, or with `own` (M, P, …)."""
-        return torch.stack(
-            [
-                functional_call(self.model, dict(state), (inputs[i] if own else inputs,))
-                for i, state in enumerate(self.states)
-            ]
-        )
+class Alone:
+    """One model under the contract of `Stacked`, for architectures that know no faster way."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, inputs: Any, *, own: bool = False) -> Tensor:  # noqa: ARG002
+        """Logits (1, P, C) of inputs (P, …), which are both all models' and its own."""
+        logits: Tensor = self.model(inputs)
+        return logits.unsqueeze(0)
+
+
+def can_stack(model: nn.Module) -> bool:
+    """Say whether many models of the architecture can run as one."""
+    return hasattr(model, "stack")
 
 
 def stack(model: nn.Module, states: Sequence[State]) -> Stacked:
-    """Many models as one: an architecture's own `stack` where it knows a faster way."""
-    faster = getattr(model, "stack", None)
-    stacked: Stacked = faster(states) if faster else OneByOne(model, states)
-    return stacked
+    """Many models as one; just one where the architecture cannot stack."""
+    if isinstance(model, MLP):
+        return model.stack(states)
+    (state,) = states
+    bare(model).load_state_dict(state)
+    return Alone(model.eval())

@@ -8,6 +8,7 @@ import mico_exp
 from mico_exp.challenge import Scenario
 from mico_exp.datasets import Records
 from mico_exp.fingerprints import FileFingerprints, digest
+from mico_exp.models import model_files
 
 
 def content(scenario: Scenario, records: Records, files: FileFingerprints) -> str:
@@ -23,7 +24,7 @@ def content(scenario: Scenario, records: Records, files: FileFingerprints) -> st
             phase,
             model.path.name,
             repr(seeds),
-            files.of(model.path / "model.pt"),
+            *(files.of(path) for path in model_files(model.path)),
             files.of(solution) if solution.exists() else "",
         ]
     files.save()

@@ -60,6 +60,7 @@ class Recipe:
 
     models: how many in each phase, numbered through in the order train, dev, final.
     widths: of the MLP, from input to classes.
+    disclose_training: dev and final models tell `seed_training`, as in the challenge ``ddp``.
     """
 
     challenge: str
@@ -70,6 +71,7 @@ class Recipe:
     widths: tuple[int, ...]
     plan: Plan
     privacy: PrivacyTarget | None
+    disclose_training: bool = False
 
     @property
     def sample_rate(self) -> float:
@@ -94,6 +96,7 @@ class Recipe:
             "epsilon": self.privacy and self.privacy.epsilon,
             "delta": self.privacy and self.privacy.delta,
             "clip_norm": self.privacy and self.privacy.clip_norm,
+            "disclose_training": self.disclose_training,
         }
 
 
@@ -224,7 +227,7 @@ def _train_chunk(
     own = torch.from_numpy(np.stack([np.concatenate([s.member, s.training]) for s in splits]))
     mlps = initial_mlps(len(numbers), recipe.widths, generator)
     step = share / recipe.plan.steps
-    inputs, labels = records.inputs[own], records.labels[own]
+    inputs, labels = _features(records, own), records.labels[own]
     train(mlps, inputs, labels, recipe.plan, generator, privacy, lambda: _advance(bar, step))
     epsilon = None
     if privacy and recipe.privacy:
@@ -238,10 +241,18 @@ def _advance(bar: "tqdm[Any]", step: float) -> None:
     bar.update(step)
 
 
+def _features(records: Records, indices: torch.Tensor) -> torch.Tensor:
+    inputs = records.inputs(indices)
+    if not isinstance(inputs, torch.Tensor):
+        raise InputError("Models are built here for records of numbers only, not for sentences.")
+    return inputs
+
+
 @torch.inference_mode()
 def _accuracy(mlps: StackedMLP, records: Records, splits: list[Split]) -> list[float]:
     """Share of the evaluation records that each model gets right."""
-    right = (mlps(records.inputs).argmax(dim=-1) == records.labels).numpy()
+    everything = torch.arange(len(records.labels))
+    right = (mlps(_features(records, everything)).argmax(dim=-1) == records.labels).numpy()
     return [float(row[split.evaluation].mean()) for row, split in zip(right, splits, strict=True)]
 
 
@@ -259,8 +270,9 @@ def _write_model(root: Path, recipe: Recipe, chunk: _Chunk, number: int) -> None
     files = {"seed_challenge": str(seeds.seed_challenge), "accuracy": f"{chunk.accuracy[i]:.4f}"}
     if chunk.epsilon is not None:
         files["epsilon"] = f"{chunk.epsilon:.4f}"
-    if not truth:
+    if recipe.disclose_training or not truth:
         files["seed_training"] = str(seeds.seed_training)
+    if not truth:
         files["seed_membership"] = str(seeds.seed_membership)
         files["solution.csv"] = write_solution(split.solution).strip()
     buffer = io.BytesIO()

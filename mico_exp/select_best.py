@@ -77,7 +77,7 @@ def _scenarios(cfg: "DictConfig") -> tuple[dict[str, "Scenario"], dict[str, str]
     from mico_exp.store import ScoreStore
 
     records = choices.records(cfg)
-    sizes = choices.sizes(cfg, len(records))
+    sizes = choices.sizes(cfg, len(records.labels))
     store = ScoreStore(Path(cfg.paths.store))
     root = Path(cfg.paths.data)
     folders = {name: f"{cfg.dataset.name}_{name}" for name in cfg.scenarios}

@@ -143,12 +143,39 @@ def test_one_train_model_cannot_be_validated():
         )
 
 
-def test_a_score_that_is_not_finite_names_its_target(world):
+def test_a_formula_that_gives_nan_names_the_target(world):
+    shadow, is_member, columns = world
+
+    def broken(score, shadow, is_in, is_out):
+        return np.where(score == own[13, 5], np.nan, score)
+
+    own = np.take_along_axis(shadow, columns, axis=1)
+    with pytest.raises(InputError, match=r"1 of 510 .* target 13"):
+        calibrate(broken, own, shadow, is_member, columns, leave_one_out=True)
+
+
+@pytest.mark.parametrize("index", FORMULAS)
+def test_a_shadow_model_without_scores_takes_no_part(world, index):
+    shadow, is_member, columns = world
+    own = np.random.default_rng(3).normal(size=columns.shape)
+    without = np.delete(np.arange(17), 9)
+    expected = calibrate(FORMULAS[index], own, shadow[without], is_member[without], columns)
+    broken = shadow.copy()
+    broken[9] = np.nan
+    found = calibrate(FORMULAS[index], own, broken, is_member, columns)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-12)
+    assert found.out_fallback_rate == expected.out_fallback_rate
+
+
+def test_a_target_without_scores_gets_the_median(world):
     shadow, is_member, columns = world
     own = np.take_along_axis(shadow, columns, axis=1)
-    own[13, 5] = np.nan
-    with pytest.raises(InputError, match=r"1 of 510 .* target 13"):
-        calibrate(formulas.in_mean, own, shadow, is_member, columns, leave_one_out=True)
+    expected = calibrate(formulas.in_mean, own, shadow, is_member, columns)
+    own[13] = np.nan
+    found = calibrate(formulas.in_mean, own, shadow, is_member, columns)
+    others = np.delete(np.arange(17), 13)
+    assert np.array_equal(found.scores[others], expected.scores[others])
+    assert (found.scores[13] == np.median(expected.scores[others])).all()
 
 
 def test_scaling_has_one_range_for_all_models():

@@ -72,15 +72,15 @@ def test_every_data_set_loads_and_fits_its_model(composed, option):
     cfg = composed(f"dataset={option}")
     records = instantiate(cfg.dataset.records)
     model = instantiate(cfg.dataset.model)
-    logits = model(records.inputs[:7])
+    logits = model(records.inputs(torch.arange(7)))
     assert logits.shape[0] == 7
     assert logits.shape[1] > records.labels.max()
     assert isinstance(model, models.MLP)
 
 
 def test_digits_are_scikit_learns(digits):
-    assert digits.inputs.shape == (1797, 64)
-    assert (digits.inputs.min(), digits.inputs.max()) == (0, 1)
+    assert digits.features.shape == (1797, 64)
+    assert (digits.features.min(), digits.features.max()) == (0, 1)
     assert torch.bincount(digits.labels).tolist() == [
         178, 182, 177, 183, 181, 182, 181, 179, 174, 180,
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from conftest import SIZES
 from mico_exp import challenge, extraction, metrics, models
 from mico_exp.errors import InputError
 from mico_exp.extraction import Extraction
-from mico_exp.models import MLP
+from mico_exp.models import MLP, Architecture
 from mico_exp.store import ScoreStore
 
 METRICS = {name: getattr(metrics, name) for name in ("loss", "confidence", "mod_entropy")}
@@ -26,10 +26,13 @@ def tree(tmp_path, built):
 
 @pytest.fixture
 def open_extraction(tree, digits, tmp_path):
-    def make(store=tmp_path / "store", widths=(64, 16, 10)):
+    def make(store=tmp_path / "store", widths=(64, 16, 10), allow_nan=False):
         scenario = challenge.load_scenario(tree, "digits", "digits_inf", SIZES)
         points = challenge.challenge_points(scenario)
-        return Extraction(scenario, points, digits, MLP(widths), ScoreStore(store))
+        architecture = Architecture.of(MLP(widths))
+        return Extraction(
+            scenario, points, digits, architecture, ScoreStore(store), allow_nan=allow_nan
+        )
 
     return make
 
@@ -60,11 +63,15 @@ def test_scores_are_each_models_at_its_points(open_extraction, digits, name):
             for t, folder in enumerate(folders):
                 model.load_state_dict(models.load_state(folder.path / "model.pt", model))
                 own = job.points.of_phase[phase][t]
-                expected = METRICS[name](model(digits.inputs[own]), digits.labels[own])
+                expected = METRICS[name](
+                    model(digits.inputs(torch.from_numpy(own))), digits.labels[own]
+                )
                 np.testing.assert_allclose(scores.own[phase][t], expected, atol=1e-5)
                 if phase == "train":
                     unique = job.points.unique
-                    expected = METRICS[name](model(digits.inputs[unique]), digits.labels[unique])
+                    expected = METRICS[name](
+                        model(digits.inputs(torch.from_numpy(unique))), digits.labels[unique]
+                    )
                     np.testing.assert_allclose(scores.shadow[t], expected, atol=1e-5)
 
 
@@ -136,13 +143,40 @@ def test_an_interruption_keeps_finished_models(open_extraction, evaluated, monke
     assert sum(evaluated) == 6 * len(job.points.unique) + 5 * 20
 
 
-def test_a_model_that_diverged_is_named(open_extraction, tree):
-    path = tree / "digits" / "digits_inf" / "dev" / "model_13" / "model.pt"
-    state = torch.load(path, weights_only=True)
-    state["mlp.0.weight"][:] = torch.nan
-    torch.save(state, path)
-    with pytest.raises(InputError, match=r"model_13: metric `loss` is not finite at 20 of 20"):
+def break_models(tree, *places):
+    for place in places:
+        path = tree / "digits" / "digits_inf" / place / "model.pt"
+        state = torch.load(path, weights_only=True)
+        state["mlp.0.weight"][0, :7] = torch.nan
+        torch.save(state, path)
+
+
+def test_models_that_diverged_are_counted_and_refused(open_extraction, evaluated, tree):
+    break_models(tree, "train/model_4", "dev/model_13")
+    message = r"2 of 17 models have weights that are not finite.*model_4 \(7 of 1210 weights\)"
+    with pytest.raises(InputError, match=message):
         open_extraction().compute(METRICS)
+    assert evaluated == []
+
+
+def test_models_that_diverged_count_for_nothing_when_asked(open_extraction, tree):
+    break_models(tree, "train/model_4", "dev/model_13")
+    job = open_extraction(allow_nan=True)
+    job.compute(METRICS)
+    scores = job.read("loss", metrics.loss)
+    assert scores.nan_models == 2
+    assert np.isnan(scores.shadow).all(axis=1).tolist() == [i == 4 for i in range(12)]
+    assert np.isnan(scores.own["dev"]).all(axis=1).tolist() == [False, True, False]
+    with pytest.raises(InputError, match="model_4: metric `loss` is not finite"):
+        open_extraction().read("loss", metrics.loss)
+
+
+def test_a_device_that_is_not_here():
+    with pytest.raises(InputError, match=r"`compute\.device`: foo"):
+        extraction.open_device("foo")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="cuda:7 cannot be used here"):
+            extraction.open_device("cuda:7")
 
 
 def test_a_model_of_another_shape_is_named(open_extraction):

@@ -21,7 +21,7 @@ class Tiny(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: MLP([6, 5, 3]), lambda: MLP([6, 8, 4, 3]), lambda: MLP([6, 3]), Tiny]
+    "make", [lambda: MLP([6, 5, 3]), lambda: MLP([6, 8, 4, 3]), lambda: MLP([6, 3])]
 )
 def test_stacked_models_give_what_each_gives_alone(make):
     torch.manual_seed(0)
@@ -35,6 +35,16 @@ def test_stacked_models_give_what_each_gives_alone(make):
         torch.testing.assert_close(stacked(shared), for_all)
         torch.testing.assert_close(stacked(own, own=True), each)
     assert torch.equal(own, kept)
+
+
+def test_an_architecture_that_cannot_stack_runs_alone():
+    torch.manual_seed(0)
+    alone = Tiny().eval()
+    assert not models.can_stack(Tiny())
+    stacked = models.stack(Tiny(), [alone.state_dict()])
+    inputs = torch.randn(7, 6)
+    with torch.inference_mode():
+        torch.testing.assert_close(stacked(inputs), alone(inputs)[None])
 
 
 def test_states_of_a_stack_load_into_single_models():

@@ -20,9 +20,9 @@ from mico_exp import challenge, datasets
 SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
 SMALL = [
     *SIZES,
-    "dataset.recipe.models.train=10",
-    "dataset.recipe.models.dev=3",
-    "dataset.recipe.models.final=2",
+    "dataset.phases.train=10",
+    "dataset.phases.dev=3",
+    "dataset.phases.final=2",
     "dataset.recipe.steps=200",
 ]
 GRID = ["mico_exp", "metric=loss,confidence", "formula=0,1,2", "-m"]
@@ -108,7 +108,7 @@ def test_a_cells_figures_follow_from_the_models_on_disk(swept):
     log_p, member = [], []
     for model in scenario.phases["train"]:
         state = torch.load(model.path / "model.pt", weights_only=True)
-        hidden = torch.tanh(records.inputs @ state["mlp.0.weight"].T + state["mlp.0.bias"])
+        hidden = torch.tanh(records.features @ state["mlp.0.weight"].T + state["mlp.0.bias"])
         logits = hidden @ state["mlp.2.weight"].T + state["mlp.2.bias"]
         values = torch.log_softmax(logits.double(), dim=1)
         log_p.append(values[torch.arange(1797), records.labels].numpy())

@@ -50,7 +50,7 @@ def test_models_have_learnt_their_members(built, digits):
     for folder in found.phases["train"]:
         split = folder.split(SIZES)
         model.load_state_dict(models.load_state(folder.path / "model.pt", model))
-        right = (model(digits.inputs).argmax(dim=1) == digits.labels).numpy()
+        right = (model(digits.features).argmax(dim=1) == digits.labels).numpy()
         members = np.concatenate([split.member, split.training])
         accuracy = float((folder.path / "accuracy").read_text())
         assert right[split.evaluation].mean() == pytest.approx(accuracy, abs=6e-5)
@@ -68,7 +68,7 @@ def test_the_truth_is_of_the_models(built, digits):
             model.load_state_dict(models.load_state(folder.path / "model.pt", model))
             points = folder.split(SIZES).challenge
             loss = torch.nn.functional.cross_entropy(
-                model(digits.inputs[points]), digits.labels[points], reduction="none"
+                model(digits.features[points]), digits.labels[points], reduction="none"
             )
             loss = loss.detach().numpy()
             gaps.append(loss[~solution].mean() - loss[solution].mean())
