@@ -165,7 +165,7 @@ def challenge_points(scenario: Scenario) -> ChallengePoints:
         InputError: a train model lacks a seed, or its solution.csv disagrees with its seeds.
     """
     sizes = scenario.sizes
-    splits = [_disclosed(model, sizes) for model in scenario.phases["train"]]
+    splits = [disclosed(model, sizes) for model in scenario.phases["train"]]
     of_phase = {"train": np.stack([s.challenge for s in splits])}
     for phase in ("dev", "final"):
         if models := scenario.phases.get(phase):
@@ -218,7 +218,12 @@ def known_training(scenario: Scenario, phase: str) -> KnownTraining:
     return KnownTraining(member, nonmember)
 
 
-def _disclosed(model: ModelFolder, sizes: Sizes) -> Split:
+def disclosed(model: ModelFolder, sizes: Sizes) -> Split:
+    """Index sets of a train model, all of which are known.
+
+    Raises:
+        InputError: it lacks a seed, or its solution.csv disagrees with its seeds.
+    """
     for name in ("seed_training", "seed_membership"):
         if getattr(model, name) is None:
             raise InputError(f"{model.path / name} is missing: a train model must disclose it.")
@@ -276,7 +281,7 @@ def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenar
     """
     folder = scenario_folder(root, challenge, name)
     phases = {
-        phase: tuple(_read_model(path) for path in found)
+        phase: tuple(read_model(path) for path in found)
         for phase in PHASES
         if (found := model_folders(folder / phase))
     }
@@ -285,7 +290,8 @@ def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenar
     return Scenario(challenge, name, sizes, phases)
 
 
-def _read_model(path: Path) -> ModelFolder:
+def read_model(path: Path) -> ModelFolder:
+    """Read the seeds that a model's folder discloses."""
     seed_challenge = read_seed(path / "seed_challenge")
     others = {
         name: read_seed(path / name)

@@ -12,6 +12,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,6 +26,16 @@ from mico_exp.store import ScoreStore
 from mico_exp.training import Plan
 
 
+def make(option: Any) -> Any:
+    """Make what an option's `_target_` names; a user's mistake in it stays an `InputError`."""
+    try:
+        return instantiate(option)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise
+
+
 def records(cfg: DictConfig) -> Records:
     """Load the data set of `cfg.dataset`, once in a process: all cells of a sweep share it."""
     return _records(OmegaConf.to_yaml(cfg.dataset.records, resolve=True))
@@ -32,13 +43,13 @@ def records(cfg: DictConfig) -> Records:
 
 @cache
 def _records(option: str) -> Records:
-    loaded: Records = instantiate(OmegaConf.create(option))
+    loaded: Records = make(OmegaConf.create(option))
     return loaded
 
 
 def architecture(cfg: DictConfig) -> Architecture:
     """Make the architecture of `cfg.dataset`."""
-    return Architecture.of(instantiate(cfg.dataset.model))
+    return Architecture.of(make(cfg.dataset.model))
 
 
 def scenario_name(cfg: DictConfig) -> str:
@@ -56,7 +67,7 @@ def recipe(cfg: DictConfig, num_records: int) -> Recipe | None:
     how = cfg.dataset.recipe
     if how is None:
         return None
-    mlp = instantiate(cfg.dataset.model)
+    mlp = make(cfg.dataset.model)
     if not isinstance(mlp, MLP):
         raise InputError(f"`dataset.model` must be an MLP to be built, got {type(mlp).__name__}.")
     if set(cfg.dataset.phases) != set(PHASES):
@@ -71,7 +82,7 @@ def recipe(cfg: DictConfig, num_records: int) -> Recipe | None:
         sizes=sizes(cfg, num_records),
         models={phase: cfg.dataset.phases[phase] for phase in PHASES},
         widths=tuple(mlp.widths),
-        plan=Plan(how.steps, how.batch_size, instantiate(how.optimizer)),
+        plan=Plan(how.steps, how.batch_size, make(how.optimizer)),
         privacy=target,
         disclose_training=cfg.scenario.disclose_training,
     )
@@ -104,8 +115,26 @@ def extraction(
 
 def metric(cfg: DictConfig) -> Metric:
     """Make the chosen metric."""
-    function: Metric = instantiate(cfg.metric.function)
+    function: Metric = make(cfg.metric.function)
     return function
+
+
+def of_challenge(cfg: DictConfig) -> dict[str, DictConfig]:
+    """Compose the configuration of each scenario of a challenge, by the scenario's folder.
+
+    For the commands that look at a whole challenge: ``ddp`` is one for several data sets, every
+    other is that of its data set. What was given on the command line holds for all of them.
+    """
+    job = HydraConfig.get()
+    given = [text for text in job.overrides.task if not text.startswith("dataset=")]
+    if cfg.challenge == "ddp":
+        pairs = [(dataset, "ddp") for dataset in cfg.datasets]
+    else:
+        pairs = [(cfg.dataset.name, scenario) for scenario in cfg.scenarios]
+    return {
+        f"{dataset}_{scenario}": compose(job.job.config_name, [*given, f"dataset={dataset}"])
+        for dataset, scenario in pairs
+    }
 
 
 def all_metrics(cfg: DictConfig) -> dict[str, Metric]:
@@ -116,7 +145,7 @@ def all_metrics(cfg: DictConfig) -> dict[str, Metric]:
     found: dict[str, Any] = {}
     for name in option_names("metric"):
         option = compose(HydraConfig.get().job.config_name, overrides=[f"metric={name}"]).metric
-        found[option.name] = instantiate(option.function)
+        found[option.name] = make(option.function)
     if "metric" in cfg:
         found[cfg.metric.name] = metric(cfg)
     return found
@@ -130,5 +159,5 @@ def option_names(group: str) -> list[str]:
 
 def formula(cfg: DictConfig) -> "partial[Any]":
     """Make the chosen formula."""
-    function: partial[Any] = instantiate(cfg.formula.function)
+    function: partial[Any] = make(cfg.formula.function)
     return function

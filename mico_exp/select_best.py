@@ -1,9 +1,9 @@
 """Chooses the best cell of every scenario by validation, and builds the merged submission.
 
 ``python -m mico_exp.select_best`` reads MLflow, prints a table, writes
-``submissions/predictions_<challenge>.zip`` with ``selection.json`` beside it, and logs both as
-the run ``selection``. Truth of dev and final is never read here: where a run has logged ``final``
-figures they are shown after the choice is made.
+``submissions/predictions_<challenge>.zip`` with ``selection_<challenge>.json`` beside it, and
+logs both as the run ``selection``. Truth of dev and final is never read here: where a run has
+logged ``final`` figures they are shown after the choice is made.
 """
 
 import json
@@ -33,7 +33,6 @@ FINAL = "final/tpr_at_fpr_0.1"
 
 def command(cfg: "DictConfig") -> None:
     """Select, package and log."""
-    from mico_exp import provenance
     from mico_exp.submission import write_submission
     from mico_exp.tracking import Tracker
 
@@ -41,30 +40,16 @@ def command(cfg: "DictConfig") -> None:
     tracker = Tracker(cfg.challenge, Path.cwd(), create=False)
     chosen = choose(cfg, tracker, contents)
     predictions = {
-        scenario.name: _predictions(tracker, chosen[name].best, scenario)
+        name: _predictions(tracker, chosen[name].best, scenario)
         for name, scenario in scenarios.items()
     }
     folder = Path(cfg.submissions)
     archive = folder / f"predictions_{cfg.challenge}.zip"
     write_submission(archive, list(scenarios.values()), predictions)
-    report = _report(cfg.challenge, chosen, contents)
-    _write_json(folder / "selection.json", report)
+    report = folder / f"selection_{cfg.challenge}.json"
+    _write_report(report, cfg, chosen, contents)
     shown = table(cfg.challenge, chosen)
-    tags = {
-        "kind": "selection",
-        "challenge": cfg.challenge,
-        "code_version": provenance.code_version(),
-    }
-    with tracker.run("selection", tags) as run:
-        run.params["challenge"] = cfg.challenge
-        for name, selected in chosen.items():
-            run.params[f"{name}/cell"] = selected.best.cell
-            run.metrics |= {
-                f"{name}/{figure}": value for figure, value in selected.best.figures.items()
-            }
-        for file in (archive, folder / "selection.json"):
-            (run.artifacts / file.name).write_bytes(file.read_bytes())
-        (run.artifacts / "selection.txt").write_text(as_text(shown), encoding="utf-8")
+    _log(tracker, cfg, chosen, [archive, report], as_text(shown))
     show(shown)
     print(f"Submission: {archive}")
 
@@ -76,27 +61,26 @@ def _scenarios(cfg: "DictConfig") -> tuple[dict[str, "Scenario"], dict[str, str]
     from mico_exp.fingerprints import FileFingerprints
     from mico_exp.store import ScoreStore
 
-    records = choices.records(cfg)
-    sizes = choices.sizes(cfg, len(records.labels))
-    store = ScoreStore(Path(cfg.paths.store))
-    root = Path(cfg.paths.data)
-    folders = {name: f"{cfg.dataset.name}_{name}" for name in cfg.scenarios}
-    absent = {
-        n: f for n, f in folders.items() if not scenario_folder(root, cfg.challenge, f).is_dir()
-    }
-    if absent:
-        first = scenario_folder(root, cfg.challenge, next(iter(absent.values())))
-        raise InputError(f"{first} does not exist. {_advice(cfg, list(absent))}")
+    root, store = Path(cfg.paths.data), ScoreStore(Path(cfg.paths.store))
+    configs = choices.of_challenge(cfg)
+    places = {name: scenario_folder(root, cfg.challenge, name) for name in configs}
+    if absent := [name for name, place in places.items() if not place.is_dir()]:
+        raise InputError(f"{places[absent[0]]} does not exist. {_advice(absent)}")
     scenarios, contents = {}, {}
-    for name, folder in folders.items():
-        scenarios[name] = load_scenario(root, cfg.challenge, folder, sizes)
+    for name, of_scenario in configs.items():
+        records = choices.records(of_scenario)
+        sizes = choices.sizes(of_scenario, len(records.labels))
+        scenarios[name] = load_scenario(root, cfg.challenge, name, sizes)
         files = FileFingerprints(store.fingerprints(scenarios[name].path))
         contents[name] = provenance.content(scenarios[name], records, files)
     return scenarios, contents
 
 
 def choose(cfg: "DictConfig", tracker: "Tracker", contents: dict[str, str]) -> dict[str, Selected]:
-    """Choose the best cell of every scenario among the runs of its present content."""
+    """Choose a cell for every scenario among the runs of its present content.
+
+    Without a preset the best by validation; with one the cell that it names.
+    """
     from mico_exp.choices import option_names
 
     runs = tracker.finished({"kind": "cell", "challenge": cfg.challenge})
@@ -104,36 +88,62 @@ def choose(cfg: "DictConfig", tracker: "Tracker", contents: dict[str, str]) -> d
     chosen, missing = {}, []
     stale = 0
     for name, content in contents.items():
-        of_scenario = [run for run in runs if run.params.get("scenario") == name]
-        current = [run for run in of_scenario if run.tags.get("content") == content]
+        of_scenario = [run for run in runs if _scenario_of(run) == name]
+        wanted = _preset_cell(cfg, name)
+        current = [
+            candidate
+            for candidate in map(_candidate, of_scenario)
+            if candidate.content == content and wanted in (None, candidate.cell)
+        ]
         if current:
-            chosen[name] = select(map(_candidate, current), metrics, formulas)
+            chosen[name] = select(current, metrics, formulas)
         else:
             missing.append(name)
             stale += len(of_scenario)
     if missing:
-        about = f" ({stale} are of other data or models)" if stale else ""
+        about = f" ({stale} are of other cells, data or models)" if stale else ""
         raise InputError(
-            f"No finished run of scenario {', '.join(missing)} for the challenge "
-            f"{cfg.challenge} in {tracker.uri}{about}. {_advice(cfg, missing)}"
+            f"No finished run of {', '.join(missing)} for the challenge {cfg.challenge} in "
+            f"{tracker.uri}{about}. {_advice(missing)}"
         )
     return chosen
 
 
-def _advice(cfg: "DictConfig", missing: list[str]) -> str:
-    everything = len(missing) == len(cfg.scenarios)
-    scenario = "" if everything else f" scenario={','.join(missing)}"
-    dataset = "" if cfg.dataset.name == "digits" else f" dataset={cfg.dataset.name}"
-    return f"Run: python -m mico_exp{dataset} metric=loss,confidence formula=0,1,2{scenario} -m"
+def _preset_cell(cfg: "DictConfig", scenario: str) -> str | None:
+    """Cell that the preset names for a scenario; None without a preset."""
+    cells = cfg.preset.cells
+    if cells is None:
+        return None
+    if scenario not in cells:
+        raise InputError(
+            f"preset={cfg.preset.name} has no cell for {scenario}, only for {', '.join(cells)}."
+        )
+    return str(cells[scenario])
+
+
+def _advice(missing: list[str]) -> str:
+    """Command that makes the runs that are missing."""
+    datasets = list(dict.fromkeys(name.rpartition("_")[0] for name in missing))
+    scenarios = list(dict.fromkeys(name.rpartition("_")[2] for name in missing))
+    words = ["python -m mico_exp"]
+    words += [] if datasets == ["digits"] else [f"dataset={','.join(datasets)}"]
+    words += ["metric=loss,confidence formula=0,1,2"]
+    words += [] if scenarios == ["inf", "hi", "lo"] else [f"scenario={','.join(scenarios)}"]
+    return f"Run: {' '.join(words)} -m"
+
+
+def _scenario_of(run: "LoggedRun") -> str:
+    return f"{run.params.get('dataset')}_{run.params.get('scenario')}"
 
 
 def _candidate(run: "LoggedRun") -> Candidate:
     return Candidate(
         run_id=run.id,
-        scenario=run.params["scenario"],
+        scenario=_scenario_of(run),
         metric=run.params["metric"],
         formula=run.params["formula"],
         started=run.started,
+        content=run.tags.get("content", ""),
         figures=run.metrics,
     )
 
@@ -159,28 +169,56 @@ def _predictions(tracker: "Tracker", best: Candidate, scenario: "Scenario") -> "
     return found
 
 
-def _report(
-    challenge: str, chosen: dict[str, Selected], contents: dict[str, str]
-) -> dict[str, object]:
-    return {
-        "challenge": challenge,
-        "rule": f"highest {TPR}; ties: higher {AUC}, then the order of the options",
-        "scenarios": {
-            name: {**asdict(selected), "content": contents[name]}
-            for name, selected in chosen.items()
-        },
-    }
+def _rule(cfg: "DictConfig") -> str:
+    if cfg.preset.cells is not None:
+        return f"the cells of preset={cfg.preset.name}"
+    return f"highest {TPR}; ties: higher {AUC}, then the order of the options"
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_report(
+    path: Path, cfg: "DictConfig", chosen: dict[str, Selected], contents: dict[str, str]
+) -> None:
     from mico_exp.atomic import write_text
 
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    report = {
+        "challenge": cfg.challenge,
+        "rule": _rule(cfg),
+        "scenarios": {name: asdict(selected) for name, selected in chosen.items()},
+        "contents": contents,
+    }
+    write_text(path, json.dumps(report, indent=2) + "\n")
+
+
+def _log(
+    tracker: "Tracker",
+    cfg: "DictConfig",
+    chosen: dict[str, Selected],
+    files: list[Path],
+    shown: str,
+) -> None:
+    """Log the run ``selection`` with the table, the zip and the report."""
+    from mico_exp import provenance
+
+    tags = {
+        "kind": "selection",
+        "challenge": cfg.challenge,
+        "code_version": provenance.code_version(),
+    }
+    with tracker.run("selection", tags) as run:
+        run.params |= {"challenge": cfg.challenge, "rule": _rule(cfg)}
+        for name, selected in chosen.items():
+            run.params[f"{name}/cell"] = selected.best.cell
+            run.metrics |= {
+                f"{name}/{figure}": value for figure, value in selected.best.figures.items()
+            }
+        for file in files:
+            (run.artifacts / file.name).write_bytes(file.read_bytes())
+        (run.artifacts / "selection.txt").write_text(shown, encoding="utf-8")
 
 
 def table(challenge: str, chosen: dict[str, Selected]) -> Table:
     """Lay out the selection for a terminal."""
-    result = Table(title=f"Best cell of every scenario of {challenge}", title_justify="left")
+    result = Table(title=f"Chosen cell of every scenario of {challenge}", title_justify="left")
     for title in ("scenario", "metric", "formula"):
         result.add_column(title)
     known = all(FINAL in selected.best.figures for selected in chosen.values())

@@ -9,13 +9,14 @@ AUC = "val/auc"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished cell: the run that holds it, its choice and its figures."""
+    """A finished cell: the run that holds it, its choice, what it was run on and its figures."""
 
     run_id: str
     scenario: str
     metric: str
     formula: str
     started: int
+    content: str
     figures: dict[str, float]
 
     @property

@@ -130,13 +130,13 @@ def test_a_cells_figures_follow_from_the_models_on_disk(swept):
 
 def test_the_best_of_each_scenario_was_chosen_by_validation(swept):
     folder, _, shown, _ = swept
-    report = json.loads((folder / "submissions" / "selection.json").read_text())
+    report = json.loads((folder / "submissions" / "selection_digits.json").read_text())
     for scenario in ("inf", "hi", "lo"):
         cells = [r for r in runs(folder, kind="cell") if r.data.params["scenario"] == scenario]
         highest = max(
             (r.data.metrics["val/tpr_at_fpr_0.1"], r.data.metrics["val/auc"]) for r in cells
         )
-        selected = report["scenarios"][scenario]
+        selected = report["scenarios"][f"digits_{scenario}"]
         figures = selected["best"]["figures"]
         assert (figures["val/tpr_at_fpr_0.1"], figures["val/auc"]) == highest
         assert selected["compared"] == 6
@@ -149,7 +149,7 @@ def test_the_best_of_each_scenario_was_chosen_by_validation(swept):
 
 def test_the_submission_holds_the_chosen_predictions_and_scores(swept):
     folder, _, _, shown = swept
-    report = json.loads((folder / "submissions" / "selection.json").read_text())
+    report = json.loads((folder / "submissions" / "selection_digits.json").read_text())
     with zipfile.ZipFile(folder / "submissions" / "predictions_digits.zip") as archive:
         assert len(archive.namelist()) == 3 * 5
         for scenario, selected in report["scenarios"].items():
@@ -157,7 +157,7 @@ def test_the_submission_holds_the_chosen_predictions_and_scores(swept):
             with np.load(artifact(one, "predictions.npz")) as predictions:
                 rows = predictions["final"]
             for number, row in zip((13, 14), rows, strict=True):
-                name = f"digits/digits_{scenario}/final/model_{number}/prediction.csv"
+                name = f"digits/{scenario}/final/model_{number}/prediction.csv"
                 (line,) = csv.reader(archive.read(name).decode().splitlines())
                 assert np.array_equal(np.array(line, dtype=np.float32), row)
             assert f"{one.data.metrics['final/tpr_at_fpr_0.1']:.4f}" in shown
@@ -191,8 +191,8 @@ def test_runs_of_other_models_are_stale(copy):
     state["_module.mlp.0.bias"] += 1
     torch.save(state, model)
     done = run("mico_exp.select_best", *SIZES, cwd=copy, status=1)
-    assert "scenario lo" in done.stderr
-    assert "6 are of other data or models" in done.stderr
+    assert "digits_lo" in done.stderr
+    assert "6 are of other cells, data or models" in done.stderr
     advice = "python -m mico_exp metric=loss,confidence formula=0,1,2 scenario=lo -m"
     assert advice in done.stderr
     assert "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ METRICS, FORMULAS = ["confidence", "loss"], ["0", "1", "2"]
 
 def candidate(metric, formula, tpr, auc=0.6, started=0):
     name = f"{metric}-{formula}-{started}"
-    return Candidate(name, "inf", metric, formula, started, {TPR: tpr, AUC: auc})
+    return Candidate(name, "inf", metric, formula, started, "abc", {TPR: tpr, AUC: auc})
 
 
 def test_the_highest_tpr_wins_and_the_next_is_named():
@@ -61,7 +61,7 @@ def test_truth_of_dev_and_final_is_never_asked():
             return super().__getitem__(key)
 
     figures = Guarded({TPR: 0.2, AUC: 0.6, "final/tpr_at_fpr_0.1": 1.0})
-    one = Candidate("a", "inf", "loss", "1", 0, figures)
+    one = Candidate("a", "inf", "loss", "1", 0, "abc", figures)
     assert select([one, candidate("loss", "0", 0.3)], METRICS, FORMULAS).best.formula == "0"
 
 

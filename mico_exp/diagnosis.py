@@ -1,0 +1,213 @@
+"""Whether a scenario on disk is complete and consistent, and what an attack on it will cost.
+
+Unlike the pipeline, which stops at the first thing that is wrong, this goes on and lists them all.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mico_exp.challenge import (
+    PHASES,
+    ChallengePoints,
+    ModelFolder,
+    Scenario,
+    Sizes,
+    challenge_points,
+    disclosed,
+    model_folders,
+    model_number,
+    read_model,
+)
+from mico_exp.datasets import Records
+from mico_exp.errors import InputError
+from mico_exp.extraction import MODELS_AT_ONCE, POINTS_AT_ONCE, evaluate, progress
+from mico_exp.metrics import loss
+from mico_exp.models import (
+    Architecture,
+    can_stack,
+    load_state,
+    model_files,
+    not_finite,
+    stack,
+    weights_file,
+)
+
+log = logging.getLogger(__name__)
+BYTES_PER_SCORE = 16  # an index and a score
+MODELS_ASKED = 20  # for the check of members' scores
+CLEARLY = 3.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a place that a person should know; `fatal` if no attack could run."""
+
+    place: str
+    message: str
+    fatal: bool = True
+
+
+@dataclass
+class PhaseReport:
+    """What a phase holds: models found, expected and sound, bytes of weights, findings."""
+
+    name: str
+    expected: int
+    models: list[ModelFolder] = field(default_factory=list)
+    found: int = 0
+    weight_bytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """No finding here keeps an attack from running."""
+        return not any(finding.fatal for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Estimated cost of extraction: seconds on the device, and bytes in the score store."""
+
+    points: int
+    seconds: float
+    store_bytes: int
+
+
+def examine_phase(
+    folder: Path, name: str, expected: int, sizes: Sizes, architecture: Architecture
+) -> PhaseReport:
+    """Check every model folder of a phase: names, seeds, solution, splits and weights."""
+    report = PhaseReport(name, expected)
+    place = folder / name
+    try:
+        paths = model_folders(place)
+    except InputError as error:
+        report.findings.append(Finding(str(place), str(error)))
+        return report
+    report.found = len(paths)
+    report.findings += _about_numbers(place, name, expected, [model_number(path) for path in paths])
+    with progress(f"Checking {place}", len(paths)) as bar:
+        for path in paths:
+            try:
+                report.models.append(_check_model(path, name, sizes, architecture))
+                report.weight_bytes += sum(file.stat().st_size for file in model_files(path))
+            except InputError as error:
+                report.findings.append(Finding(str(path), str(error)))
+            bar.update()
+    return report
+
+
+def _about_numbers(place: Path, phase: str, expected: int, numbers: Sequence[int]) -> list[Finding]:
+    if not numbers:
+        what = "holds no model_K folder"
+        if phase == "train":
+            return [Finding(str(place), f"{place} {what}: there is nothing to calibrate with.")]
+        return [Finding(str(place), f"{place} {what}: only validation is possible.", fatal=False)]
+    findings = []
+    if len(numbers) != expected:
+        message = f"{place} holds {len(numbers)} models, {expected} were expected."
+        findings.append(Finding(str(place), message, fatal=False))
+    if gaps := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)):
+        named = ", ".join(f"model_{number}" for number in gaps[:5])
+        message = f"{place} has gaps in its numbers: {named}{' …' if len(gaps) > 5 else ''}"
+        findings.append(Finding(str(place), message, fatal=False))
+    return findings
+
+
+def _check_model(path: Path, phase: str, sizes: Sizes, architecture: Architecture) -> ModelFolder:
+    model = read_model(path)
+    if phase == "train":
+        disclosed(model, sizes)
+    state = load_state(weights_file(path), architecture.make(path), mapped=True)
+    if bad := not_finite(state):
+        raise InputError(f"{weights_file(path)}: {bad} weights are not finite.")
+    return model
+
+
+def as_scenario(
+    challenge: str, name: str, sizes: Sizes, reports: Sequence[PhaseReport]
+) -> Scenario:
+    """Scenario of the sound models; only for a look, never for figures."""
+    phases = {report.name: tuple(report.models) for report in reports if report.models}
+    return Scenario(challenge, name, sizes, phases)
+
+
+def check_members(
+    scenario: Scenario, records: Records, architecture: Architecture, device: torch.device
+) -> Finding | None:
+    """Check on up to 20 train models that members have the higher mean of log p_y.
+
+    Without differential privacy they clearly have. If not, the records are in another order than
+    the one that the seeds refer to, or belong to other models.
+    """
+    models = scenario.phases["train"][:MODELS_ASKED]
+    points = challenge_points(Scenario("", "", scenario.sizes, {"train": models}))
+    scores = _scores(models, points.of_phase["train"], records, architecture, device)
+    members, others = scores[points.solution], scores[~points.solution]
+    gap = members.mean() - others.mean()
+    error = np.sqrt(members.var() / members.size + others.var() / others.size)
+    if gap > CLEARLY * error:
+        return None
+    return Finding(
+        scenario.path,
+        f"{scenario.path}: members' mean log p_y exceeds non-members' by {gap:.3f} ± {error:.3f} "
+        f"({members.size} of each under {len(models)} models), but without differential privacy "
+        "it must do so clearly. Are the records in the competition's order?",
+    )
+
+
+def _scores(
+    models: Sequence[ModelFolder],
+    points: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    records: Records,
+    architecture: Architecture,
+    device: torch.device,
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    rows = []
+    for model, own in zip(models, points, strict=True):
+        module = architecture.make(model.path).to(device)
+        state = load_state(weights_file(model.path), module)
+        on_device = {name: tensor.to(device) for name, tensor in state.items()}
+        one = stack(module, [on_device])
+        rows.append(evaluate(one, records, own[None], {"loss": loss}, device)["loss"][0])
+    return np.stack(rows)
+
+
+def estimate(
+    scenario: Scenario,
+    points: ChallengePoints,
+    records: Records,
+    architecture: Architecture,
+    device: torch.device,
+    num_metrics: int,
+) -> Cost:
+    """Estimate extraction by running one batch of points through as many models as run at once."""
+    train = scenario.phases["train"]
+    module = architecture.make(train[0].path).to(device)
+    together = train[: MODELS_AT_ONCE if can_stack(module) else 1]
+    states = [load_state(weights_file(model.path), module) for model in together]
+    on_device = [{name: t.to(device) for name, t in state.items()} for state in states]
+    models = stack(module, on_device)
+    batch = points.unique[:POINTS_AT_ONCE]
+    asked = np.tile(batch, (len(together), 1))
+    evaluate(models, records, asked, {"loss": loss}, device)  # the first run warms up
+    started = time.perf_counter()
+    evaluate(models, records, asked, {"loss": loss}, device)
+    per_score = (time.perf_counter() - started) / asked.size
+    own = [rows.size for phase, rows in points.of_phase.items() if phase != "train"]
+    total = len(train) * len(points.unique) + sum(own)
+    return Cost(len(points.unique), per_score * total, total * num_metrics * BYTES_PER_SCORE)
+
+
+def examine(
+    root: Path, scenario_path: str, expected: dict[str, int], sizes: Sizes, made: Architecture
+) -> list[PhaseReport]:
+    """Check all phases of a scenario, ``digits/digits_inf``, under `root`."""
+    folder = root / scenario_path
+    return [examine_phase(folder, name, expected[name], sizes, made) for name in PHASES]

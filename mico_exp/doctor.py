@@ -1,0 +1,121 @@
+"""The command that says in one screen whether a challenge's data are complete and consistent.
+
+``python -m mico_exp.doctor dataset=cifar10`` ends with exit status 1 if an attack could not run.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from mico_exp import cli
+from mico_exp.errors import InputError
+from mico_exp.terminal import show
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from mico_exp.diagnosis import Cost, Finding, PhaseReport
+
+MOST_FINDINGS = 20  # listed; the table counts all
+
+
+def command(cfg: "DictConfig") -> None:
+    """Examine all scenarios of a challenge."""
+    from mico_exp import choices
+
+    overview = Table(title=f"Challenge {cfg.challenge} in {cfg.paths.data}", title_justify="left")
+    for title in ("scenario", "phase", "models", "expected", "sound", "weights", ""):
+        overview.add_column(
+            title, justify="left" if title in ("scenario", "phase", "") else "right"
+        )
+    findings: list[Finding] = []
+    costs: dict[str, Cost] = {}
+    for name, of_scenario in choices.of_challenge(cfg).items():
+        reports, cost = _examine(of_scenario, name, findings)
+        for report in reports:
+            overview.add_row(*_row(name, report))
+        overview.add_section()
+        if cost:
+            costs[name] = cost
+    show(overview)
+    for name, cost in costs.items():
+        print(
+            f"{name}: {cost.points:,} unique points; extraction about {cost.seconds:,.0f} s on "
+            f"{cfg.compute.device}, {_size(cost.store_bytes)} of disk"
+        )
+    sys.exit(_conclude(findings))
+
+
+def _examine(
+    cfg: "DictConfig", name: str, findings: "list[Finding]"
+) -> "tuple[list[PhaseReport], Cost | None]":
+    """Examine one scenario; appends what it finds to `findings`."""
+    from mico_exp import choices
+    from mico_exp.challenge import challenge_points
+    from mico_exp.diagnosis import Finding, as_scenario, check_members, estimate, examine
+    from mico_exp.extraction import open_device
+
+    try:
+        records = choices.records(cfg)
+        sizes = choices.sizes(cfg, len(records.labels))
+        made = choices.architecture(cfg)
+    except InputError as error:
+        findings.append(Finding(cfg.dataset.name, str(error)))
+        return [], None
+    path = f"{cfg.challenge}/{name}"
+    reports = examine(Path(cfg.paths.data), path, dict(cfg.dataset.phases), sizes, made)
+    for report in reports:
+        findings += report.findings
+    if not reports[0].models:
+        return reports, None
+    device = open_device(cfg.compute.device)
+    scenario = as_scenario(cfg.challenge, name, sizes, reports)
+    if name.endswith("_inf") and (odd := check_members(scenario, records, made, device)):
+        findings.append(odd)
+    metrics = len(choices.option_names("metric"))
+    points = challenge_points(scenario)
+    return reports, estimate(scenario, points, records, made, device, metrics)
+
+
+def _row(name: str, report: "PhaseReport") -> tuple[str, ...]:
+    sign = "ok" if report.sound and report.found else "absent" if not report.found else "PROBLEM"
+    return (
+        name,
+        report.name,
+        str(report.found),
+        str(report.expected),
+        str(len(report.models)),
+        _size(report.weight_bytes),
+        sign,
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _conclude(findings: "list[Finding]") -> int:
+    """Print what was found, the fatal first; returns the exit status."""
+    unique = dict.fromkeys(findings)  # a missing data set is found by each scenario
+    fatal = [finding.message for finding in unique if finding.fatal]
+    notes = [finding.message for finding in unique if not finding.fatal]
+    for title, messages in (("Problem", fatal), ("Note", notes)):
+        for message in messages[:MOST_FINDINGS]:
+            print(f"{title}: {message}")
+        if len(messages) > MOST_FINDINGS:
+            print(f"{title}: … and {len(messages) - MOST_FINDINGS} more")
+    if fatal:
+        print(f"{len(fatal)} problem(s): an attack could not run, or would mean nothing.")
+        return 1
+    print("An attack can run.")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.launch(command, "doctor")
