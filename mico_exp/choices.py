@@ -127,14 +127,15 @@ def of_challenge(cfg: DictConfig) -> dict[str, DictConfig]:
     """
     job = HydraConfig.get()
     given = [text for text in job.overrides.task if not text.startswith("dataset=")]
-    if cfg.challenge == "ddp":
-        pairs = [(dataset, "ddp") for dataset in cfg.datasets]
-    else:
-        pairs = [(cfg.dataset.name, scenario) for scenario in cfg.scenarios]
-    return {
-        f"{dataset}_{scenario}": compose(job.job.config_name, [*given, f"dataset={dataset}"])
-        for dataset, scenario in pairs
-    }
+    shared = cfg.challenge == "ddp"
+    datasets = cfg.datasets if shared else [job.runtime.choices["dataset"]]
+    found = {}
+    for dataset in datasets:
+        overrides = [*given, f"dataset={dataset}"]
+        composed: Any = compose(config_name=job.job.config_name, overrides=overrides)
+        for scenario in ["ddp"] if shared else cfg.scenarios:
+            found[f"{composed.dataset.name}_{scenario}"] = composed
+    return found
 
 
 def all_metrics(cfg: DictConfig) -> dict[str, Metric]:

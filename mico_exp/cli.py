@@ -31,10 +31,15 @@ def launch(command: Callable[[DictConfig], Any], config_name: str = "config") ->
     """Run a command as a Hydra app over ``conf/<config_name>.yaml`` and the arguments given."""
     groups = {path.name for path in OPTIONS.iterdir() if path.is_dir()}
     arguments = [quote_choices(argument, groups) for argument in sys.argv[1:]]
-    # argparse refuses overrides on both sides of a flag, so the flag of a sweep goes first.
-    sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
+    # argparse refuses overrides on both sides of a flag, so flags that stand alone go first.
+    sys.argv[1:] = sorted(arguments, key=lambda argument: not _stands_alone(argument))
     app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config_name)
     app(_one_line_errors(command))()
+
+
+def _stands_alone(argument: str) -> bool:
+    """Is it a flag that takes nothing from the next argument?"""
+    return argument in ("-m", "--multirun") or (argument.startswith("--") and "=" in argument)
 
 
 def _one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

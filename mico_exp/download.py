@@ -70,8 +70,6 @@ def fetch(repository: str, name: str, repo_type: str, folder: Path) -> Path:
         InputError: the hub, the repository or the file cannot be reached.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from requests.exceptions import RequestException
 
     from mico_exp.archive import check_free_disk
 
@@ -81,10 +79,12 @@ def fetch(repository: str, name: str, repo_type: str, folder: Path) -> Path:
         check_free_disk(folder, 2 * size)  # the archive, and what it unpacks to
         place = folder / ".download"
         return Path(hf_hub_download(repository, name, repo_type=repo_type, local_dir=place))
-    except (HfHubHTTPError, LocalEntryNotFoundError, RequestException, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # its HTTP library, and so what it raises, changes with releases
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"{name} cannot be fetched from {repository} on the hub: {reason} With the archive at "
+            f"{name} cannot be fetched from {repository} on the hub: {reason}. With the archive at "
             "hand: --from FILE."
         ) from error
 

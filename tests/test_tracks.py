@@ -1,0 +1,331 @@
+"""The competition's tracks from its own formats to the zip, against the literal procedure."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import worlds
+from sklearn.metrics import roc_auc_score, roc_curve
+from transformers import RobertaConfig, RobertaForSequenceClassification
+from worlds import COUNTS, SIZES
+
+from mico_exp import cell, challenge, datasets, formulas, metrics, models
+from mico_exp.extraction import Extraction
+from mico_exp.models import CNN, MLP, Architecture
+from mico_exp.store import ScoreStore
+
+TRACKS = ("cifar10", "purchase100", "sst2")
+METRICS = {name: getattr(metrics, name) for name in ("loss", "confidence", "mod_entropy")}
+FORMULAS = {"0": formulas.midpoint, "1": formulas.in_mean, "2": formulas.standardized}
+
+
+def load_records(root, dataset):
+    folder = str(root / "data" / dataset)
+    if dataset == "cifar10":
+        return datasets.cifar10(folder, worlds.TinyCIFAR10)
+    if dataset == "purchase100":
+        return datasets.purchase100(folder)
+    return datasets.sst2(folder, tokenizer=f"{folder}/tokenizer")
+
+
+ARCHITECTURES = {
+    "cifar10": lambda: Architecture.of(CNN()),
+    "purchase100": lambda: Architecture.of(MLP([600, 128, 100])),
+    "sst2": lambda: Architecture.of(models.roberta),
+}
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    """All four challenges in one tree; tests must not change it."""
+    root = tmp_path_factory.mktemp("tracks") / "data"
+    random = np.random.default_rng(0)
+    worlds.write_cifar10(root / "data" / "cifar10", random)
+    worlds.write_purchase100(root / "data" / "purchase100", random)
+    worlds.write_sst2(root / "data" / "sst2", random)
+    shape = RobertaConfig(**worlds.ROBERTA)
+    networks = {
+        "cifar10": (CNN(), 6, None),
+        "purchase100": (MLP([600, 128, 100]), 30, None),
+        "sst2": (models.TextClassifier(RobertaForSequenceClassification(shape)), 30, None),
+    }
+    for dataset, (model, steps, _) in networks.items():
+        records = load_records(root, dataset)
+        for seed, scenario in enumerate(("inf", "hi", "lo", "ddp")):
+            save = None
+            if dataset == "sst2":
+                save = worlds.save_safetensors if scenario == "lo" else worlds.save_bin
+            worlds.write_models(root, f"{dataset}_{scenario}", records, model, steps, seed, save)
+    return root
+
+
+def open_scenario(root, name):
+    dataset, kind = name.split("_")
+    place = "ddp" if kind == "ddp" else dataset
+    scenario = challenge.load_scenario(root, place, name, SIZES)
+    return scenario, challenge.challenge_points(scenario)
+
+
+def open_extraction(root, name, store):
+    dataset = name.split("_")[0]
+    scenario, points = open_scenario(root, name)
+    architecture = ARCHITECTURES[dataset]()
+    records = load_records(root, dataset)
+    return Extraction(scenario, points, records, architecture, ScoreStore(store))
+
+
+def literal_logits(folder, dataset, root):
+    """Logits of all 300 records under one model, by the plainest code there is."""
+    if dataset == "sst2":
+        from safetensors.torch import load_file
+        from transformers import AutoTokenizer
+
+        old = folder / "pytorch_model.bin"
+        state = torch.load(old) if old.exists() else load_file(folder / "model.safetensors")
+        state = {key.removeprefix("_module."): value for key, value in state.items()}
+        state.pop("roberta.embeddings.position_ids", None)
+        network = RobertaForSequenceClassification(RobertaConfig(**worlds.ROBERTA)).eval()
+        network.load_state_dict(state)
+        place = root / "data" / "sst2"
+        tokenizer = AutoTokenizer.from_pretrained(place / "tokenizer")
+        sentences = []
+        for part in ("train", "validation"):
+            lines = (place / f"{part}.tsv").read_text().splitlines()[1:]
+            sentences += [line.split("\t")[0] for line in lines]
+        padded = tokenizer(sentences, padding="max_length", max_length=67, return_tensors="pt")
+        return network(**{k: padded[k] for k in ("input_ids", "attention_mask")}).logits
+    state = torch.load(folder / "model.pt", weights_only=True)
+    state = {key.removeprefix("_module."): value for key, value in state.items()}
+    if dataset == "purchase100":
+        lines = (root / "data" / "purchase100" / "dataset_purchase").read_text().splitlines()
+        x = torch.tensor([[float(v) for v in line.split(",")[1:]] for line in lines])
+        model = MLP([600, 128, 100])
+    else:
+        parts = [worlds.TinyCIFAR10(root / "data" / "cifar10", train=t) for t in (True, False)]
+        x = torch.tensor(np.concatenate([p.data for p in parts])).permute(0, 3, 1, 2) / 255
+        mean = torch.tensor([0.49139968, 0.48215841, 0.44653091]).view(3, 1, 1)
+        std = torch.tensor([0.24703223, 0.24348513, 0.26158784]).view(3, 1, 1)
+        x = (x - mean) / std
+        model = CNN()
+    model.load_state_dict(state)
+    return model(x)
+
+
+def literal_metric(name, logits, label):
+    """The winner's three metrics at one point; log p_y in float64, where float32 would saturate."""
+    if name == "mod_entropy":
+        p = torch.softmax(logits.float(), dim=0)
+        eps = 1.2e-38
+        total = sum(p[c] * torch.log(1 - p[c] + eps) for c in range(len(p)) if c != label)
+        return float(total + (1 - p[label]) * torch.log(p[label] + eps))
+    log_p = torch.log_softmax(logits.double(), dim=0)[label]
+    return float(log_p if name == "loss" else log_p.exp())
+
+
+def literal_procedure(root, name):
+    """Predictions of all nine cells and phases: loops over models and over points."""
+    dataset = name.split("_")[0]
+    scenario, _ = open_scenario(root, name)
+    labels = load_records(root, dataset).labels
+    with torch.no_grad():
+        logits = {
+            phase: [literal_logits(model.path, dataset, root) for model in folder]
+            for phase, folder in scenario.phases.items()
+        }
+    trained_on = []
+    for model in scenario.phases["train"]:
+        split = model.split(SIZES)
+        trained_on.append(set(split.member) | set(split.training))
+    found = {}
+    for metric in METRICS:
+
+        def score(phase, t, j, metric=metric):
+            return literal_metric(metric, logits[phase][t][j], labels[j])
+
+        for phase, folder in scenario.phases.items():
+            rows = {formula: [] for formula in FORMULAS}
+            for t, model in enumerate(folder):
+                others = [s for s in range(COUNTS["train"]) if not (phase == "train" and s == t)]
+                for j in model.split(SIZES).challenge:
+                    inside = [score("train", s, j) for s in others if j in trained_on[s]]
+                    outside = [score("train", s, j) for s in others if j not in trained_on[s]]
+                    inside = inside or outside
+                    outside = outside if len(outside) >= 2 else inside
+                    own, both = score(phase, t, j), inside + outside
+                    rows["0"].append(own - (np.mean(inside) + np.mean(outside)) / 2)
+                    rows["1"].append(own - np.mean(inside))
+                    rows["2"].append((own - np.mean(both)) / np.std(both, ddof=1))
+            for formula, values in rows.items():
+                values = np.array(values).reshape(len(folder), -1)
+                values = (values - values.min()) / (values.max() - values.min())
+                found[metric, formula, phase] = values.astype(np.float32)
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10_hi", "purchase100_inf", "purchase100_ddp", "sst2_inf", "sst2_lo"]
+)
+def test_the_pipeline_is_the_literal_procedure(tree, tmp_path, name):
+    job = open_extraction(tree, name, tmp_path)
+    job.compute(METRICS)
+    truth = challenge.read_truth(tree, job.scenario)
+    expected = literal_procedure(tree, name)
+    for metric, function in METRICS.items():
+        scores = job.read(metric, function)
+        for formula, calibrate in FORMULAS.items():
+            result = cell.evaluate(scores, job.points, calibrate, truth)
+            for phase, rows in result.predictions.items():
+                wanted = expected[metric, formula, phase]
+                where = f"{metric} {formula} {phase}"
+                np.testing.assert_allclose(rows, wanted, atol=1e-4, err_msg=where)
+                solution = {"train": job.points.solution, **truth}[phase]
+                fpr, tpr, _ = roc_curve(solution.ravel(), rows.ravel())
+                shown = "val" if phase == "train" else phase
+                assert result.figures[f"{shown}/tpr_at_fpr_0.1"] == tpr[fpr < 0.1].max()
+                auc = roc_auc_score(solution.ravel(), wanted.ravel())
+                assert result.figures[f"{shown}/auc"] == pytest.approx(auc, abs=2e-3)
+
+
+@pytest.mark.parametrize("dataset", TRACKS)
+def test_scores_do_not_hang_on_batches(tree, tmp_path, dataset, monkeypatch):
+    one = open_extraction(tree, f"{dataset}_inf", tmp_path / "one")
+    one.compute(METRICS)
+    monkeypatch.setattr("mico_exp.extraction.POINTS_AT_ONCE", 7)
+    monkeypatch.setattr("mico_exp.extraction.MODELS_AT_ONCE", 2)
+    two = open_extraction(tree, f"{dataset}_inf", tmp_path / "two")
+    two.compute(METRICS)
+    for name, function in METRICS.items():
+        first, second = one.read(name, function), two.read(name, function)
+        np.testing.assert_allclose(first.shadow, second.shadow, atol=1e-5, rtol=1e-5)
+        for phase in COUNTS:
+            np.testing.assert_allclose(first.own[phase], second.own[phase], atol=1e-5, rtol=1e-5)
+
+
+def test_ddp_tells_known_members_and_non_members(tree):
+    scenario, _ = open_scenario(tree, "sst2_ddp")
+    for phase in ("dev", "final"):
+        known = challenge.known_training(scenario, phase)
+        for t, model in enumerate(scenario.phases[phase]):
+            split = model.split(SIZES)
+            assert set(np.flatnonzero(known.member[t])) == set(split.training)
+            assert set(np.flatnonzero(known.nonmember[t])) == set(split.evaluation)
+            assert not (known.member[t] | known.nonmember[t])[split.challenge].any()
+    hidden, _ = open_scenario(tree, "sst2_inf")
+    with pytest.raises(ValueError, match="does not disclose the training sets of its dev"):
+        challenge.known_training(hidden, "dev")
+
+
+def run(*arguments, cwd, status=0):
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    environment["PYTHONPATH"] = str(Path(worlds.__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+OWN = [f"--config-dir={worlds.OPTIONS}"]
+
+
+@pytest.fixture(scope="module")
+def user(tree, tmp_path_factory):
+    """A folder in which the commands run, with the tree at data."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "data").symlink_to(tree)
+    return folder
+
+
+@pytest.mark.parametrize("dataset", TRACKS)
+def test_a_track_from_archive_formats_to_the_zip(user, dataset):
+    option = f"dataset=tiny_{dataset}"
+    run("mico_exp", option, "metric=loss,confidence", "formula=0,1,2", "-m", *OWN, cwd=user)
+    shown = run("mico_exp.select_best", option, *OWN, cwd=user).stdout
+    assert all(f"{dataset}_{scenario}" in shown for scenario in ("inf", "hi", "lo"))
+    archive = f"submissions/predictions_{dataset}.zip"
+    assert "mean" in run("mico_exp.score", archive, cwd=user).stdout
+    with zipfile.ZipFile(user / archive) as opened:
+        assert len(opened.namelist()) == 3 * (COUNTS["dev"] + COUNTS["final"])
+
+    run("mico_exp.select_best", option, "preset=winner", "submissions=w", *OWN, cwd=user)
+    report = json.loads((user / "w" / f"selection_{dataset}.json").read_text())
+    chosen = {
+        name: f"{found['best']['metric']}/{found['best']['formula']}"
+        for name, found in report["scenarios"].items()
+    }
+    assert (
+        chosen
+        == {
+            "cifar10": {
+                "cifar10_inf": "loss/1",
+                "cifar10_hi": "confidence/1",
+                "cifar10_lo": "confidence/1",
+            },
+            "purchase100": {
+                "purchase100_inf": "confidence/0",
+                "purchase100_hi": "loss/2",
+                "purchase100_lo": "loss/2",
+            },
+            "sst2": {"sst2_inf": "loss/1", "sst2_hi": "loss/1", "sst2_lo": "loss/1"},
+        }[dataset]
+    )
+
+
+def test_ddp_is_one_challenge_of_three_data_sets(user):
+    options = ",".join(f"tiny_{dataset}" for dataset in TRACKS)
+    grid = [f"dataset={options}", "scenario=ddp", "metric=confidence", "formula=1", "-m"]
+    run("mico_exp", *grid, *OWN, cwd=user)
+    three = ["challenge=ddp", f"datasets=[{options}]", *OWN]
+    shown = run("mico_exp.select_best", *three, cwd=user).stdout
+    assert all(f"{dataset}_ddp" in shown for dataset in TRACKS)
+    with zipfile.ZipFile(user / "submissions" / "predictions_ddp.zip") as opened:
+        names = opened.namelist()
+    assert len(names) == 3 * 4
+    assert names[0] == "ddp/cifar10_ddp/dev/model_5/prediction.csv"
+    run("mico_exp.select_best", *three, "preset=winner", cwd=user)
+    assert "ddp" in run("mico_exp.score", "submissions/predictions_ddp.zip", cwd=user).stdout
+
+
+def test_extraction_by_itself(user, tmp_path):
+    command = ["mico_exp.extract", "dataset=tiny_sst2", "scenario=inf", *OWN]
+    command.append(f"paths.store={tmp_path}")
+    assert "9 models computed" in run(*command, cwd=user).stdout
+    assert "0 models computed" in run(*command, cwd=user).stdout
+    assert len(list(tmp_path.rglob("*.npz"))) == 9 * 3
+
+
+@pytest.mark.parametrize("dataset", TRACKS)
+def test_the_doctor_finds_a_sound_tree_sound(user, dataset):
+    shown = run("mico_exp.doctor", f"dataset=tiny_{dataset}", *OWN, cwd=user).stdout
+    assert "An attack can run." in shown
+    assert "Problem" not in shown
+    assert shown.count(" ok ") == 9
+    assert "unique points; extraction about" in shown
+
+
+def test_a_copy_can_lack_dev_and_final(tree, tmp_path):
+    for place in ("data", "purchase100"):
+        shutil.copytree(tree / place, tmp_path / "data" / place)
+    for scenario in ("inf", "hi", "lo"):
+        for phase in ("dev", "final"):
+            shutil.rmtree(tmp_path / "data" / "purchase100" / f"purchase100_{scenario}" / phase)
+    option = "dataset=tiny_purchase100"
+    shown = run("mico_exp", option, "metric=loss", "formula=1", "-m", *OWN, cwd=tmp_path)
+    assert shown.stdout.count("validation TPR") == 3
+    failed = run("mico_exp.select_best", option, *OWN, cwd=tmp_path, status=1)
+    assert "purchase100_inf has no dev models, which a submission must hold" in failed.stderr
+    assert not (tmp_path / "submissions").exists()
+    doctor = run("mico_exp.doctor", option, *OWN, cwd=tmp_path).stdout
+    assert "only validation is possible" in doctor
