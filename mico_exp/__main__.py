@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mico_exp.cell import Result
     from mico_exp.challenge import Scenario
     from mico_exp.datasets import Records
+    from mico_exp.extraction import Extraction, Metric
     from mico_exp.tracking import Run
 
 log = logging.getLogger("mico_exp")
@@ -65,11 +66,15 @@ def _sweep() -> str:
 def _log_choices(cfg: "DictConfig", run: "Run") -> None:
     from omegaconf import OmegaConf
 
+    from mico_exp import choices
+
     for group in ("dataset", "scenario", "metric", "formula"):
         run.params[group] = cfg[group].name
     run.params["len_training"] = cfg.dataset.len_training
     run.params["len_challenge"] = cfg.dataset.len_challenge
     run.params["seed"] = cfg.seed
+    for group, made in (("metric", choices.metric(cfg)), ("formula", choices.formula(cfg))):
+        run.tags[f"{group}_code"] = choices.code_of(made)
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
     (run.artifacts / "config.yaml").write_text(resolved, encoding="utf-8")
 
@@ -79,24 +84,32 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
     from mico_exp.cell import evaluate
     from mico_exp.challenge import challenge_points, read_truth
     from mico_exp.fingerprints import FileFingerprints
-    from mico_exp.store import ScoreStore
 
     points = challenge_points(scenario)
     run.params["num_records"] = len(records.labels)
     for phase, targets in points.of_phase.items():
         run.params[f"{phase}_models"] = len(targets)
-    store = ScoreStore(Path(cfg.paths.store))
+    store = choices.store(cfg)
     files = FileFingerprints(store.fingerprints(scenario.path))
     run.tags["content"] = provenance.content(scenario, records, files)
     extraction = choices.extraction(cfg, scenario, points, records)
     scores = extraction.read(cfg.metric.name, choices.metric(cfg))
     if scores is None:
-        extraction.compute(choices.all_metrics(cfg))
+        _compute(extraction, choices.all_metrics(cfg), cfg.metric.name)
         scores = extraction.read(cfg.metric.name, choices.metric(cfg))
         assert scores is not None
     run.metrics["nan_models"] = scores.nan_models
-    truth = read_truth(Path(cfg.paths.data), scenario)
+    truth = read_truth(choices.root(cfg), scenario)
     return evaluate(scores, points, choices.formula(cfg), truth)
+
+
+def _compute(extraction: "Extraction", metrics: "dict[str, Metric]", chosen: str) -> None:
+    """Compute all metrics in one pass, or the chosen one alone if another one is broken."""
+    try:
+        extraction.compute(metrics)
+    except Exception as error:
+        log.warning("Not all metrics can be computed, %s is tried alone: %s", chosen, error)
+        extraction.compute({chosen: metrics[chosen]})
 
 
 def _log_result(cfg: "DictConfig", scenario: "Scenario", result: "Result", run: "Run") -> None:

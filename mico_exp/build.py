@@ -4,7 +4,6 @@
 """
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mico_exp import cli
@@ -26,7 +25,7 @@ def command(cfg: "DictConfig") -> None:
     recipe = choices.recipe(cfg, len(records.labels))
     if recipe is None:
         raise InputError(f"dataset `{cfg.dataset.name}` has no recipe: it cannot be built here.")
-    root = Path(cfg.paths.data)
+    root = choices.root(cfg)
     done = build(root, recipe, records)
     folder = scenario_folder(root, recipe.challenge, recipe.scenario)
     log.info("%s: %s", folder, "built" if done else "complete, nothing to do")

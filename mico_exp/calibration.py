@@ -78,16 +78,28 @@ def calibrate(
         is_in, is_out, fell_back = stand_in(is_in, is_out)
         fallbacks += fell_back
         asked = np.where(known[some], own[some], 0)
-        scores[some] = formula(asked, gathered, is_in, is_out)
+        scores[some] = _of_shape(formula(asked, gathered, is_in, is_out), asked.shape)
     scores[~known] = np.median(scores[known]) if known.any() else 0
-    if not np.isfinite(scores).all():
-        bad = ~np.isfinite(scores)
+    _check_finite(scores)
+    out_rate, in_rate = fallbacks / own.size
+    return Calibrated(scores, float(out_rate), float(in_rate))
+
+
+def _of_shape(values: Floats, shape: tuple[int, ...]) -> Floats:
+    if np.shape(values) != shape:
+        raise InputError(
+            f"A formula must give shape {shape} for scores {shape}, got {np.shape(values)}."
+        )
+    return values
+
+
+def _check_finite(scores: Floats) -> None:
+    bad = ~np.isfinite(scores)
+    if bad.any():
         raise InputError(
             f"{bad.sum()} of {bad.size} calibrated scores are not finite; the first belongs to "
             f"target {int(bad.any(axis=1).argmax())} of the phase."
         )
-    out_rate, in_rate = fallbacks / own.size
-    return Calibrated(scores, float(out_rate), float(in_rate))
 
 
 def stand_in(is_in: Mask, is_out: Mask) -> tuple[Mask, Mask, NDArray[np.int64]]:

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,5 +86,5 @@ def read_predictions(path: Path) -> dict[str, NDArray[np.float32]]:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {phase: file[phase] for phase in file.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as predictions: {error}") from error

@@ -34,6 +34,9 @@ class Sizes:
     challenge: int
 
     def __post_init__(self) -> None:
+        for name, value in (("len_training", self.training), ("len_challenge", self.challenge)):
+            if not isinstance(value, int):
+                raise InputError(f"`{name}` must be a whole number, got {value!r}.")
         if self.challenge < 1 or self.training < self.challenge:
             raise InputError(
                 "`len_training` must be at least `len_challenge`, and that at least 1, "

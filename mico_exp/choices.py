@@ -4,6 +4,7 @@ The one place below the commands that reads a configuration: all other modules t
 arguments.
 """
 
+import logging
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mico_exp.calibration import Formula
 from mico_exp.challenge import PHASES, ChallengePoints, Scenario, Sizes, load_scenario
 from mico_exp.datasets import Records
 from mico_exp.errors import InputError
 from mico_exp.extraction import Extraction, Metric
+from mico_exp.fingerprints import definition
 from mico_exp.models import MLP, Architecture
 from mico_exp.recipe import PrivacyTarget, Recipe, build
 from mico_exp.store import ScoreStore
 from mico_exp.training import Plan
+
+log = logging.getLogger(__name__)
 
 
 def make(option: Any) -> Any:
@@ -92,10 +97,9 @@ def scenario(cfg: DictConfig, loaded: Records) -> Scenario:
     """Find the chosen scenario on disk, after building what is missing if it can be built."""
     num_records = len(loaded.labels)
     how = recipe(cfg, num_records)
-    root = Path(cfg.paths.data)
     if how is not None:
-        build(root, how, loaded)
-    return load_scenario(root, cfg.challenge, scenario_name(cfg), sizes(cfg, num_records))
+        build(root(cfg), how, loaded)
+    return load_scenario(root(cfg), cfg.challenge, scenario_name(cfg), sizes(cfg, num_records))
 
 
 def extraction(
@@ -107,14 +111,32 @@ def extraction(
         points,
         loaded,
         architecture(cfg),
-        ScoreStore(Path(cfg.paths.store)),
+        store(cfg),
         cfg.compute.device,
         allow_nan=cfg.compute.allow_nan,
     )
 
 
+def root(cfg: DictConfig) -> Path:
+    """Root of the competition's tree."""
+    if not str(cfg.paths.data or "").strip():
+        raise InputError("`paths.data` must name a folder, got nothing.")
+    return Path(cfg.paths.data)
+
+
+def store(cfg: DictConfig) -> ScoreStore:
+    """Open the score store."""
+    root(cfg)  # the store lies within, unless it is told to be elsewhere
+    return ScoreStore(Path(cfg.paths.store))
+
+
 def metric(cfg: DictConfig) -> Metric:
     """Make the chosen metric."""
+    option = HydraConfig.get().runtime.choices["metric"]
+    if cfg.metric.name != option:
+        raise InputError(
+            f"conf/metric/{option}.yaml: `name` must be that of its file, got {cfg.metric.name}."
+        )
     function: Metric = make(cfg.metric.function)
     return function
 
@@ -145,8 +167,12 @@ def all_metrics(cfg: DictConfig) -> dict[str, Metric]:
     """
     found: dict[str, Any] = {}
     for name in option_names("metric"):
-        option = compose(HydraConfig.get().job.config_name, overrides=[f"metric={name}"]).metric
-        found[option.name] = make(option.function)
+        try:
+            option: Any = compose("config", overrides=[f"metric={name}"])
+            found[name] = make(option.metric.function)
+        except Exception as error:  # whatever it is, it is no reason to stop the chosen metric
+            reason = next(iter(str(error).splitlines()), "")
+            log.warning("conf/metric/%s.yaml cannot be used, and is left out: %s", name, reason)
     if "metric" in cfg:
         found[cfg.metric.name] = metric(cfg)
     return found
@@ -158,7 +184,43 @@ def option_names(group: str) -> list[str]:
     return list(loader.get_group_options(group, ObjectType.CONFIG))
 
 
-def formula(cfg: DictConfig) -> "partial[Any]":
+def formula(cfg: DictConfig) -> Formula:
     """Make the chosen formula."""
-    function: partial[Any] = make(cfg.formula.function)
+    option = HydraConfig.get().runtime.choices["formula"]
+    name = cfg.formula.name
+    if name != option and (
+        name not in option_names("formula")
+        or _composed_formula(name).function._target_ != cfg.formula.function._target_
+    ):
+        raise InputError(
+            f"conf/formula/{option}.yaml: `name` must be {option} as its file, or that of the "
+            f"option that it stands for, got {name}."
+        )
+    function: Formula = make(cfg.formula.function)
     return function
+
+
+def _composed_formula(name: str) -> Any:
+    composed: Any = compose("config", overrides=[f"formula='{name}'"])
+    return composed.formula
+
+
+def code_of_cells() -> dict[str, str]:
+    """Hash the present code of every metric and formula option: ``metric/loss`` → its hash.
+
+    Runs of other code are other experiments, whatever they are called.
+    """
+    found = {}
+    for group in ("metric", "formula"):
+        for name in option_names(group):
+            try:
+                composed: Any = compose("config", overrides=[f"{group}='{name}'"])
+                found[f"{group}/{name}"] = code_of(make(composed[group].function))
+            except Exception:  # an option that cannot be made has no runs that could be used
+                found[f"{group}/{name}"] = ""
+    return found
+
+
+def code_of(function: Any) -> str:
+    """Hash a metric's or formula's code, without the arguments that were bound for one run."""
+    return definition(function.func if isinstance(function, partial) else function)

@@ -1,6 +1,7 @@
 """What every command shares: where the options are, the arguments as typed, errors as one line."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -34,11 +35,21 @@ def launch(command: Callable[[DictConfig], Any], config_name: str = "config") ->
     # argparse refuses overrides on both sides of a flag, so flags that stand alone go first.
     sys.argv[1:] = sorted(arguments, key=lambda argument: not _stands_alone(argument))
     app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config_name)
-    app(_one_line_errors(command))()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(_one_line_errors(command))()
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _terminate(number: int, frame: Any) -> None:  # noqa: ARG001
+    """End as after an interrupt, so that runs are closed and temporary files removed."""
+    sys.exit(128 + number)
 
 
 def _stands_alone(argument: str) -> bool:
-    """Is it a flag that takes nothing from the next argument?"""
+    """Tell a flag that takes nothing from the next argument."""
     return argument in ("-m", "--multirun") or (argument.startswith("--") and "=" in argument)
 
 

@@ -4,7 +4,6 @@
 """
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -65,7 +64,7 @@ def _examine(
         findings.append(Finding(cfg.dataset.name, str(error)))
         return [], None
     path = f"{cfg.challenge}/{name}"
-    reports = examine(Path(cfg.paths.data), path, dict(cfg.dataset.phases), sizes, made)
+    reports = examine(choices.root(cfg), path, dict(cfg.dataset.phases), sizes, made)
     for report in reports:
         findings += report.findings
     if not reports[0].models:

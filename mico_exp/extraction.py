@@ -269,5 +269,11 @@ def evaluate(
         labels = records.labels[wanted].to(device)
         logits = models(to_device(records.inputs(wanted), device), own=not shared)
         for name, metric in metrics.items():
-            scores[name][:, some] = metric(logits, labels).double().cpu().numpy()
+            values = metric(logits.clone(), labels)  # its own copy, should it work in place
+            if values.shape != logits.shape[:-1]:
+                raise InputError(
+                    f"metric `{name}` must give shape {tuple(logits.shape[:-1])} for logits "
+                    f"{tuple(logits.shape)}, got {tuple(values.shape)}."
+                )
+            scores[name][:, some] = values.double().cpu().numpy()
     return scores

@@ -7,13 +7,16 @@ import inspect
 import json
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
+
+import numpy as np
 
 from mico_exp.atomic import write_text
 
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+CONTAINERS = (tuple, list, set, frozenset, dict)
 RACY_SECONDS = 2.0  # a file changed this recently may change again within one clock tick
 
 
@@ -33,9 +36,10 @@ class FileFingerprints:
         self.memory = memory
         self._changed = False
         try:
-            self._known: dict[str, list[Any]] = json.loads(memory.read_text(encoding="utf-8"))
+            known = json.loads(memory.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self._known = {}
+            known = None
+        self._known: dict[str, list[Any]] = known if isinstance(known, dict) else {}
 
     def of(self, path: Path) -> str:
         """SHA-256 of the file's content, as hexadecimal."""
@@ -59,49 +63,95 @@ class FileFingerprints:
 
 
 def definition(target: Any) -> str:
-    """SHA-256 of what a function or class does: its code and all of its package that it uses.
+    """SHA-256 of what a function, class or callable object does.
 
-    Comments, docstrings and layout do not count; constants, helpers and the arguments bound by
-    `functools.partial` do.
+    That is its code and all of its package that it names, with constants, defaults and the
+    arguments bound by `functools.partial`. Comments, docstrings and layout do not count, nor does
+    what other packages do.
     """
-    return digest(*sorted(set(_definitions(target, set()))))
+    return digest(json.dumps(_describe(target, set())))
 
 
-def _definitions(target: Any, seen: set[int]) -> Iterator[str]:
-    if id(target) in seen:
-        return
-    seen.add(id(target))
+def _describe(target: Any, seen: set[int]) -> Any:
+    """Say of a value, as nested lists, what can change what it does; each function once."""
+    if isinstance(target, PLAIN):
+        return repr(target)
+    if isinstance(target, (tuple, list)):
+        return [_describe(part, seen) for part in target]
+    if isinstance(target, (set, frozenset)):
+        return sorted(map(repr, target))
+    if isinstance(target, dict):
+        return [[repr(key), _describe(value, seen)] for key, value in target.items()]
     if isinstance(target, functools.partial):
-        yield f"partial {target.args!r} {sorted(target.keywords.items())!r}"
-        yield from _definitions(target.func, seen)
-        return
-    yield _normalised_source(target)
-    package = target.__module__.partition(".")[0]
-    for function in _functions(target):
-        for name in _names(function.__code__):
-            value = function.__globals__.get(name)
-            if isinstance(value, (bool, int, float, str, bytes, tuple)):
-                yield f"{name} = {value!r}"
-            elif getattr(value, "__module__", "").partition(".")[0] == package:
-                yield from _definitions(value, seen)
-
-
-def _functions(target: Any) -> list[FunctionType]:
+        return [
+            "partial",
+            *(_describe(p, seen) for p in (target.func, target.args, target.keywords)),
+        ]
+    if callable(target):
+        target = inspect.unwrap(target)  # what functools.cache and other wrappers hide
+    if id(target) in seen:
+        return getattr(target, "__qualname__", type(target).__qualname__)
+    seen.add(id(target))
     if isinstance(target, FunctionType):
-        return [target]
+        cells = [cell.cell_contents for cell in target.__closure__ or ()]
+        parts = [target.__defaults__, target.__kwdefaults__, cells, _mentioned(target)]
+        return [_normalised_source(target), _describe(parts, seen)]
+    if isinstance(target, type):
+        return [_normalised_source(target), _describe(_functions(target), seen)]
+    if not isinstance(target, BuiltinFunctionType) and hasattr(target, "__array__"):
+        array = np.asarray(target)
+        return [str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()]
+    if not hasattr(target, "__dict__"):
+        return getattr(target, "__qualname__", type(target).__qualname__)
+    return [_describe(type(target), seen), _describe(vars(target), seen)]
+
+
+def _mentioned(function: FunctionType) -> dict[str, Any]:
+    """Globals that a function names: data, and functions and classes of its own package."""
+    package = function.__module__.partition(".")[0]
+    names = _names(function.__code__)
+    found: dict[str, Any] = {}
+    for name in names & function.__globals__.keys():
+        value = function.__globals__[name]
+        if isinstance(value, ModuleType):
+            if value.__name__.partition(".")[0] == package:
+                inner = {n: getattr(value, n) for n in names if hasattr(value, n)}
+                found |= {n: v for n, v in inner.items() if _belongs(v, package)}
+        elif _belongs(value, package):
+            found[name] = value
+    return dict(sorted(found.items()))
+
+
+def _belongs(value: Any, package: str) -> bool:
+    """Tell data and the package's own code from the code of others."""
+    if isinstance(value, ModuleType):
+        return False
+    if callable(value):
+        value = inspect.unwrap(value)
+    if isinstance(value, (FunctionType, type)):
+        return value.__module__.partition(".")[0] == package
+    return isinstance(value, (*PLAIN, *CONTAINERS)) or hasattr(value, "__array__")
+
+
+def _functions(target: type) -> list[FunctionType]:
+    """Methods of a class, in whatever they are wrapped."""
     members = [getattr(value, "__func__", value) for value in vars(target).values()]
     members += [value.fget for value in members if isinstance(value, property)]
     return [value for value in members if isinstance(value, FunctionType)]
 
 
 def _names(code: CodeType) -> set[str]:
-    """Every global that a function and the functions within it mention."""
+    """Every global or attribute that a function and the functions within it mention."""
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
     return set(code.co_names).union(*map(_names, inner))
 
 
-def _normalised_source(target: Any) -> str:
-    tree = ast.parse(textwrap.dedent(inspect.getsource(target)))
+def _normalised_source(target: FunctionType | type) -> str:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(target)))
+    except (OSError, TypeError, SyntaxError):  # written in C, typed at a prompt, or a lambda
+        code = getattr(target, "__code__", None)
+        return f"{target.__module__}.{target.__qualname__}{code and code.co_code.hex()}"
     for node in ast.walk(tree):
         if (
             isinstance(node, (ast.FunctionDef, ast.ClassDef))

@@ -7,7 +7,7 @@ import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -156,22 +156,19 @@ def roberta(folder: Path) -> nn.Module:
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"{path} is missing: it says what shape the model has.")
-    return _roberta(path.read_text(encoding="utf-8"), path)
+    try:
+        return _roberta(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: does not describe a RoBERTa model: {error}") from error
 
 
-_ROBERTA: dict[str, nn.Module] = {}  # by the text of config.json: a hundred folders, one network
-
-
-def _roberta(config: str, path: Path) -> nn.Module:
+@cache
+def _roberta(config: str) -> nn.Module:
+    """Make one network for a hundred folders with the same ``config.json``."""
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
-    if config not in _ROBERTA:
-        try:
-            shape = RobertaConfig.from_dict(json.loads(config))
-            _ROBERTA[config] = TextClassifier(RobertaForSequenceClassification(shape))
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}: does not describe a RoBERTa model: {error}") from error
-    return _ROBERTA[config]
+    shape = RobertaConfig.from_dict(json.loads(config))
+    return TextClassifier(RobertaForSequenceClassification(shape))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from mico_exp.challenge import (
     ModelFolder,
     Sizes,
     Split,
+    model_folders,
     scenario_folder,
     truth_folder,
     write_solution,
@@ -53,6 +54,12 @@ class PrivacyTarget:
     delta: float
     clip_norm: float
 
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "delta", "clip_norm"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not value > 0:
+                raise InputError(f"`{name}` must be above 0, got {value!r}.")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -72,6 +79,17 @@ class Recipe:
     plan: Plan
     privacy: PrivacyTarget | None
     disclose_training: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise InputError(f"`seed` must be a whole number of at least 0, got {self.seed!r}.")
+        if self.plan.batch_size > self.sizes.training:
+            raise InputError(
+                f"`batch_size` must be at most `len_training` = {self.sizes.training}, "
+                f"got {self.plan.batch_size}."
+            )
+        if not all(isinstance(n, int) and n >= 0 for n in self.models.values()):
+            raise InputError(f"`phases` must be whole numbers, got {self.models}.")
 
     @property
     def sample_rate(self) -> float:
@@ -114,9 +132,8 @@ def build(root: Path, recipe: Recipe, records: Records) -> bool:
     with exclusive(lock, f"building {folder}"):
         _check_record(folder, recipe)
         write_text(folder / RECORD, json.dumps(recipe.description(), indent=2) + "\n")
-        for phase in PHASES:
-            if (folder / phase).is_dir():
-                remove_leftovers(folder / phase)
+        remove_leftovers(folder)
+        remove_leftovers(scenario_folder(truth_folder(root), recipe.challenge, recipe.scenario))
         missing = set(_missing(root, recipe))
         privacy = _privacy(recipe) if missing else None
         total = sum(recipe.models.values())
@@ -143,18 +160,22 @@ def build(root: Path, recipe: Recipe, records: Records) -> bool:
 def _check_record(folder: Path, recipe: Recipe) -> None:
     path = folder / RECORD
     wanted = json.loads(json.dumps(recipe.description()))
+    if not any(model_folders(folder / phase) for phase in PHASES):
+        return  # nothing was built yet, whatever was begun
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise InputError(f"{path}: expected an object, got {type(found).__name__}.")
         for key, value in wanted.items():
             if found.get(key) != value:
                 raise InputError(
                     f"{folder} was built with {key} = {found.get(key)}, but {value} is asked for. "
                     "Choose another `paths.data`, or delete that folder to build it anew."
                 )
-    elif any((folder / phase).is_dir() for phase in PHASES):
+    else:
         raise InputError(
             f"{folder} holds models but no {RECORD}, so `mico_exp.build` did not make it. "
             "Choose another `paths.data`."
@@ -180,6 +201,8 @@ def _places(root: Path, recipe: Recipe, number: int) -> tuple[Path, Path | None]
 def _missing(root: Path, recipe: Recipe) -> Iterator[int]:
     for number in range(sum(recipe.models.values())):
         folder, truth = _places(root, recipe, number)
+        if folder.is_dir() and not (folder / "model.pt").exists():
+            raise InputError(f"{folder} lacks model.pt. Delete that folder: it is built anew then.")
         if not folder.is_dir() or (truth and not truth.exists()):
             yield number
 

@@ -8,6 +8,7 @@ logged ``final`` figures they are shown after the choice is made.
 
 import json
 import logging
+import shlex
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -59,9 +60,8 @@ def _scenarios(cfg: "DictConfig") -> tuple[dict[str, "Scenario"], dict[str, str]
     from mico_exp import choices, provenance
     from mico_exp.challenge import load_scenario, scenario_folder
     from mico_exp.fingerprints import FileFingerprints
-    from mico_exp.store import ScoreStore
 
-    root, store = Path(cfg.paths.data), ScoreStore(Path(cfg.paths.store))
+    root, store = choices.root(cfg), choices.store(cfg)
     configs = choices.of_challenge(cfg)
     places = {name: scenario_folder(root, cfg.challenge, name) for name in configs}
     if absent := [name for name, place in places.items() if not place.is_dir()]:
@@ -81,18 +81,20 @@ def choose(cfg: "DictConfig", tracker: "Tracker", contents: dict[str, str]) -> d
 
     Without a preset the best by validation; with one the cell that it names.
     """
-    from mico_exp.choices import option_names
+    from mico_exp.choices import code_of_cells, option_names
 
     runs = tracker.finished({"kind": "cell", "challenge": cfg.challenge})
     metrics, formulas = option_names("metric"), option_names("formula")
+    code = code_of_cells()
     chosen, missing = {}, []
     stale = 0
     for name, content in contents.items():
         of_scenario = [run for run in runs if _scenario_of(run) == name]
+        present = [run for run in of_scenario if _is_present_code(run, code)]
         wanted = _preset_cell(cfg, name)
         current = [
             candidate
-            for candidate in map(_candidate, of_scenario)
+            for candidate in map(_candidate, present)
             if candidate.content == content and wanted in (None, candidate.cell)
         ]
         if current:
@@ -101,12 +103,20 @@ def choose(cfg: "DictConfig", tracker: "Tracker", contents: dict[str, str]) -> d
             missing.append(name)
             stale += len(of_scenario)
     if missing:
-        about = f" ({stale} are of other cells, data or models)" if stale else ""
+        about = f" ({stale} are of other cells, data, models or code)" if stale else ""
         raise InputError(
             f"No finished run of {', '.join(missing)} for the challenge {cfg.challenge} in "
             f"{tracker.uri}{about}. {_advice(missing)}"
         )
     return chosen
+
+
+def _is_present_code(run: "LoggedRun", code: dict[str, str]) -> bool:
+    """Tell whether a run's metric and formula still do what they did."""
+    return all(
+        run.tags.get(f"{group}_code") == code.get(f"{group}/{run.params.get(group)}")
+        for group in ("metric", "formula")
+    )
 
 
 def _preset_cell(cfg: "DictConfig", scenario: str) -> str | None:
@@ -123,12 +133,16 @@ def _preset_cell(cfg: "DictConfig", scenario: str) -> str | None:
 
 def _advice(missing: list[str]) -> str:
     """Command that makes the runs that are missing."""
+    from hydra.core.hydra_config import HydraConfig
+
     datasets = list(dict.fromkeys(name.rpartition("_")[0] for name in missing))
     scenarios = list(dict.fromkeys(name.rpartition("_")[2] for name in missing))
     words = ["python -m mico_exp"]
     words += [] if datasets == ["digits"] else [f"dataset={','.join(datasets)}"]
     words += ["metric=loss,confidence formula=0,1,2"]
     words += [] if scenarios == ["inf", "hi", "lo"] else [f"scenario={','.join(scenarios)}"]
+    given = HydraConfig.get().overrides.task
+    words += [shlex.quote(text) for text in given if text.startswith(("dataset.", "paths."))]
     return f"Run: {' '.join(words)} -m"
 
 

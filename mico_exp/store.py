@@ -9,6 +9,7 @@ scores, so that new challenge points are added without redoing the old.
 import io
 import logging
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +89,15 @@ class ScoreStore:
                     return Column(file["points"], file["scores"])
         except FileNotFoundError:
             pass
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             log.warning("%s is damaged and will be computed anew: %s", path, error)
         return EMPTY
 

@@ -7,6 +7,7 @@ and nothing else; each file is one line of 2m comma-separated numbers in [0, 1].
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def _read(path: Path, source: Path | io.BytesIO) -> dict[str, NDArray[np.float64
                         "<challenge>/<scenario>/{dev,final}/model_K/prediction.csv."
                     )
                 found[name.rpartition("/")[0]] = _values(f"{path}: {name}", archive.read(name))
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError) as error:
         raise InputError(f"{path}: cannot be read as a zip: {error}") from error
     if not found:
         raise InputError(f"{path}: holds no prediction.csv.")

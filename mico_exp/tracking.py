@@ -24,6 +24,8 @@ from mico_exp.atomic import exclusive
 from mico_exp.errors import InputError
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is down is soon known
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 MAX_TAG = 5000  # MLflow refuses longer values
 
 
@@ -67,14 +69,19 @@ class Tracker:
         if not uri:
             uri = _local_database(folder, create)
         self.uri = uri
-        self.client = MlflowClient(uri)
         try:
+            self.client = MlflowClient(uri)
             self.experiment_id = self._experiment(experiment, location, create)
         except MlflowException as error:
-            raise InputError(f"MLflow at {uri} does not answer: {error.message}") from error
+            raise InputError(f"MLflow at {uri} cannot be used: {_first_line(error)}") from error
 
     def _experiment(self, name: str, location: str | None, create: bool) -> str:
         if known := self.client.get_experiment_by_name(name):
+            if known.lifecycle_stage != "active":
+                raise InputError(
+                    f"The MLflow experiment {name} in {self.uri} was deleted. Bring it back with: "
+                    f"mlflow experiments restore --experiment-id {known.experiment_id}"
+                )
             return str(known.experiment_id)
         if not create:
             raise InputError(
@@ -95,7 +102,10 @@ class Tracker:
         It ends as FINISHED, as FAILED with the error in the tag ``error``, or as KILLED.
         """
         system = {"mlflow.runName": name, "mlflow.user": _user(), "mlflow.source.name": "mico_exp"}
-        created = self.client.create_run(self.experiment_id, tags={**system, **tags})
+        try:
+            created = self.client.create_run(self.experiment_id, tags={**system, **tags})
+        except MlflowException as error:
+            raise InputError(f"MLflow at {self.uri} takes no run: {_first_line(error)}") from error
         status = "FINISHED"
         with tempfile.TemporaryDirectory() as folder:
             run = Run(created.info.run_id, Path(folder))
@@ -155,6 +165,10 @@ class Tracker:
             raise InputError(
                 f"Run {run_id} in {self.uri} has no artifact {name}: {error}"
             ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _logged(run: StoredRun) -> LoggedRun:

@@ -20,6 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from mico_exp.errors import InputError
 from mico_exp.models import StackedMLP
 
 
@@ -38,6 +39,11 @@ class Plan:
     steps: int
     batch_size: int
     optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
+
+    def __post_init__(self) -> None:
+        for name, value in (("steps", self.steps), ("batch_size", self.batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
 
 
 def initial_mlps(models: int, widths: Sequence[int], generator: torch.Generator) -> StackedMLP:

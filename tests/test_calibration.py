@@ -178,6 +178,13 @@ def test_a_target_without_scores_gets_the_median(world):
     assert (found.scores[13] == np.median(expected.scores[others])).all()
 
 
+def test_a_formula_of_the_wrong_shape_is_refused(world):
+    shadow, is_member, columns = world
+    own = np.zeros(columns.shape)
+    with pytest.raises(InputError, match="must give shape"):
+        calibrate(lambda s, *_: s[:, :1], own, shadow, is_member, columns)
+
+
 def test_scaling_has_one_range_for_all_models():
     predictions = scale(np.array([[-1.0, 0.0], [1.0, 3.0]]))
     assert predictions.tolist() == [[0.0, 0.25], [0.5, 1.0]]

@@ -32,7 +32,7 @@ def test_the_groups_are_those_the_user_asked_for():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(composed, group, option):
-    cfg = composed(f"{group}='{option}'")
+    cfg = composed(f"{group}='{option}'", name="select_best" if group == "preset" else "config")
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg[group].name
 

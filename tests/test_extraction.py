@@ -205,3 +205,23 @@ def test_a_second_process_waits_and_then_reads(open_extraction):
     assert done.wait(60)
     other.join()
     assert job.read("loss", metrics.loss) is not None
+
+
+def test_a_metric_that_works_in_place_spoils_no_other(open_extraction, tmp_path):
+    def shrinking(logits, labels):
+        logits *= 0.1
+        return metrics.loss(logits, labels)
+
+    clean, mixed = open_extraction(tmp_path / "a"), open_extraction(tmp_path / "b")
+    clean.compute({"loss": metrics.loss})
+    mixed.compute({"aaa": shrinking, "loss": metrics.loss})
+    expected = clean.read("loss", metrics.loss).shadow
+    assert np.array_equal(mixed.read("loss", metrics.loss).shadow, expected)
+
+
+def test_a_metric_of_the_wrong_shape_is_named(open_extraction):
+    def one_for_all(logits, labels):
+        return metrics.loss(logits, labels)[0]
+
+    with pytest.raises(InputError, match=r"metric `odd` must give shape \(12, "):
+        open_extraction().compute({"odd": one_for_all})

@@ -1,24 +1,35 @@
 import functools
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from mico_exp import metrics
+from mico_exp import metrics, models
 from mico_exp.fingerprints import FileFingerprints, definition
 
 MODULE = '''
+import functools
 import torch
 SCALE = {scale}
+TABLE = {{"a": [{table}]}}
+WEIGHTS = torch.tensor([1.0, {weight}])
+DEFAULT = {default}
 
-def helper(x):
+@functools.cache
+def cached(x):
+    return x + {cached}
+
+def helper(x, power=DEFAULT):
     {helper}
 
 def metric(logits, labels):
     """{doc}"""
-    return helper(logits) * SCALE  # {comment}
+    return helper(logits, DEFAULT) * SCALE * TABLE["a"] * WEIGHTS + cached(1)  # {comment}
 
 class Model:
     def forward(self, x):
@@ -26,11 +37,23 @@ class Model:
 '''
 
 
+PLAIN = {
+    "scale": 2,
+    "helper": "return x + 1",
+    "doc": "Text.",
+    "comment": "why",
+    "table": 1,
+    "weight": 0.5,
+    "default": 3,
+    "cached": 1,
+}
+
+
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    def make(number, scale=2, helper="return x + 1", doc="Text.", comment="why"):
+    def make(number, **changes):
         path = tmp_path / f"made_{number}.py"
-        path.write_text(MODULE.format(scale=scale, helper=helper, doc=doc, comment=comment))
+        path.write_text(MODULE.format(**{**PLAIN, **changes}))
         spec = importlib.util.spec_from_file_location("made", path)
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, "made", module)
@@ -47,9 +70,63 @@ def test_words_do_not_count(load):
     assert (definition(second.metric), definition(second.Model)) == before
 
 
-@pytest.mark.parametrize("change", [{"scale": 3}, {"helper": "return x + 2"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": 3},
+        {"helper": "return x + 2"},
+        {"table": 2},
+        {"weight": 0.25},
+        {"default": 4},
+        {"cached": 2},
+        {"scale": 1, "table": 2},
+        {"scale": 3, "default": 2},
+    ],
+)
 def test_constants_and_helpers_count(load, change):
-    assert definition(load(1).metric) != definition(load(2, **change).metric)
+    before = definition(load(1).metric)
+    assert definition(load(2, **change).metric) != before
+
+
+def test_helpers_reached_through_a_module_count(monkeypatch):
+    from mico_exp import calibration
+
+    namespace = {"calibration": calibration, "__name__": "mico_exp.made"}
+    exec("def outer(logits, labels):\n    return calibration.scale(logits)", namespace)
+    outer = namespace["outer"]
+    before = definition(outer)
+    monkeypatch.setattr(calibration, "scale", calibration.stand_in)
+    assert definition(outer) != before
+
+
+class Tempered:
+    """A metric with a parameter, as an object."""
+
+    def __init__(self, temperature):
+        self.temperature = temperature
+
+    def __call__(self, logits, labels):
+        return metrics.loss(logits / self.temperature, labels)
+
+
+def test_a_definition_is_the_same_in_another_process():
+    code = "from mico_exp import fingerprints, metrics, models\n"
+    code += "print(fingerprints.definition(metrics.loss), fingerprints.definition(models.MLP))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [definition(metrics.loss), definition(models.MLP)]
+
+
+def test_callable_objects_count_with_their_parameters():
+    assert definition(Tempered(1.0)) == definition(Tempered(1.0))
+    assert definition(Tempered(1.0)) != definition(Tempered(2.0))
+
+
+def test_a_definition_does_not_change_by_use():
+    before = definition(models.roberta)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        models.roberta(Path("/nowhere"))
+    models._roberta(json.dumps({"hidden_size": 8, "num_attention_heads": 1, "vocab_size": 9}))
+    assert definition(models.roberta) == before
 
 
 def test_a_class_counts_with_what_its_methods_use(load):
@@ -93,7 +170,8 @@ def test_a_remembered_file_is_not_read_again(tmp_path, monkeypatch):
     assert FileFingerprints(tmp_path / "fingerprints.json").of(path) == first
 
 
-def test_a_damaged_memory_is_only_forgotten(tmp_path):
-    (tmp_path / "fingerprints.json").write_text("{broken")
+@pytest.mark.parametrize("content", ["{broken", "[]", "3"])
+def test_a_damaged_memory_is_only_forgotten(tmp_path, content):
+    (tmp_path / "fingerprints.json").write_text(content)
     (tmp_path / "file").write_bytes(b"x")
     assert len(FileFingerprints(tmp_path / "fingerprints.json").of(tmp_path / "file")) == 64

@@ -192,9 +192,9 @@ def test_runs_of_other_models_are_stale(copy):
     torch.save(state, model)
     done = run("mico_exp.select_best", *SIZES, cwd=copy, status=1)
     assert "digits_lo" in done.stderr
-    assert "6 are of other cells, data or models" in done.stderr
-    advice = "python -m mico_exp metric=loss,confidence formula=0,1,2 scenario=lo -m"
-    assert advice in done.stderr
+    assert "6 are of other cells, data, models or code" in done.stderr
+    advice = "python -m mico_exp metric=loss,confidence formula=0,1,2 scenario=lo"
+    assert f"{advice} {' '.join(SIZES)} -m" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -202,7 +202,7 @@ def test_a_scenario_that_is_gone(copy):
     shutil.rmtree(copy / "data" / "digits" / "digits_hi")
     done = run("mico_exp.select_best", *SIZES, cwd=copy, status=1)
     assert "digits_hi does not exist" in done.stderr
-    assert "scenario=hi -m" in done.stderr
+    assert "scenario=hi dataset.len_training=120" in done.stderr
 
 
 def test_a_cell_that_fails_is_a_failed_run_and_the_others_go_on(copy):

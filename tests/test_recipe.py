@@ -1,6 +1,8 @@
+import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import SIZES, tiny_recipe
+from opacus.accountants import PRVAccountant
+from tqdm import tqdm
 
 from mico_exp import challenge, models, recipe
 from mico_exp.errors import InputError
@@ -146,6 +150,88 @@ def test_a_killed_build_leaves_only_whole_models(built, digits, tmp_path):
     for folder in challenge.model_folders(train):
         assert names(folder) == whole | {"accuracy"}
         models.load_state(folder / "model.pt", models.MLP([64, 16, 10]))
+    # The same command again: the same tree as without the kill, and nothing left over.
+    subprocess.run([sys.executable, "-c", code, here, str(tmp_path)], check=True)
+    undisturbed = tmp_path / "undisturbed"
+    subprocess.run([sys.executable, "-c", code, here, str(undisturbed)], check=True)
+    expected = contents(undisturbed)
+    shutil.rmtree(undisturbed)
+    assert contents(tmp_path) == expected
+
+
+def test_the_accountant_and_the_batches_have_the_same_rate(digits, monkeypatch):
+    target = PrivacyTarget(epsilon=4.0, delta=1e-5, clip_norm=1.0)
+    how = tiny_recipe("digits_lo", target, sizes=challenge.Sizes(1797, 300, 50))
+    assert how.sample_rate == 16 / 300
+    seen = []
+    monkeypatch.setattr(recipe, "noise_multiplier", lambda *asked: seen.append(asked) or 1.0)
+    recipe._privacy(how)
+    assert seen == [(4.0, 1e-5, 16 / 300, 200)]
+    real = recipe.train
+
+    def watched(mlps, inputs, labels, plan, generator, privacy, after_step):
+        assert (plan.batch_size, labels.shape[1]) == (16, 300)
+        assert privacy.noise_multiplier == 1.0
+        return real(mlps, inputs, labels, plan, generator, privacy, after_step)
+
+    monkeypatch.setattr(recipe, "train", watched)
+    with tqdm(disable=True) as bar:
+        chunk = recipe._train_chunk(how, digits, range(2), recipe._privacy(how), bar, 2)
+    # At σ = 1 the accountant, asked afresh, tells what these 200 steps have spent.
+    accountant = PRVAccountant()
+    accountant.history = [(1.0, 16 / 300, 200)]
+    assert chunk.epsilon == pytest.approx(accountant.get_epsilon(1e-5), abs=0.01)
+
+
+def test_the_noise_of_the_embedded_challenge():
+    """The literal σ for ε = 4 and 10 at δ = 1e-5, batches of 32 of 300, 400 steps."""
+    for epsilon, sigma in ((4.0, 2.48), (10.0, 1.30)):
+        plan = dataclasses.replace(tiny_recipe().plan, steps=400, batch_size=32)
+        target = PrivacyTarget(epsilon, 1e-5, 1.0)
+        sizes = challenge.Sizes(1797, 300, 50)
+        how = tiny_recipe("digits_lo", target, plan=plan, sizes=sizes)
+        assert recipe._privacy(how).noise_multiplier == pytest.approx(sigma, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": -1}, {"seed": "a"}, {"models": {"train": -1, "dev": 0, "final": 0}}]
+)
+def test_a_recipe_that_cannot_be(change):
+    with pytest.raises(InputError, match=r"`seed`|`phases`"):
+        tiny_recipe(**change)
+
+
+def test_a_build_that_failed_before_its_first_model_is_no_obstacle(digits, tmp_path):
+    folder = tmp_path / "digits" / "digits_inf"
+    folder.mkdir(parents=True)
+    (folder / "build.json").write_text(json.dumps({"seed": 99}))
+    assert build(tmp_path, tiny_recipe(), digits) is True
+
+
+def test_a_model_that_was_deleted_is_named(built, digits, tmp_path):
+    shutil.copytree(built, tmp_path / "data")
+    (tmp_path / "data" / "digits" / "digits_inf" / "dev" / "model_13" / "model.pt").unlink()
+    with pytest.raises(InputError, match=r"model_13 lacks model\.pt"):
+        build(tmp_path / "data", tiny_recipe(), digits)
+
+
+def test_ddp_discloses_the_training_sets(digits, tmp_path):
+    build(tmp_path, tiny_recipe("digits_ddp", disclose_training=True), digits)
+    folder = tmp_path / "digits" / "digits_ddp"
+    assert (folder / "dev" / "model_12" / "seed_training").exists()
+    assert not (folder / "dev" / "model_12" / "seed_membership").exists()
+
+
+def test_the_users_umask_holds(built, digits, tmp_path):
+    before = os.umask(0o027)
+    try:
+        build(tmp_path, tiny_recipe(), digits)
+    finally:
+        os.umask(before)
+    folder = tmp_path / "digits" / "digits_inf" / "train" / "model_0"
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert (folder / "model.pt").stat().st_mode & 0o777 == 0o640
+    assert (folder.parents[1] / "build.json").stat().st_mode & 0o777 == 0o640
 
 
 def test_leftovers_of_a_killed_build_are_removed(digits, tmp_path):

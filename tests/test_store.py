@@ -39,6 +39,13 @@ def test_a_torn_file_counts_as_missing(store, cut, caplog):
     assert str(path) in caplog.text
 
 
+def test_a_file_of_another_kind_counts_as_missing(store):
+    store.write(ADDRESS, Column(np.arange(3), np.arange(3.0)))
+    np.save(store.path(ADDRESS).with_suffix(".npy"), np.arange(3))
+    store.path(ADDRESS).with_suffix(".npy").rename(store.path(ADDRESS))
+    assert store.read(ADDRESS) is EMPTY
+
+
 def test_a_flipped_bit_counts_as_missing(store):
     store.write(ADDRESS, Column(np.arange(100), np.arange(100.0)))
     path = store.path(ADDRESS)

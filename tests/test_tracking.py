@@ -118,3 +118,18 @@ def test_processes_that_all_start_on_an_empty_folder(tmp_path):
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         assert database.execute("pragma integrity_check").fetchone() == ("ok",)
     database.close()
+
+
+def test_a_deleted_experiment_says_how_to_bring_it_back(folder):
+    tracker = Tracker("deleted", folder)
+    tracker.client.delete_experiment(tracker.experiment_id)
+    with pytest.raises(InputError, match=f"restore --experiment-id {tracker.experiment_id}"):
+        Tracker("deleted", folder)
+
+
+@pytest.mark.parametrize("uri", ["foo://x", "http://127.0.0.1:9"])
+def test_a_server_that_cannot_be_used_is_an_error_at_once(tmp_path, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError, match=f"MLflow at {uri} cannot be used"):
+        Tracker("team", tmp_path)

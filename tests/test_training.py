@@ -82,6 +82,39 @@ def test_one_step_is_that_of_opacus_with_the_noise_off(batch):
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("clip_norm", [0.05, 0.4])
+def test_a_step_of_training_is_that_of_opacus_on_the_same_poisson_batch(clip_norm):
+    """`train` itself: its own batch, clipped record by record, over the expected batch size."""
+    generator = torch.Generator().manual_seed(0)
+    mlps = training.initial_mlps(2, WIDTHS, generator)
+    start = alone(mlps, 1)
+    inputs = torch.randn(2, 40, 6, generator=generator)
+    labels = torch.randint(3, (2, 40), generator=generator)
+    plan = Plan(1, 10, functools.partial(torch.optim.SGD, lr=0.5))
+    privacy = Privacy(noise_multiplier=0.0, clip_norm=clip_norm)
+    training.train(mlps, inputs, labels, plan, torch.Generator().manual_seed(3), privacy)
+
+    drawn = torch.rand(2, 40, generator=torch.Generator().manual_seed(3)) < 10 / 40
+    private = GradSampleModule(start)
+    optimizer = DPOptimizer(
+        torch.optim.SGD(start.parameters(), lr=0.5),
+        noise_multiplier=0.0,
+        max_grad_norm=clip_norm,
+        expected_batch_size=10,
+    )
+    batch = inputs[1, drawn[1]].requires_grad_()
+    nn.functional.cross_entropy(private(batch), labels[1, drawn[1]]).backward()
+    optimizer.step()
+    for ours, theirs in zip(mlps.states()[1].values(), start.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch_size": 0}, {"steps": 1.5}])
+def test_a_plan_that_cannot_be(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Plan(**{"steps": 1, "batch_size": 1, "optimizer": torch.optim.SGD, **change})
+
+
 def test_the_noise_has_its_scale_and_is_fresh():
     privacy = Privacy(noise_multiplier=1.5, clip_norm=0.4)
     generator = torch.Generator().manual_seed(0)
