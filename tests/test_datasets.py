@@ -1,0 +1,203 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import worlds
+
+from mico_exp import datasets, models
+from mico_exp.errors import InputError
+from mico_exp.models import CNN
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+def test_cifar10_is_train_then_test_normalised_by_channel(tmp_path, random):
+    worlds.write_cifar10(tmp_path, random)
+    records = datasets.cifar10(str(tmp_path), worlds.TinyCIFAR10)
+    parts = [worlds.TinyCIFAR10(tmp_path, train=train) for train in (True, False)]
+    assert records.labels.tolist() == parts[0].targets + parts[1].targets
+    images = records.inputs(torch.tensor([0, 249, 250, 299]))
+    assert images.shape == (4, 3, 32, 32)
+    assert images.dtype == torch.float32
+    pixel = parts[1].data[49][5, 7, 2]
+    expected = (pixel / 255 - 0.44653091) / 0.26158784
+    assert images[3, 2, 5, 7].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_cifar10_that_is_not_the_official_one(tmp_path, random):
+    with pytest.raises(InputError, match="cifar-10-batches-py is missing"):
+        datasets.cifar10(str(tmp_path))
+    worlds.write_cifar10(tmp_path, random)
+    with pytest.raises(InputError, match="not the official one"):
+        datasets.cifar10(str(tmp_path))  # torchvision's check sums stand before its unpickling
+
+
+def test_purchase100_is_parsed_once_and_then_mapped(tmp_path, random, monkeypatch):
+    labels, bits = worlds.write_purchase100(tmp_path / "p", random)
+    folder = str(tmp_path / "p")
+    first = datasets.purchase100(folder)
+    assert first.labels.tolist() == (labels - 1).tolist()
+    assert np.array_equal(first.inputs(torch.arange(300)).numpy(), bits)
+    own = torch.tensor([[3, 1], [299, 0]])
+    assert np.array_equal(first.inputs(own).numpy(), bits[own.numpy()])
+    monkeypatch.setattr(datasets, "write_array", None)  # a second parse would fail
+    second = datasets.purchase100(folder)
+    assert isinstance(second.packed, np.memmap)
+    assert second.packed.shape == (300, 76)
+    assert second.fingerprint == first.fingerprint
+
+
+def test_a_changed_purchase_file_is_parsed_anew(tmp_path, random):
+    worlds.write_purchase100(tmp_path / "p", random)
+    first = datasets.purchase100(str(tmp_path / "p"))
+    path = tmp_path / "p" / "dataset_purchase"
+    lines = path.read_text().splitlines()
+    path.write_text("\r\n".join(reversed(lines)))
+    second = datasets.purchase100(str(tmp_path / "p"))
+    assert second.labels.tolist() == first.labels.tolist()[::-1]
+    assert second.fingerprint != first.fingerprint
+
+
+LINE = "7" + ",1,0" * 300
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("7" + ",1" * 599, "line 3 must hold a label 1 … 100 and 600 bits, got 599 values"),
+        ("7" + ",1" * 601, "line 3 must hold .* got 601 values"),
+        ("0" + ",1" * 600, "line 3 must hold a label 1 … 100"),
+        ("101" + ",1" * 600, "line 3 must hold a label 1 … 100"),
+        ("x" + ",1" * 600, "line 3 must hold a label 1 … 100"),
+        ("7" + ",1" * 10 + ",2" + ",1" * 589, "line 3, bit 11 must be 0 or 1"),
+        ("7" + ",1" * 10 + ";1" + ",1" * 589, "line 3, bit 11 must be 0 or 1"),
+        ("", "line 3 must hold"),
+    ],
+)
+def test_a_purchase_file_with_a_bad_line_names_it(tmp_path, line, message):
+    (tmp_path / "dataset_purchase").write_text("\n".join([LINE, LINE, line, LINE]) + "\n")
+    with pytest.raises(InputError, match=message):
+        datasets.purchase100(str(tmp_path))
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_purchase100_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="dataset_purchase is missing"):
+        datasets.purchase100(str(tmp_path))
+    (tmp_path / "dataset_purchase").write_text("")
+    with pytest.raises(InputError, match="is empty"):
+        datasets.purchase100(str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".parquet"])
+def test_sst2_is_train_then_validation(tmp_path, random, suffix):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "sst2"
+    worlds.write_sst2(folder, random, suffix)
+    records = datasets.sst2(str(folder), str(folder / "tokenizer"))
+    read = pd.read_parquet if suffix == ".parquet" else lambda p: pd.read_csv(p, sep="\t")
+    table = pd.concat([read(folder / f"{part}{suffix}") for part in ("train", "validation")])
+    assert records.labels.tolist() == table["label"].tolist()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    chosen = [299, 0, 17]
+    expected = tokenizer(table["sentence"].iloc[chosen].tolist(), padding=True, return_tensors="pt")
+    found = records.inputs(torch.tensor(chosen))
+    assert torch.equal(found["input_ids"], expected["input_ids"])
+    assert torch.equal(found["attention_mask"], expected["attention_mask"])
+
+
+def test_sentences_are_batched_by_length(tmp_path, random):
+    folder = tmp_path / "sst2"
+    worlds.write_sst2(folder, random)
+    records = datasets.sst2(str(folder), str(folder / "tokenizer"))
+    points = random.permutation(300)[:64]
+    order = records.order(points)
+    assert sorted(order) == list(range(64))
+    masks = records.inputs(torch.from_numpy(points[order]))["attention_mask"]
+    assert (masks.sum(dim=1).diff() <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.tsv", "text\tlabel\nhello\t1\n", r"train\.tsv: column 'sentence' is missing"),
+        ("train.tsv", "sentence\tlabel\nhello\t3\n", r"train\.tsv: label of row 0 .* got 3"),
+        ("train.parquet", "nothing", r"train\.parquet: cannot be read as a table"),
+        ("validation.tsv", None, r"validation\.parquet or \.tsv is missing"),
+    ],
+)
+def test_sst2_files_that_are_wrong(tmp_path, random, name, content, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "sst2"
+    worlds.write_sst2(folder, random)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        datasets.sst2(str(folder), str(folder / "tokenizer"))
+
+
+def test_a_tokenizer_that_is_not_there(tmp_path, random):
+    folder = tmp_path / "sst2"
+    worlds.write_sst2(folder, random)
+    with pytest.raises(InputError, match=r"`dataset\.records\.tokenizer`: .*nowhere"):
+        datasets.sst2(str(folder), str(folder / "nowhere"))
+
+
+def test_the_competitions_cnn_has_its_size_and_keys():
+    model = CNN()
+    assert sum(p.numel() for p in model.parameters()) == 973_962
+    assert [name for name in model.state_dict() if name.endswith("weight")] == [
+        f"cnn.{layer}.weight" for layer in (0, 3, 5, 9)
+    ]
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("save", [worlds.save_bin, worlds.save_safetensors])
+@pytest.mark.parametrize("prefix", ["", "_module."])
+def test_roberta_loads_what_transformers_saves(tmp_path, save, prefix):
+    (tmp_path / "shape").mkdir()
+    (tmp_path / "shape" / "config.json").write_text(json.dumps(worlds.ROBERTA))
+    model = models.roberta(tmp_path / "shape")
+    state = {k: v.clone() for k, v in models.bare(model).state_dict().items()}
+    (tmp_path / "model_0").mkdir()
+    save(tmp_path / "model_0", {prefix + k: v for k, v in state.items()})
+    found = models.load_state(
+        models.weights_file(tmp_path / "model_0"), models.roberta(tmp_path / "model_0")
+    )
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[k], state[k]) for k in state)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"hidden_size": 7, "num_attention_heads": 2}'])
+def test_a_config_that_describes_no_roberta(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json"):
+        models.roberta(tmp_path)
+
+
+def test_folders_without_weights_or_shape(tmp_path):
+    with pytest.raises(InputError, match="holds no weights"):
+        models.weights_file(tmp_path)
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        models.roberta(tmp_path)
+
+
+def test_a_truncated_safetensors_file(tmp_path, random):
+    (tmp_path / "shape").mkdir()
+    (tmp_path / "shape" / "config.json").write_text(json.dumps(worlds.ROBERTA))
+    model = models.roberta(tmp_path / "shape")
+    shutil.copytree(tmp_path / "shape", tmp_path / "m")
+    worlds.save_safetensors(tmp_path / "m", dict(models.bare(model).state_dict()))
+    path = tmp_path / "m" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"model\.safetensors: cannot be read"):
+        models.load_state(path, model, mapped=True)
