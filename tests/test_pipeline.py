@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -228,6 +230,18 @@ def test_a_truth_that_is_not_known_is_not_needed(copy):
     run("mico_exp", "metric=loss", "formula=1", "-m", *without, cwd=copy)
     newest = runs(copy, kind="cell")[0]
     assert "val/auc" in newest.data.metrics
+    # The truth takes no part in a prediction: with it they were the same.
+    (before,) = [
+        r
+        for r in runs(copy)[3:]
+        if r.info.run_name == newest.info.run_name and r.info.status == "FINISHED"
+    ]
+    with (
+        np.load(artifact(newest, "predictions.npz")) as without_truth,
+        np.load(artifact(before, "predictions.npz")) as with_truth,
+    ):
+        for phase in ("train", "dev", "final"):
+            assert np.array_equal(without_truth[phase], with_truth[phase])
     assert not any(name.startswith("final/auc") for name in newest.data.metrics)
     shown = run("mico_exp.select_best", *SIZES, cwd=copy).stdout
     assert "inf" in shown
@@ -235,6 +249,67 @@ def test_a_truth_that_is_not_known_is_not_needed(copy):
         "does not exist"
         in run("mico_exp.score", "submissions/predictions_digits.zip", cwd=copy, status=1).stderr
     )
+
+
+def test_the_embedded_challenge_clearly_leaks_without_privacy(tmp_path):
+    """The default challenge in its true size, one scenario: AUC of validation at least 0.60."""
+    run("mico_exp", "metric=confidence", "formula=0", "scenario=inf", cwd=tmp_path)
+    (one,) = runs(tmp_path, kind="cell")
+    assert one.data.params["train_models"] == "100"
+    assert one.data.metrics["val/auc"] >= 0.60
+    assert one.data.metrics["val/tpr_at_fpr_0.1"] >= 0.15
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_is_one_line_and_closes_the_run(tmp_path, number, status):
+    command = [sys.executable, "-m", "mico_exp", "metric=loss", "formula=1", "-m"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "data" / "digits" / "digits_inf" / "build.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Traceback" not in error
+    (one,) = runs(tmp_path)
+    assert one.info.status == "KILLED"
+    assert not list((tmp_path / "data").rglob("*.tmp"))
+
+
+def test_advice_and_single_scenarios(copy):
+    shown = run("mico_exp.select_best", "scenarios=[inf]", *SIZES, cwd=copy).stdout
+    assert "digits_inf" in shown
+    assert "digits_hi" not in shown
+    failed = run("mico_exp.select_best", "dataset.len_challenge=9", cwd=copy, status=1).stderr
+    assert "dataset.len_challenge=9" in failed
+
+
+def test_a_metric_of_ones_own_as_the_readme_says(copy):
+    """The README's margin, its option file outside the package, beside a broken one."""
+    (copy / "mine.py").write_text(MARGIN)
+    options = copy / "options" / "metric"
+    options.mkdir(parents=True)
+    function = "function:\n  _target_: {}\n  _partial_: true\n"
+    (options / "margin.yaml").write_text("name: margin\n" + function.format("mine.margin"))
+    (options / "broken.yaml").write_text("name: broken\n" + function.format("absent.broken"))
+    (options / "liar.yaml").write_text("name: loss\n" + function.format("mine.margin"))
+    own = ["--config-dir=options", "formula=1", "scenario=inf", *SMALL]
+    shown = run("mico_exp", "metric=margin", *own, cwd=copy).stdout
+    assert "inf/margin/1: validation" in shown
+    assert "broken.yaml cannot be used, and is left out" in shown
+    assert (
+        "`name` must be that of its file"
+        in run("mico_exp", "metric=liar", *own, cwd=copy, status=1).stderr
+    )
+
+
+MARGIN = """
+def margin(logits, labels):
+    index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
+    others = logits.scatter(-1, index, float("-inf")).amax(dim=-1)
+    return logits.gather(-1, index).squeeze(-1) - others
+"""
 
 
 def test_building_alone(tmp_path):

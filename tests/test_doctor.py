@@ -1,0 +1,186 @@
+"""Bad trees, one fault at a time: the doctor names it, and so does the pipeline before its work."""
+
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SIZES, tiny_recipe
+
+from mico_exp import challenge, datasets, diagnosis
+from mico_exp.challenge import Sizes
+from mico_exp.errors import InputError
+from mico_exp.models import MLP, Architecture
+from mico_exp.recipe import build
+
+ARCHITECTURE = Architecture.of(MLP([64, 16, 10]))
+EXPECTED = {"train": 12, "dev": 3, "final": 2}
+
+
+@pytest.fixture
+def tree(tmp_path, built):
+    shutil.copytree(built, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def examine(tree, sizes=SIZES):
+    reports = diagnosis.examine(tree, "digits/digits_inf", EXPECTED, sizes, ARCHITECTURE)
+    return reports, [finding for report in reports for finding in report.findings]
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('a pickle was executed')",))
+
+
+def nan_weights(path):
+    state = torch.load(path, weights_only=True)
+    state["mlp.0.weight"][:2] = torch.inf
+    torch.save(state, path)
+
+
+def write(text):
+    return lambda path: path.write_text(text)
+
+
+FAULTS = {
+    "empty seed": ("train/model_3/seed_training", write(""), "must be an integer"),
+    "negative seed": ("train/model_3/seed_challenge", write("-4"), "must be an integer"),
+    "seed in words": ("dev/model_13/seed_challenge", write("seven"), "got 'seven'"),
+    "seed of 2^63": ("train/model_3/seed_membership", write(str(2**63)), "in [0, 2^63 - 1]"),
+    "missing seed": ("train/model_3/seed_training", lambda p: p.unlink(), "is missing"),
+    "another seed": ("train/model_3/seed_membership", write("5"), "disagrees with the seeds"),
+    "short solution": (
+        "train/model_3/solution.csv",
+        write(",".join("10" * 9)),
+        "expected one line of 20",
+    ),
+    "a 2 in a solution": (
+        "train/model_3/solution.csv",
+        write(",".join(["2", *"1010101010101010101"])),
+        "20 values 0 or 1",
+    ),
+    "truncated weights": (
+        "final/model_15/model.pt",
+        lambda p: p.write_bytes(p.read_bytes()[:2000]),
+        "model.pt: cannot be read",
+    ),
+    "malicious pickle": (
+        "dev/model_13/model.pt",
+        lambda p: p.write_bytes(pickle.dumps(Bomb())),
+        "model.pt: cannot be read",
+    ),
+    "malicious torch file": (
+        "dev/model_13/model.pt",
+        lambda p: torch.save({"mlp.0.weight": Bomb()}, p),
+        "model.pt: cannot be read",
+    ),
+    "another shape": (
+        "train/model_3/model.pt",
+        lambda p: torch.save(MLP([64, 8, 10]).state_dict(), p),
+        "key `mlp.0.weight` must have shape (16, 64), got (8, 64)",
+    ),
+    "no weights": ("train/model_3/model.pt", lambda p: p.unlink(), "holds no weights"),
+    "infinite weights": ("train/model_3/model.pt", nan_weights, "128 weights are not finite"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_named_and_fatal(tree, fault):
+    place, spoil, message = FAULTS[fault]
+    spoil(tree / "digits" / "digits_inf" / place)
+    reports, findings = examine(tree)
+    (finding,) = findings
+    assert finding.fatal
+    assert message in finding.message
+    assert place.split("/")[1] in finding.message
+    assert [report.sound for report in reports].count(False) == 1
+
+
+def test_a_sound_tree_has_no_findings(built):
+    reports, findings = examine(built)
+    assert findings == []
+    assert [(report.found, len(report.models)) for report in reports] == [(12, 12), (3, 3), (2, 2)]
+    file = built / "digits" / "digits_inf" / "dev" / "model_12" / "model.pt"
+    assert reports[1].weight_bytes == 3 * file.stat().st_size
+
+
+def test_a_folder_that_is_no_model_is_fatal(tree):
+    (tree / "digits" / "digits_inf" / "train" / "model_abc").mkdir()
+    _, (finding,) = examine(tree)
+    assert finding.fatal
+    assert "model_abc: a model's folder must be named" in finding.message
+    with pytest.raises(InputError, match="model_abc"):
+        challenge.load_scenario(tree, "digits", "digits_inf", SIZES)
+
+
+def test_a_gap_in_the_numbers_is_only_noted(tree):
+    shutil.rmtree(tree / "digits" / "digits_inf" / "train" / "model_5")
+    _, findings = examine(tree)
+    assert not any(finding.fatal for finding in findings)
+    text = " ".join(finding.message for finding in findings)
+    assert "holds 11 models, 12 were expected" in text
+    assert "gaps in its numbers: model_5" in text
+    scenario = challenge.load_scenario(tree, "digits", "digits_inf", SIZES)
+    assert challenge.challenge_points(scenario).solution.shape == (11, 20)
+
+
+@pytest.mark.parametrize(("phase", "fatal"), [("train", True), ("dev", False), ("final", False)])
+def test_a_missing_phase(tree, phase, fatal):
+    shutil.rmtree(tree / "digits" / "digits_inf" / phase)
+    _, (finding,) = examine(tree)
+    assert finding.fatal is fatal
+    assert phase in finding.place
+
+
+def test_a_wrong_length_shows_in_every_solution(tree):
+    _, findings = examine(tree, Sizes(1797, 120, 9))
+    assert len(findings) == 12
+    assert "expected one line of 18 values 0 or 1, got 20" in findings[0].message
+
+
+def test_sizes_larger_than_the_data():
+    with pytest.raises(InputError, match="300 records are too few"):
+        Sizes(300, 295, 10)
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory, digits):
+    """A scenario with enough members for a clear word: 20 models × 30."""
+    root = tmp_path_factory.mktemp("larger")
+    sizes = Sizes(1797, 120, 30)
+    build(root, tiny_recipe(sizes=sizes, models={"train": 20, "dev": 0, "final": 0}), digits)
+    return challenge.load_scenario(root, "digits", "digits_inf", sizes)
+
+
+def test_members_have_the_higher_score(larger, digits):
+    cpu = torch.device("cpu")
+    assert diagnosis.check_members(larger, digits, ARCHITECTURE, cpu) is None
+
+
+def test_records_in_a_wrong_order_are_found_out(larger, digits):
+    shuffled = torch.from_numpy(np.random.default_rng(0).permutation(1797))
+    wrong = datasets.Features(digits.features[shuffled], digits.labels[shuffled])
+    finding = diagnosis.check_members(larger, wrong, ARCHITECTURE, torch.device("cpu"))
+    assert finding.fatal
+    assert "600 of each under 20 models" in finding.message
+    assert "order" in finding.message
+
+
+def test_the_cost_is_of_the_right_size(built, digits):
+    scenario = challenge.load_scenario(built, "digits", "digits_inf", SIZES)
+    points = challenge.challenge_points(scenario)
+    cost = diagnosis.estimate(scenario, points, digits, ARCHITECTURE, torch.device("cpu"), 3)
+    assert cost.points == len(points.unique)
+    assert cost.store_bytes == (12 * len(points.unique) + 5 * 20) * 3 * 16
+    assert 0 < cost.seconds < 5
+
+
+def test_ddp_seeds_that_are_missing_do_not_stop_an_attack(tmp_path, digits):
+    build(tmp_path, tiny_recipe("digits_ddp", disclose_training=True), digits)
+    (tmp_path / "digits" / "digits_ddp" / "dev" / "model_12" / "seed_training").unlink()
+    scenario = challenge.load_scenario(tmp_path, "digits", "digits_ddp", SIZES)
+    with pytest.raises(InputError, match=r"model_12/seed_training is missing"):
+        challenge.known_training(scenario, "dev")
+    assert challenge.known_training(scenario, "final").member.shape == (2, 1797)
