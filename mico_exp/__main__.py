@@ -29,7 +29,11 @@ def command(cfg: "DictConfig") -> None:
 
     started = time.perf_counter()
     tracker = Tracker(cfg.challenge, Path.cwd())
-    cell = f"{cfg.scenario.name}/{cfg.metric.name}/{cfg.formula.name}"
+    # In a challenge of several data sets the scenario alone does not tell them apart.
+    scenario_label = cfg.scenario.name
+    if cfg.challenge != cfg.dataset.name:
+        scenario_label = choices.scenario_name(cfg)
+    cell = f"{scenario_label}/{cfg.metric.name}/{cfg.formula.name}"
     tags = {
         "kind": "cell",
         "challenge": cfg.challenge,

@@ -45,7 +45,7 @@ def download(cfg: DictConfig, archives: Sequence[Path]) -> None:
         path = here.get(name) or fetch(wanted.repository, name, cfg.repo_type, folder)
         verify_md5(path, file.md5)
         new = unpack(path, folder, list(file.scenarios))
-        print(f"{name}: unpacked {', '.join(new)} into {folder}")
+        print(f"{name}: unpacked {', '.join(new)} into {folder}; {path} is needed no more")
     what = "challenge=ddp" if cfg.dataset == "ddp" else f"dataset={cfg.dataset}"
     print(f"Look at it with: python -m mico_exp.doctor {what}")
 
@@ -78,6 +78,7 @@ def fetch(repository: str, name: str, repo_type: str, folder: Path) -> Path:
         size = get_hf_file_metadata(url).size or 0
         check_free_disk(folder, 2 * size)  # the archive, and what it unpacks to
         place = folder / ".download"
+        print(f"Fetching {name}, {size / 1e9:.1f} GB, from {repository} into {place}")
         return Path(hf_hub_download(repository, name, repo_type=repo_type, local_dir=place))
     except InputError:
         raise

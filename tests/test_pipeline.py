@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run
 from mlflow import MlflowClient
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -28,20 +28,6 @@ SMALL = [
     "dataset.recipe.steps=200",
 ]
 GRID = ["mico_exp", "metric=loss,confidence", "formula=0,1,2", "-m"]
-
-
-def run(*arguments, cwd, status=0):
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -172,18 +158,10 @@ def test_one_cell_without_a_sweep(copy):
     assert len(runs(copy, kind="cell")) == 19
 
 
-def test_another_tracking_server_is_asked(swept, copy, monkeypatch):
+def test_another_tracking_server_is_asked(copy):
     (copy / "mlflow.db").rename(copy / "team.db")
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{copy / 'team.db'}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "mico_exp.select_best", *SIZES],
-        cwd=copy,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    team = f"sqlite:///{copy / 'team.db'}"
+    run("mico_exp.select_best", *SIZES, cwd=copy, MLFLOW_TRACKING_URI=team)
     assert not (copy / "mlflow.db").exists()
 
 
