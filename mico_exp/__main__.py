@@ -87,8 +87,11 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
     from mico_exp import choices, provenance
     from mico_exp.cell import evaluate
     from mico_exp.challenge import challenge_points, read_truth
+    from mico_exp.extraction import open_device
     from mico_exp.fingerprints import FileFingerprints
 
+    open_device(cfg.compute.device)  # what is wrong with it is said before the models are read
+    truth = read_truth(choices.root(cfg), scenario)
     points = challenge_points(scenario)
     run.params["num_records"] = len(records.labels)
     for phase, targets in points.of_phase.items():
@@ -103,16 +106,19 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
         scores = extraction.read(cfg.metric.name, choices.metric(cfg))
         assert scores is not None
     run.metrics["nan_models"] = scores.nan_models
-    truth = read_truth(choices.root(cfg), scenario)
     return evaluate(scores, points, choices.formula(cfg), truth)
 
 
 def _compute(extraction: "Extraction", metrics: "dict[str, Metric]", chosen: str) -> None:
     """Compute all metrics in one pass, or the chosen one alone if another one is broken."""
+    from mico_exp.errors import MetricError
+
     try:
         extraction.compute(metrics)
-    except Exception as error:
-        log.warning("Not all metrics can be computed, %s is tried alone: %s", chosen, error)
+    except MetricError as error:
+        if metrics.keys() == {chosen}:
+            raise
+        log.warning("%s; %s is tried alone", error, chosen)
         extraction.compute({chosen: metrics[chosen]})
 
 

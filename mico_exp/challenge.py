@@ -172,6 +172,8 @@ def challenge_points(scenario: Scenario) -> ChallengePoints:
     of_phase = {"train": np.stack([s.challenge for s in splits])}
     for phase in ("dev", "final"):
         if models := scenario.phases.get(phase):
+            for model in models:
+                check_solution(model, sizes, model.path / "solution.csv")
             of_phase[phase] = np.stack([model.split(sizes).challenge for model in models])
     unique = np.unique(np.concatenate([points.ravel() for points in of_phase.values()]))
     is_member = np.zeros((len(splits), len(unique)), dtype=bool)
@@ -231,17 +233,26 @@ def disclosed(model: ModelFolder, sizes: Sizes) -> Split:
         if getattr(model, name) is None:
             raise InputError(f"{model.path / name} is missing: a train model must disclose it.")
     known = model.split(sizes)
-    path = model.path / "solution.csv"
-    assert known.solution is not None
-    if path.exists() and not np.array_equal(
-        read_solution(path, 2 * sizes.challenge), known.solution
-    ):
+    check_solution(model, sizes, model.path / "solution.csv")
+    return known
+
+
+def check_solution(model: ModelFolder, sizes: Sizes, path: Path) -> None:
+    """Compare a solution.csv with a model's seeds, where both are there.
+
+    Raises:
+        InputError: they disagree, or the file is malformed.
+    """
+    if not path.exists():
+        return
+    found = read_solution(path, 2 * sizes.challenge)
+    expected = model.split(sizes).solution
+    if expected is not None and not np.array_equal(found, expected):
         raise InputError(
             f"{path} disagrees with the seeds of {model.path.name}. Check `len_training` "
             f"({sizes.training}), `len_challenge` ({sizes.challenge}) and the number of records "
             f"({sizes.records}), or fetch the folder anew."
         )
-    return known
 
 
 def scenario_folder(root: Path, challenge: str, name: str) -> Path:
@@ -347,5 +358,7 @@ def read_truth(root: Path, scenario: Scenario) -> dict[str, NDArray[np.bool_]]:
         if missing := sorted(set(paths) - set(known)):
             raise InputError(f"{missing[0]} is missing, while {len(known)} others are there.")
         length = 2 * scenario.sizes.challenge
+        for model, path in zip(scenario.phases[phase], paths, strict=True):
+            check_solution(model, scenario.sizes, path)
         truth[phase] = np.stack([read_solution(path, length) for path in paths])
     return truth

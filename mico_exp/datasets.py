@@ -171,12 +171,27 @@ def purchase100(folder: str) -> Records:
     files = FileFingerprints(path.with_name("fingerprints.json"))
     key = digest(files.of(path), definition(parse_purchase))
     files.save()
-    compact = path.with_name(f"dataset_purchase-{key[:16]}.npy")
-    if not compact.exists():
-        log.info("Parsing %s, once", path)
-        write_array(compact, parse_purchase(path))
-    packed = np.load(compact, mmap_mode="r", allow_pickle=False)
-    return Bits(packed, PURCHASE_FEATURES, key)
+    name = f"dataset_purchase-{key[:16]}"
+    for compact in path.parent.glob(f"{name}-*.npy"):
+        if (packed := _mapped(compact)) is not None:
+            return Bits(packed, PURCHASE_FEATURES, key)
+    log.info("Parsing %s, once", path)
+    parsed = parse_purchase(path)
+    compact = path.with_name(f"{name}-{fingerprint_arrays(parsed)[:16]}.npy")
+    write_array(compact, parsed)
+    return Bits(np.load(compact, mmap_mode="r"), PURCHASE_FEATURES, key)
+
+
+def _mapped(compact: Path) -> NDArray[np.uint8] | None:
+    """Map the array, if its content is what its name says."""
+    try:
+        packed: NDArray[np.uint8] = np.load(compact, mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError):
+        packed = np.empty((0, 0), np.uint8)
+    if compact.stem.rpartition("-")[2] == fingerprint_arrays(packed)[:16]:
+        return packed
+    log.warning("%s is damaged and will be made anew", compact)
+    return None
 
 
 def parse_purchase(path: Path) -> NDArray[np.uint8]:
@@ -202,7 +217,7 @@ def _parse_lines(path: Path, lines: list[bytes], before: int) -> NDArray[np.uint
     labels = np.zeros(len(lines), dtype=np.uint8)
     for i, line in enumerate(stripped):
         label = line[:-width]
-        if not label.isdigit() or not 1 <= int(label) <= PURCHASE_CLASSES:
+        if not (label.isdigit() and len(label) < 4 and 1 <= int(label) <= PURCHASE_CLASSES):
             raise InputError(
                 f"{path}: line {before + i + 1} must hold a label 1 … {PURCHASE_CLASSES} and "
                 f"{PURCHASE_FEATURES} bits, got {len(line.split(b',')) - 1} values after "

@@ -19,10 +19,12 @@ from mico_exp.challenge import (
     Scenario,
     Sizes,
     challenge_points,
+    check_solution,
     disclosed,
     model_folders,
     model_number,
     read_model,
+    read_truth,
 )
 from mico_exp.datasets import Records
 from mico_exp.errors import InputError
@@ -81,7 +83,13 @@ class Cost:
 
 
 def examine_phase(
-    folder: Path, name: str, expected: int, sizes: Sizes, architecture: Architecture
+    folder: Path,
+    name: str,
+    expected: int,
+    sizes: Sizes,
+    architecture: Architecture,
+    *,
+    allow_nan: bool = False,
 ) -> PhaseReport:
     """Check every model folder of a phase: names, seeds, solution, splits and weights."""
     report = PhaseReport(name, expected)
@@ -96,12 +104,31 @@ def examine_phase(
     with progress(f"Checking {place}", len(paths)) as bar:
         for path in paths:
             try:
-                report.models.append(_check_model(path, name, sizes, architecture))
+                model, bad = _check_model(path, name, sizes, architecture)
                 report.weight_bytes += sum(file.stat().st_size for file in model_files(path))
+                if bad:
+                    message = f"{weights_file(path)}: {bad} weights are not finite."
+                    report.findings.append(Finding(str(path), message, fatal=not allow_nan))
+                if not bad or allow_nan:
+                    report.models.append(model)
             except InputError as error:
                 report.findings.append(Finding(str(path), str(error)))
             bar.update()
+    report.findings += _about_disclosure(folder, report)
     return report
+
+
+def _about_disclosure(folder: Path, report: PhaseReport) -> list[Finding]:
+    """Note the models of ddp that do not tell their training set; attacks can do without."""
+    if not folder.name.endswith("_ddp") or report.name == "train":
+        return []
+    silent = [model.path for model in report.models if model.seed_training is None]
+    return [
+        Finding(
+            str(path), f"{path / 'seed_training'} is missing, which ddp discloses.", fatal=False
+        )
+        for path in silent
+    ]
 
 
 def _about_numbers(place: Path, phase: str, expected: int, numbers: Sequence[int]) -> list[Finding]:
@@ -121,14 +148,16 @@ def _about_numbers(place: Path, phase: str, expected: int, numbers: Sequence[int
     return findings
 
 
-def _check_model(path: Path, phase: str, sizes: Sizes, architecture: Architecture) -> ModelFolder:
+def _check_model(
+    path: Path, phase: str, sizes: Sizes, architecture: Architecture
+) -> tuple[ModelFolder, int]:
+    """Read a model's seeds, solution and weights; returns how many weights are not finite."""
     model = read_model(path)
     if phase == "train":
         disclosed(model, sizes)
+    check_solution(model, sizes, path / "solution.csv")
     state = load_state(weights_file(path), architecture.make(path), mapped=True)
-    if bad := not_finite(state):
-        raise InputError(f"{weights_file(path)}: {bad} weights are not finite.")
-    return model
+    return model, not_finite(state)
 
 
 def as_scenario(
@@ -193,7 +222,9 @@ def estimate(
     train = scenario.phases["train"]
     module = architecture.make(train[0].path).to(device)
     together = train[: MODELS_AT_ONCE if can_stack(module) else 1]
+    started = time.perf_counter()
     states = [load_state(weights_file(model.path), module) for model in together]
+    per_model = (time.perf_counter() - started) / len(together)
     on_device = [{name: t.to(device) for name, t in state.items()} for state in states]
     models = stack(module, on_device)
     batch = points.unique[:POINTS_AT_ONCE]
@@ -204,12 +235,32 @@ def estimate(
     per_score = (time.perf_counter() - started) / asked.size
     own = [rows.size for phase, rows in points.of_phase.items() if phase != "train"]
     total = len(train) * len(points.unique) + sum(own)
-    return Cost(len(points.unique), per_score * total, total * num_metrics * BYTES_PER_SCORE)
+    # Every model is read three times: for its hash, for the check, and to run.
+    seconds = per_score * total + 3 * per_model * sum(map(len, scenario.phases.values()))
+    return Cost(len(points.unique), seconds, total * num_metrics * BYTES_PER_SCORE)
+
+
+def check_truth(root: Path, scenario: Scenario) -> list[Finding]:
+    """Check the truth of dev and final models, as far as it is there."""
+    try:
+        read_truth(root, scenario)
+    except InputError as error:
+        return [Finding(scenario.path, str(error))]
+    return []
 
 
 def examine(
-    root: Path, scenario_path: str, expected: dict[str, int], sizes: Sizes, made: Architecture
+    root: Path,
+    scenario_path: str,
+    expected: dict[str, int],
+    sizes: Sizes,
+    made: Architecture,
+    *,
+    allow_nan: bool = False,
 ) -> list[PhaseReport]:
     """Check all phases of a scenario, ``digits/digits_inf``, under `root`."""
     folder = root / scenario_path
-    return [examine_phase(folder, name, expected[name], sizes, made) for name in PHASES]
+    return [
+        examine_phase(folder, name, expected[name], sizes, made, allow_nan=allow_nan)
+        for name in PHASES
+    ]

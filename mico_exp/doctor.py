@@ -53,24 +53,36 @@ def _examine(
     """Examine one scenario; appends what it finds to `findings`."""
     from mico_exp import choices
     from mico_exp.challenge import challenge_points
-    from mico_exp.diagnosis import Finding, as_scenario, check_members, estimate, examine
+    from mico_exp.diagnosis import (
+        Finding,
+        as_scenario,
+        check_members,
+        check_truth,
+        estimate,
+        examine,
+    )
     from mico_exp.extraction import open_device
 
+    records, device = None, None
     try:
-        records = choices.records(cfg)
-        sizes = choices.sizes(cfg, len(records.labels))
         made = choices.architecture(cfg)
+        device = open_device(cfg.compute.device)
+        records = choices.records(cfg)
     except InputError as error:
         findings.append(Finding(cfg.dataset.name, str(error)))
-        return [], None
-    path = f"{cfg.challenge}/{name}"
-    reports = examine(choices.root(cfg), path, dict(cfg.dataset.phases), sizes, made)
+    num_records = cfg.dataset.num_records if records is None else len(records.labels)
+    sizes = choices.sizes(cfg, num_records)
+    path, expected = f"{cfg.challenge}/{name}", dict(cfg.dataset.phases)
+    root, allow_nan = choices.root(cfg), cfg.compute.allow_nan
+    reports = examine(root, path, expected, sizes, made, allow_nan=allow_nan)
     for report in reports:
         findings += report.findings
     if not reports[0].models:
         return reports, None
-    device = open_device(cfg.compute.device)
     scenario = as_scenario(cfg.challenge, name, sizes, reports)
+    findings += check_truth(root, scenario)
+    if records is None or device is None:
+        return reports, None
     if name.endswith("_inf") and (odd := check_members(scenario, records, made, device)):
         findings.append(odd)
     metrics = len(choices.option_names("metric"))

@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message names it, says what was expected and what was found. Commands print it as one
     line and exit with status 1; every other exception is a defect and keeps its traceback.
     """
+
+
+class MetricError(InputError):
+    """A metric cannot be computed; another metric of the same pass perhaps can."""

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mico_exp.atomic import exclusive
 from mico_exp.challenge import ChallengePoints, Indices, ModelFolder, Scenario
 from mico_exp.datasets import Inputs, Records
-from mico_exp.errors import InputError
+from mico_exp.errors import InputError, MetricError
 from mico_exp.fingerprints import FileFingerprints, definition, digest
 from mico_exp.models import (
     Architecture,
@@ -168,17 +168,17 @@ class Extraction:
         files = FileFingerprints(self.store.fingerprints(self.name))
         common = (self.architecture.key, self.records.fingerprint)
         definitions = {name: definition(metric) for name, metric in metrics.items()}
-        for phase, targets in self.points.of_phase.items():
-            for folder, own in zip(self.scenario.phases[phase], targets, strict=True):
-                content = digest(*(files.of(path) for path in model_files(folder.path)))
-                place = (self.name, phase, folder.path.name)
-                addresses = {
-                    name: Address(*place, name, digest(content, *common, defined))
-                    for name, defined in definitions.items()
-                }
-                needed = self.points.unique if phase == "train" else np.sort(own)
-                yield phase, Task(folder, needed, addresses)
-        files.save()
+        with files:
+            for phase, targets in self.points.of_phase.items():
+                for folder, own in zip(self.scenario.phases[phase], targets, strict=True):
+                    content = digest(*(files.of(path) for path in model_files(folder.path)))
+                    place = (self.name, phase, folder.path.name)
+                    addresses = {
+                        name: Address(*place, name, digest(content, *common, defined))
+                        for name, defined in definitions.items()
+                    }
+                    needed = self.points.unique if phase == "train" else np.sort(own)
+                    yield phase, Task(folder, needed, addresses)
 
     def _lacking(self, task: Task) -> Indices:
         """Points of a task that any of its columns lacks."""
@@ -216,8 +216,8 @@ class Extraction:
                 self.store.write(address, known.merged(Column(lacking[new], values[new])))
 
     @staticmethod
-    def _not_finite(task: Task, metric_name: str, values: Floats) -> InputError:
-        return InputError(
+    def _not_finite(task: Task, metric_name: str, values: Floats) -> MetricError:
+        return MetricError(
             f"{task.folder.path}: metric `{metric_name}` is not finite at "
             f"{(~np.isfinite(values)).sum()} of {len(values)} points. Has the training diverged? "
             "`compute.allow_nan=true` goes on without."
@@ -241,6 +241,8 @@ def open_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"`compute.device`: {name} cannot be used here: {reason}") from error
+    # Full float32: the 10-bit mantissas of TF32, cuDNN's default, move logits by about 1e-3.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 
@@ -249,6 +251,19 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
     if isinstance(inputs, Tensor):
         return inputs.to(device)
     return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _score(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> NDArray[np.float64]:
+    try:
+        values = metric(logits.clone(), labels)  # its own copy, should it work in place
+    except Exception as error:
+        raise MetricError(f"metric `{name}` fails: {type(error).__name__}: {error}") from error
+    if values.shape != logits.shape[:-1]:
+        raise MetricError(
+            f"metric `{name}` must give shape {tuple(logits.shape[:-1])} for logits "
+            f"{tuple(logits.shape)}, got {tuple(values.shape)}."
+        )
+    return values.double().cpu().numpy()
 
 
 @torch.inference_mode()
@@ -269,11 +284,5 @@ def evaluate(
         labels = records.labels[wanted].to(device)
         logits = models(to_device(records.inputs(wanted), device), own=not shared)
         for name, metric in metrics.items():
-            values = metric(logits.clone(), labels)  # its own copy, should it work in place
-            if values.shape != logits.shape[:-1]:
-                raise InputError(
-                    f"metric `{name}` must give shape {tuple(logits.shape[:-1])} for logits "
-                    f"{tuple(logits.shape)}, got {tuple(values.shape)}."
-                )
-            scores[name][:, some] = values.double().cpu().numpy()
+            scores[name][:, some] = _score(name, metric, logits, labels)
     return scores

@@ -41,6 +41,12 @@ class FileFingerprints:
             known = None
         self._known: dict[str, list[Any]] = known if isinstance(known, dict) else {}
 
+    def __enter__(self) -> "FileFingerprints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.save()  # what was read is remembered even if something then fails
+
     def of(self, path: Path) -> str:
         """SHA-256 of the file's content, as hexadecimal."""
         status = path.stat()

@@ -158,7 +158,7 @@ def roberta(folder: Path) -> nn.Module:
         raise InputError(f"{path} is missing: it says what shape the model has.")
     try:
         return _roberta(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # whatever transformers makes of an odd configuration
         raise InputError(f"{path}: does not describe a RoBERTa model: {error}") from error
 
 
@@ -234,8 +234,9 @@ def load_state(path: Path, like: nn.Module, *, mapped: bool = False) -> dict[str
     state = {str(name).removeprefix(DP_PREFIX): tensor for name, tensor in loaded.items()}
     for name in getattr(like, "ignored", ()):
         state.pop(name, None)
-    _check_fit(path, state, bare(like).state_dict())
-    return state
+    expected = bare(like).state_dict()
+    _check_fit(path, state, expected)
+    return {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
 
 
 def _read_tensors(path: Path, mapped: bool) -> Any:
@@ -249,6 +250,10 @@ def _check_fit(path: Path, state: State, expected: State) -> None:
     for name, tensor in expected.items():
         if name not in state:
             raise InputError(f"{path}: key `{name}` of shape {tuple(tensor.shape)} is missing.")
+        if state[name].is_floating_point() != tensor.is_floating_point():
+            raise InputError(
+                f"{path}: key `{name}` must be {tensor.dtype}, got {state[name].dtype}."
+            )
         if state[name].shape != tensor.shape:
             raise InputError(
                 f"{path}: key `{name}` must have shape {tuple(tensor.shape)}, "

@@ -17,17 +17,17 @@ def content(scenario: Scenario, records: Records, files: FileFingerprints) -> st
     Runs may be compared, and a submission built from them, only where this is the same.
     """
     parts = [scenario.challenge, scenario.name, repr(scenario.sizes), records.fingerprint]
-    for phase, model in scenario.models():
-        seeds = (model.seed_challenge, model.seed_training, model.seed_membership)
-        solution = model.path / "solution.csv"
-        parts += [
-            phase,
-            model.path.name,
-            repr(seeds),
-            *(files.of(path) for path in model_files(model.path)),
-            files.of(solution) if solution.exists() else "",
-        ]
-    files.save()
+    with files:
+        for phase, model in scenario.models():
+            seeds = (model.seed_challenge, model.seed_training, model.seed_membership)
+            solution = model.path / "solution.csv"
+            parts += [
+                phase,
+                model.path.name,
+                repr(seeds),
+                *(files.of(path) for path in model_files(model.path)),
+                files.of(solution) if solution.exists() else "",
+            ]
     return digest(*parts)
 
 
