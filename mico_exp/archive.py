@@ -5,18 +5,22 @@ the challenge's folder.
 """
 
 import hashlib
+import lzma
 import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from mico_exp.atomic import exclusive
 from mico_exp.errors import InputError
 
 CHUNK = 1 << 22
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 TAR_GROWTH = 1.2  # weights hardly compress, and a .tar.gz tells no sizes without reading it all
 
 
@@ -79,13 +83,16 @@ def unpack(path: Path, folder: Path, scenarios: Sequence[str]) -> list[str]:
         return []
     check_free_disk(folder, unpacked_size(path))
     folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / f".{path.name}.lock", f"unpacking {path.name}"):
+        return _unpack_all(path, folder, [n for n in wanted if not (folder / n).exists()])
+
+
+def _unpack_all(path: Path, folder: Path, wanted: list[str]) -> list[str]:
     unfinished = folder / f".{path.name}.unpacking"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         _extract_all(path, unfinished)
-        found = {
-            place.name: place for place in sorted(unfinished.rglob("*_*")) if _is_scenario(place)
-        }
+        found = _scenarios(path, unfinished)
         if absent := [name for name in wanted if name not in found]:
             raise InputError(
                 f"{path}: holds no scenario {', '.join(absent)}, only {', '.join(found) or 'none'}."
@@ -95,6 +102,17 @@ def unpack(path: Path, folder: Path, scenarios: Sequence[str]) -> list[str]:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return wanted
+
+
+def _scenarios(path: Path, folder: Path) -> dict[str, Path]:
+    """Folders of scenarios anywhere in `folder`, by name; one of each, or it is not clear which."""
+    found: dict[str, Path] = {}
+    for place in sorted(folder.rglob("*_*")):
+        if _is_scenario(place) and "__MACOSX" not in place.parts:
+            if place.name in found:
+                raise InputError(f"{path}: holds {place.name} twice: refused.")
+            found[place.name] = place
+    return found
 
 
 def _is_scenario(place: Path) -> bool:
@@ -109,7 +127,7 @@ def _extract_all(path: Path, folder: Path) -> None:
             _extract_tar(path, folder)
         else:
             raise InputError(f"{path}: is neither a zip nor a tar archive.")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except (*DAMAGED, OSError, RuntimeError) as error:  # RuntimeError: an encrypted zip
         if isinstance(error, tarfile.FilterError):
             raise InputError(f"{path}: refused, nothing was unpacked: {error}") from error
         raise InputError(f"{path}: cannot be unpacked: {error}") from error

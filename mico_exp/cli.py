@@ -35,16 +35,22 @@ def launch(command: Callable[[DictConfig], Any], config_name: str = "config") ->
     # argparse refuses overrides on both sides of a flag, so flags that stand alone go first.
     sys.argv[1:] = sorted(arguments, key=lambda argument: not _stands_alone(argument))
     app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config_name)
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        app(_one_line_errors(command))()
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
-        sys.exit(130)
+    end_on_signals()
+    app(_one_line_errors(command))()
 
 
-def _terminate(number: int, frame: Any) -> None:  # noqa: ARG001
-    """End as after an interrupt, so that runs are closed and temporary files removed."""
+def end_on_signals() -> None:
+    """On Ctrl-C or SIGTERM say one line, close runs and exit with 128 + the signal's number.
+
+    Python's own KeyboardInterrupt will not do: where it passes through ``exec`` of a string, as
+    in the import of a dataclass, the interpreter kills itself in the end although it was caught.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+
+
+def _end(number: int, frame: Any) -> None:  # noqa: ARG001
+    print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
     sys.exit(128 + number)
 
 

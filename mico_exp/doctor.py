@@ -64,8 +64,8 @@ def _examine(
     from mico_exp.extraction import open_device
 
     records, device = None, None
+    made = choices.architecture(cfg)
     try:
-        made = choices.architecture(cfg)
         device = open_device(cfg.compute.device)
         records = choices.records(cfg)
     except InputError as error:

@@ -11,8 +11,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mico_exp.cli import OPTIONS
+from mico_exp.cli import OPTIONS, end_on_signals
 from mico_exp.errors import InputError
+from mico_exp.hub import Hub
 
 EXAMPLES = """\
 examples:
@@ -36,16 +37,17 @@ def download(cfg: DictConfig, archives: Sequence[Path]) -> None:
     folder = scenario_folder(Path(cfg.paths.data), wanted.challenge, "")
     here = _given(archives, list(wanted.files))
     for name, file in wanted.files.items():
-        if all((folder / scenario).exists() for scenario in file.scenarios):
-            print(f"{name}: {', '.join(file.scenarios)} are in {folder} already")
-            continue
-        if archives and name not in here:
+        scenarios = list(file.scenarios)
+        if all((folder / scenario).exists() for scenario in scenarios):
+            print(f"{name}: {', '.join(scenarios)} are in {folder} already")
+        elif name in here:
+            verify_md5(here[name], file.md5)
+            _report(name, unpack(here[name], folder, scenarios), folder)
+        elif archives:
             print(f"{name}: not among the archives given")
-            continue
-        path = here.get(name) or fetch(wanted.repository, name, cfg.repo_type, folder)
-        verify_md5(path, file.md5)
-        new = unpack(path, folder, list(file.scenarios))
-        print(f"{name}: unpacked {', '.join(new)} into {folder}; {path} is needed no more")
+        else:
+            hub = Hub(wanted.repository, cfg.repo_type, folder / ".download")
+            _report(name, _from_hub(hub, name, file.md5, scenarios, folder), folder)
     what = "challenge=ddp" if cfg.dataset == "ddp" else f"dataset={cfg.dataset}"
     print(f"Look at it with: python -m mico_exp.doctor {what}")
 
@@ -63,31 +65,36 @@ def _given(archives: Sequence[Path], names: list[str]) -> dict[str, Path]:
     return found
 
 
-def fetch(repository: str, name: str, repo_type: str, folder: Path) -> Path:
-    """Fetch one file from the Hugging Face hub, beside the tree; an earlier part is gone on with.
+def _report(name: str, new: list[str], folder: Path) -> None:
+    print(f"{name}: {', '.join(new)} now in {folder}")
 
-    Raises:
-        InputError: the hub, the repository or the file cannot be reached.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-    from mico_exp.archive import check_free_disk
+def _from_hub(hub: Hub, name: str, md5: str, scenarios: list[str], folder: Path) -> list[str]:
+    """Fetch an archive, or the scenarios that it would hold where the hub keeps them unpacked."""
+    from mico_exp.archive import unpack, verify_md5
 
-    try:
-        url = hf_hub_url(repository, name, repo_type=repo_type)
-        size = get_hf_file_metadata(url).size or 0
-        check_free_disk(folder, 2 * size)  # the archive, and what it unpacks to
-        place = folder / ".download"
-        print(f"Fetching {name}, {size / 1e9:.1f} GB, from {repository} into {place}")
-        return Path(hf_hub_download(repository, name, repo_type=repo_type, local_dir=place))
-    except InputError:
-        raise
-    except Exception as error:  # its HTTP library, and so what it raises, changes with releases
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(
-            f"{name} cannot be fetched from {repository} on the hub: {reason}. With the archive at "
-            "hand: --from FILE."
-        ) from error
+    files = hub.files()
+    if name in files:
+        path = hub.fetch([name], files) / name
+        try:
+            verify_md5(path, md5)
+        except InputError:
+            path.unlink()  # or the next attempt would find it again
+            raise
+        new = unpack(path, folder, scenarios)
+        path.unlink()
+        return new
+    new = []
+    for scenario in scenarios:
+        inside = {file: file.split("/") for file in files if scenario in file.split("/")[:-1]}
+        if not inside:
+            raise InputError(f"{hub.repository} on the hub has neither {name} nor {scenario}.")
+        place = hub.fetch(list(inside), files)
+        parts = next(iter(inside.values()))
+        folder.mkdir(parents=True, exist_ok=True)
+        place.joinpath(*parts[: parts.index(scenario) + 1]).rename(folder / scenario)
+        new.append(scenario)
+    return new
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -131,10 +138,13 @@ def _configuration(overrides: list[str]) -> DictConfig:
     except OmegaConfBaseException as error:
         raise InputError(f"conf/download.yaml: {str(error).splitlines()[0]}") from error
     assert isinstance(merged, DictConfig)
+    if not str(merged.paths.data or "").strip():
+        raise InputError("`paths.data` must name a folder, got nothing.")
     if chosen not in merged.archives:
         raise InputError(f"`dataset` must be one of {', '.join(merged.archives)}, got {chosen}.")
     return merged
 
 
 if __name__ == "__main__":
+    end_on_signals()
     sys.exit(main())

@@ -64,6 +64,18 @@ def test_a_changed_purchase_file_is_parsed_anew(tmp_path, random):
     assert second.fingerprint != first.fingerprint
 
 
+@pytest.mark.parametrize("damage", [b"", b"half"])
+def test_a_damaged_array_is_made_anew(tmp_path, random, damage, caplog):
+    labels, bits = worlds.write_purchase100(tmp_path / "p", random)
+    datasets.purchase100(str(tmp_path / "p"))
+    (compact,) = (tmp_path / "p").glob("*.npy")
+    compact.write_bytes(damage or compact.read_bytes()[:-500] + b"\xff" * 500)
+    records = datasets.purchase100(str(tmp_path / "p"))
+    assert records.labels.tolist() == (labels - 1).tolist()
+    assert np.array_equal(records.inputs(torch.arange(300)).numpy(), bits)
+    assert "is damaged" in caplog.text
+
+
 LINE = "7" + ",1,0" * 300
 
 
@@ -74,6 +86,7 @@ LINE = "7" + ",1,0" * 300
         ("7" + ",1" * 601, "line 3 must hold .* got 601 values"),
         ("0" + ",1" * 600, "line 3 must hold a label 1 … 100"),
         ("101" + ",1" * 600, "line 3 must hold a label 1 … 100"),
+        ("9" * 9000 + ",1" * 600, "line 3 must hold a label 1 … 100"),
         ("x" + ",1" * 600, "line 3 must hold a label 1 … 100"),
         ("7" + ",1" * 10 + ",2" + ",1" * 589, "line 3, bit 11 must be 0 or 1"),
         ("7" + ",1" * 10 + ";1" + ",1" * 589, "line 3, bit 11 must be 0 or 1"),

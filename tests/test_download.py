@@ -37,6 +37,11 @@ def make_tar(path, files, prefix="", extra=()):
     return path
 
 
+def visible(folder):
+    """Names in a folder, save for the lock of an unpacking."""
+    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
+
+
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.parametrize("prefix", ["", "purchase100/", "./a/b/"])
 def test_scenarios_end_up_in_their_place_whatever_wraps_them(tmp_path, make, prefix):
@@ -45,7 +50,7 @@ def test_scenarios_end_up_in_their_place_whatever_wraps_them(tmp_path, make, pre
     assert archive.unpack(path, tmp_path / "tree", names) == names
     for name, content in FILES.items():
         assert (tmp_path / "tree" / name).read_bytes() == content
-    assert {p.name for p in (tmp_path / "tree").iterdir()} == set(names)
+    assert visible(tmp_path / "tree") == set(names)
 
 
 def test_what_is_there_stays_as_it_is(tmp_path):
@@ -75,7 +80,7 @@ def test_nothing_is_written_outside(tmp_path, make, name):
     with pytest.raises(InputError, match="would lie outside its folder: refused"):
         archive.unpack(path, tmp_path / "tree", ["purchase100_inf"])
     assert set(tmp_path.iterdir()) - before <= {tmp_path / "tree"}
-    assert not list((tmp_path / "tree").iterdir())
+    assert visible(tmp_path / "tree") == set()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +96,7 @@ def test_links_and_devices_in_a_tar_are_refused(tmp_path, entry):
     path = make_tar(tmp_path / "archive", FILES, extra=[entry])
     with pytest.raises(InputError, match="is a link or a device: refused"):
         archive.unpack(path, tmp_path / "tree", ["purchase100_inf"])
-    assert not list((tmp_path / "tree").iterdir())
+    assert visible(tmp_path / "tree") == set()
 
 
 def test_links_in_a_zip_are_refused(tmp_path):
@@ -102,7 +107,7 @@ def test_links_in_a_zip_are_refused(tmp_path):
         made.writestr(entry, "/etc/passwd")
     with pytest.raises(InputError, match="is a link: refused"):
         archive.unpack(path, tmp_path / "tree", ["purchase100_inf"])
-    assert not list((tmp_path / "tree").iterdir())
+    assert visible(tmp_path / "tree") == set()
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
@@ -112,7 +117,7 @@ def test_a_truncated_archive_leaves_nothing(tmp_path, make):
     path.write_bytes(path.read_bytes()[:-20000])
     with pytest.raises(InputError, match="archive"):
         archive.unpack(path, tmp_path / "tree", ["purchase100_inf"])
-    assert not list((tmp_path / "tree").iterdir())
+    assert visible(tmp_path / "tree") == set()
 
 
 def test_a_scenario_that_is_not_in_it(tmp_path):
@@ -210,16 +215,70 @@ def test_the_published_sums_are_complete():
 
 
 def test_a_hub_that_cannot_be_reached_says_what_else_to_do(published, capsys, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(
-        huggingface_hub.constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}",
-    )
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert download.main(["dataset=purchase100"]) == 1
     error = capsys.readouterr().err
-    assert "cannot be fetched from szanella/MICO-purchase100" in error
+    assert "szanella/MICO-purchase100 on the Hugging Face hub cannot be read" in error
     assert "--from FILE" in error
+
+
+class LocalHub:
+    """Stands in for the network part: a folder with the files of a repository."""
+
+    def __init__(self, origin):
+        self.origin = origin
+
+    def __call__(self, repository, repo_type, folder):
+        assert (repository, repo_type) == ("szanella/MICO-purchase100", "dataset")
+        self.repository, self.folder = repository, folder
+        return self
+
+    def files(self):
+        found = [p for p in self.origin.rglob("*") if p.is_file()]
+        return {p.relative_to(self.origin).as_posix(): p.stat().st_size for p in found}
+
+    def fetch(self, names, sizes):  # noqa: ARG002
+        for name in names:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_bytes((self.origin / name).read_bytes())
+        return self.folder
+
+
+def test_the_hub_may_keep_an_archive(published, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "Hub", LocalHub(tmp_path / "given"))
+    assert download.main(["dataset=purchase100"]) == 0
+    for name, content in FILES.items():
+        assert (tmp_path / "data" / "purchase100" / name).read_bytes() == content
+    assert not list(tmp_path.glob("data/**/*.zip"))
+
+
+def test_an_archive_of_the_hub_that_is_damaged_is_not_kept(published, tmp_path, monkeypatch):
+    published.write_bytes(b"damaged")
+    monkeypatch.setattr(download, "Hub", LocalHub(tmp_path / "given"))
+    assert download.main(["dataset=purchase100"]) == 1
+    assert not list(tmp_path.glob("data/**/*.zip"))
+
+
+@pytest.mark.parametrize("prefix", ["", "some/where/"])
+def test_the_hub_may_keep_the_tree_itself(published, tmp_path, monkeypatch, prefix):
+    for name, content in FILES.items():
+        path = tmp_path / "hub" / (prefix + name)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    monkeypatch.setattr(download, "Hub", LocalHub(tmp_path / "hub"))
+    assert download.main(["dataset=purchase100"]) == 0
+    for name, content in FILES.items():
+        assert (tmp_path / "data" / "purchase100" / name).read_bytes() == content
+
+
+def test_a_hub_with_neither(published, tmp_path, monkeypatch, capsys):
+    (tmp_path / "hub").mkdir()
+    monkeypatch.setattr(download, "Hub", LocalHub(tmp_path / "hub"))
+    assert download.main(["dataset=purchase100"]) == 1
+    assert "neither purchase100.zip nor purchase100_inf" in capsys.readouterr().err
+
+
+def test_a_scenario_twice_in_an_archive_is_refused(tmp_path):
+    path = make_zip(tmp_path / "archive.zip", {**FILES, **{f"old/{n}": b"" for n in FILES}})
+    with pytest.raises(InputError, match="holds purchase100_hi twice"):
+        archive.unpack(path, tmp_path / "tree", ["purchase100_inf"])

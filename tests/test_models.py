@@ -99,6 +99,16 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
         models.load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
 
 
+def test_other_precisions_become_that_of_the_architecture(tmp_path):
+    state = MLP([6, 5, 3]).state_dict()
+    torch.save({name: t.double() for name, t in state.items()}, tmp_path / "model.pt")
+    loaded = models.load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    torch.save({name: t.int() for name, t in state.items()}, tmp_path / "model.pt")
+    with pytest.raises(InputError, match=r"must be torch\.float32, got torch.int32"):
+        models.load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model", pickle.dumps([1, 2])])
 def test_a_file_that_is_no_state_dict(tmp_path, content):
     (tmp_path / "model.pt").write_bytes(content)

@@ -1,5 +1,6 @@
 """The competition's tracks from its own formats to the zip, against the literal procedure."""
 
+import itertools
 import json
 import shutil
 import zipfile
@@ -21,6 +22,7 @@ from mico_exp.models import CNN, MLP, Architecture
 from mico_exp.store import ScoreStore
 
 TRACKS = ("cifar10", "purchase100", "sst2")
+SCENARIOS = ("inf", "hi", "lo", "ddp")
 METRICS = {name: getattr(metrics, name) for name in ("loss", "confidence", "mod_entropy")}
 FORMULAS = {"0": formulas.midpoint, "1": formulas.in_mean, "2": formulas.standardized}
 
@@ -168,10 +170,7 @@ def literal_procedure(root, name):
     return found
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["cifar10_hi", "cifar10_ddp", "purchase100_inf", "purchase100_ddp", "sst2_lo", "sst2_ddp"],
-)
+@pytest.mark.parametrize("name", ["_".join(p) for p in itertools.product(TRACKS, SCENARIOS)])
 def test_the_pipeline_is_the_literal_procedure(tree, tmp_path, name):
     job = open_extraction(tree, name, tmp_path)
     job.compute(METRICS)
@@ -228,7 +227,7 @@ def run(*arguments, cwd, status=0):
     return commands.run(*arguments, cwd=cwd, status=status, PYTHONPATH=here)
 
 
-OWN = [f"--config-dir={worlds.OPTIONS}"]
+OWN = [f"--config-dir={worlds.OPTIONS}", "paths.tokenizer=data/data/sst2/tokenizer"]
 
 
 @pytest.fixture(scope="module")
@@ -324,3 +323,70 @@ def test_a_copy_can_lack_dev_and_final(tree, tmp_path):
     assert not (tmp_path / "submissions").exists()
     doctor = run("mico_exp.doctor", option, *OWN, cwd=tmp_path).stdout
     assert "only validation is possible" in doctor
+
+
+def spoil_weights(folder):
+    (folder / "model.pt").write_bytes((folder / "model.pt").read_bytes()[:5000])
+
+
+def spoil_solution(folder):
+    (folder / "solution.csv").write_text(",".join(["2"] * 20))
+
+
+def spoil_number(folder):
+    folder.rename(folder.with_name("model_abc"))
+
+
+def spoil_finiteness(folder):
+    state = torch.load(folder / "model.pt", weights_only=True)
+    next(iter(state.values()))[0] = torch.nan
+    torch.save(state, folder / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_weights, "model_4/model.pt: cannot be read"),
+        (spoil_solution, "20 values 0 or 1"),
+        (spoil_number, "model_abc: a model's folder must be named"),
+        (spoil_finiteness, "compute.allow_nan=true"),
+    ],
+)
+def test_bad_input_ends_in_one_line_before_any_work(tree, tmp_path, spoil, message):
+    for place in ("data/purchase100", "purchase100/purchase100_inf"):
+        shutil.copytree(tree / place, tmp_path / "data" / place)
+    spoil(tmp_path / "data" / "purchase100" / "purchase100_inf" / "train" / "model_4")
+    option = ["dataset=tiny_purchase100", *OWN]
+    cell = ["metric=loss", "formula=1", "scenario=inf", *option]
+    done = run("mico_exp", *cell, cwd=tmp_path, status=1)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "data" / "store").rglob("*.npz"))
+    found = run("mico_exp.doctor", "scenarios=[inf]", *option, cwd=tmp_path, status=1)
+    assert "Problem:" in found.stdout
+    if spoil is spoil_finiteness:
+        asked = "compute.allow_nan=true"
+        assert "validation TPR" in run("mico_exp", *cell, asked, cwd=tmp_path).stdout
+        shown = run("mico_exp.doctor", "scenarios=[inf]", asked, *option, cwd=tmp_path).stdout
+        assert "An attack can run." in shown
+
+
+def test_sizes_that_do_not_fit_the_data(user):
+    cell = ["metric=loss", "formula=1", "scenario=inf", "dataset=tiny_purchase100", *OWN]
+    done = run("mico_exp", *cell, "dataset.len_training=295", cwd=user, status=1)
+    assert "300 records are too few" in done.stderr
+    done = run("mico_exp", *cell, "dataset.len_challenge=9", cwd=user, status=1)
+    assert "expected one line of 18 values 0 or 1, got 20" in done.stderr
+
+
+def test_the_doctor_needs_no_records(tree, tmp_path):
+    name = "purchase100/purchase100_inf"
+    shutil.copytree(tree / name, tmp_path / "data" / name)
+    truth = tmp_path / "data" / "truth" / name / "dev" / "model_5"
+    truth.mkdir(parents=True)
+    (truth / "solution.csv").write_text("1,2")
+    option = ["dataset=tiny_purchase100", "scenarios=[inf]", *OWN]
+    shown = run("mico_exp.doctor", *option, cwd=tmp_path, status=1).stdout
+    assert "dataset_purchase is missing" in shown
+    assert shown.count(" ok ") == 3
+    assert "truth" in shown
