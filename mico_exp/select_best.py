@@ -65,7 +65,7 @@ def _scenarios(cfg: "DictConfig") -> tuple[dict[str, "Scenario"], dict[str, str]
     configs = choices.of_challenge(cfg)
     places = {name: scenario_folder(root, cfg.challenge, name) for name in configs}
     if absent := [name for name, place in places.items() if not place.is_dir()]:
-        raise InputError(f"{places[absent[0]]} does not exist. {_advice(absent)}")
+        raise InputError(f"{places[absent[0]]} does not exist. {_advice(cfg, absent)}")
     scenarios, contents = {}, {}
     for name, of_scenario in configs.items():
         records = choices.records(of_scenario)
@@ -106,7 +106,7 @@ def choose(cfg: "DictConfig", tracker: "Tracker", contents: dict[str, str]) -> d
         about = f" ({stale} are of other cells, data, models or code)" if stale else ""
         raise InputError(
             f"No finished run of {', '.join(missing)} for the challenge {cfg.challenge} in "
-            f"{tracker.uri}{about}. {_advice(missing)}"
+            f"{tracker.uri}{about}. {_advice(cfg, missing)}"
         )
     return chosen
 
@@ -131,7 +131,7 @@ def _preset_cell(cfg: "DictConfig", scenario: str) -> str | None:
     return str(cells[scenario])
 
 
-def _advice(missing: list[str]) -> str:
+def _advice(cfg: "DictConfig", missing: list[str]) -> str:
     """Command that makes the runs that are missing."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -139,7 +139,12 @@ def _advice(missing: list[str]) -> str:
     scenarios = list(dict.fromkeys(name.rpartition("_")[2] for name in missing))
     words = ["python -m mico_exp"]
     words += [] if datasets == ["digits"] else [f"dataset={','.join(datasets)}"]
-    words += ["metric=loss,confidence formula=0,1,2"]
+    if cfg.preset.cells is None:
+        words += ["metric=loss,confidence formula=0,1,2"]
+    else:
+        cells = [str(_preset_cell(cfg, name)).split("/") for name in missing]
+        for group, names in zip(("metric", "formula"), zip(*cells, strict=True), strict=True):
+            words += [f"{group}={','.join(dict.fromkeys(names))}"]
     words += [] if scenarios == ["inf", "hi", "lo"] else [f"scenario={','.join(scenarios)}"]
     given = HydraConfig.get().overrides.task
     words += [shlex.quote(text) for text in given if text.startswith(("dataset.", "paths."))]

@@ -126,6 +126,25 @@ def test_sst2_is_train_then_validation(tmp_path, random, suffix):
     assert torch.equal(found["attention_mask"], expected["attention_mask"])
 
 
+@pytest.mark.parametrize(
+    ("repository", "part"), [("nyu-mll/glue", "sst2/{}"), ("stanfordnlp/sst2", "data/{}")]
+)
+def test_sst2_in_the_hugging_face_cache(tmp_path, random, monkeypatch, repository, part):
+    here = tmp_path / "sst2"
+    worlds.write_sst2(here, random, ".parquet")
+    expected = datasets.sst2(str(here), str(here / "tokenizer"))
+    cached = tmp_path / "cache" / f"datasets--{repository.replace('/', '--')}"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0123abcd")
+    for name in ("train", "validation"):
+        file = cached / "snapshots" / "0123abcd" / f"{part.format(name)}-00000-of-00001.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (here / f"{name}.parquet").rename(file)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    found = datasets.sst2(str(here), str(here / "tokenizer"))
+    assert found.fingerprint == expected.fingerprint
+
+
 def test_sentences_are_batched_by_length(tmp_path, random):
     folder = tmp_path / "sst2"
     worlds.write_sst2(folder, random)
@@ -147,7 +166,7 @@ def test_sentences_are_batched_by_length(tmp_path, random):
     ],
 )
 def test_sst2_files_that_are_wrong(tmp_path, random, name, content, message, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "sst2"
     worlds.write_sst2(folder, random)
     if content is None:
