@@ -15,7 +15,7 @@ run: $(VENV)/.installed ## Build the embedded challenge, sweep the grid, select,
 	@echo "Look at every run with:  $(BIN)/mlflow ui"
 
 test: $(VENV)/.installed ## Run all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed ## Lint, check formatting and types
 	$(BIN)/ruff check .

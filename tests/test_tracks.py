@@ -275,9 +275,6 @@ def test_a_track_from_archive_formats_to_the_zip(user, dataset):
 
 def test_ddp_is_one_challenge_of_three_data_sets(user):
     options = ",".join(f"tiny_{dataset}" for dataset in TRACKS)
-    early = ["challenge=ddp", f"datasets=[{options}]", "preset=winner", *OWN]
-    advice = run("mico_exp.select_best", *early, cwd=user, status=1).stderr
-    assert "metric=confidence formula=1 scenario=ddp" in advice
     grid = [f"dataset={options}", "scenario=ddp", "metric=confidence", "formula=1", "-m"]
     run("mico_exp", *grid, *OWN, cwd=user)
     client = MlflowClient(f"sqlite:///{user / 'mlflow.db'}")
@@ -292,6 +289,10 @@ def test_ddp_is_one_challenge_of_three_data_sets(user):
     assert len(names) == 3 * 4
     assert names[0] == "ddp/cifar10_ddp/dev/model_5/prediction.csv"
     run("mico_exp.select_best", *three, "preset=winner", cwd=user)
+    other = [*three, "preset=winner", "dataset.len_challenge=9"]
+    advice = run("mico_exp.select_best", *other, cwd=user, status=1).stderr
+    assert "metric=confidence formula=1 scenario=ddp" in advice
+    assert "dataset.len_challenge=9 -m" in advice
     assert "ddp" in run("mico_exp.score", "submissions/predictions_ddp.zip", cwd=user).stdout
 
 
