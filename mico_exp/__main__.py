@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from mico_exp.cell import Result
     from mico_exp.challenge import Scenario
     from mico_exp.datasets import Records
-    from mico_exp.extraction import Extraction, Metric
+    from mico_exp.evaluation import Metric
+    from mico_exp.extraction import Extraction
     from mico_exp.tracking import Run
 
 log = logging.getLogger("mico_exp")
@@ -42,6 +43,7 @@ def command(cfg: "DictConfig") -> None:
     }
     with tracker.run(cell, tags) as run:
         _log_choices(cfg, run)
+        choices.workers(cfg)  # what is wrong with them is said before anything is read or built
         records = choices.records(cfg)
         scenario = choices.scenario(cfg, records)
         result = _evaluate(cfg, records, scenario, run)
@@ -86,13 +88,11 @@ def _log_choices(cfg: "DictConfig", run: "Run") -> None:
 def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: "Run") -> "Result":
     from mico_exp import choices, provenance
     from mico_exp.cell import evaluate
-    from mico_exp.challenge import challenge_points, read_truth
-    from mico_exp.extraction import open_device
+    from mico_exp.challenge import read_truth
     from mico_exp.fingerprints import FileFingerprints
 
-    open_device(cfg.compute.device)  # what is wrong with it is said before the models are read
     truth = read_truth(choices.root(cfg), scenario)
-    points = challenge_points(scenario)
+    points = choices.points(scenario)
     run.params["num_records"] = len(records.labels)
     for phase, targets in points.of_phase.items():
         run.params[f"{phase}_models"] = len(targets)

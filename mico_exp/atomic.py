@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, however the process ends."""
 
+import errno
 import io
 import logging
 import os
@@ -14,10 +15,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from mico_exp.errors import InputError
+
 log = logging.getLogger(__name__)
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+def write_bytes(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
     """Write `content` to `path` under a temporary name beside it, then rename.
 
     `durable` waits until the bytes are on the disk; leave it out only for what can be detected
@@ -32,6 +36,11 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in FULL:
+            raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -223,6 +223,44 @@ def known_training(scenario: Scenario, phase: str) -> KnownTraining:
     return KnownTraining(member, nonmember)
 
 
+@dataclass(frozen=True, eq=False)
+class KnownSample:
+    """Records whose membership in one target model's training set is disclosed.
+
+    points: (K,) record indices, ascending. is_member: (K,) True where it was trained on them.
+    """
+
+    points: Indices
+    is_member: NDArray[np.bool_]
+
+
+def known_sample(
+    scenario: Scenario, points: ChallengePoints, members: int, nonmembers: int
+) -> dict[str, list[KnownSample]]:
+    """Draw known members and non-members of each target model, phase by phase.
+
+    They are drawn from the unique challenge points, where the train models are asked anyway, and
+    by the model's own `seed_challenge`, so always the same. Where fewer are known, all are taken:
+    of SST-2, some 390 non-members.
+
+    Raises:
+        InputError: the scenario does not disclose `seed_training` of a model.
+    """
+    found: dict[str, list[KnownSample]] = {}
+    for phase in (phase for phase in points.of_phase if phase != "train"):
+        known = known_training(scenario, phase)
+        found[phase] = []
+        for row, model in enumerate(scenario.phases[phase]):
+            random = np.random.default_rng(model.seed_challenge)
+            drawn = []
+            for mask, wanted in ((known.member, members), (known.nonmember, nonmembers)):
+                among = points.unique[mask[row, points.unique]]
+                drawn.append(random.permutation(among)[:wanted])
+            sample = np.sort(np.concatenate(drawn))
+            found[phase].append(KnownSample(sample, known.member[row, sample]))
+    return found
+
+
 def disclosed(model: ModelFolder, sizes: Sizes) -> Split:
     """Index sets of a train model, all of which are known.
 

@@ -5,7 +5,7 @@ arguments.
 """
 
 import logging
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,26 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mico_exp.calibration import Formula
-from mico_exp.challenge import PHASES, ChallengePoints, Scenario, Sizes, load_scenario
+from mico_exp.challenge import (
+    PHASES,
+    ChallengePoints,
+    KnownSample,
+    Scenario,
+    Sizes,
+    challenge_points,
+    known_sample,
+    load_scenario,
+)
+from mico_exp.columns import ScoreStore
 from mico_exp.datasets import Records
 from mico_exp.errors import InputError
-from mico_exp.extraction import Extraction, Metric
+from mico_exp.evaluation import Metric, Processor
+from mico_exp.extraction import Extraction
 from mico_exp.fingerprints import definition
 from mico_exp.models import MLP, Architecture
 from mico_exp.recipe import PrivacyTarget, Recipe, build
-from mico_exp.store import ScoreStore
 from mico_exp.training import Plan
+from mico_exp.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +123,63 @@ def extraction(
         loaded,
         architecture(cfg),
         store(cfg),
-        cfg.compute.device,
+        processor(cfg),
+        workers(cfg),
+        known(cfg, found),
         allow_nan=cfg.compute.allow_nan,
     )
+
+
+def processor(cfg: DictConfig) -> Processor:
+    """Say where and how models run."""
+    return Processor(cfg.compute.device, cfg.compute.precision, cfg.compute.batch_size)
+
+
+def workers(cfg: DictConfig) -> Workers:
+    """Make those who run models, and check that they can."""
+    made: Workers = make(cfg.compute.workers)
+    made.check(processor(cfg))
+    return made
+
+
+def points(found: Scenario) -> ChallengePoints:
+    """Find a scenario's challenge points, once for all cells in turn: 200 splits take a while."""
+    return _points(_SameContent(found))
+
+
+class _SameContent:
+    """A scenario as a key of a cache: equal where all sizes, folders and seeds are."""
+
+    def __init__(self, found: Scenario) -> None:
+        self.scenario = found
+
+    def __hash__(self) -> int:
+        return hash(self.scenario.path)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _SameContent) and self.scenario == other.scenario
+
+
+@lru_cache(maxsize=1)
+def _points(key: _SameContent) -> ChallengePoints:
+    return challenge_points(key.scenario)
+
+
+def known(cfg: DictConfig, found: Scenario) -> dict[str, list[KnownSample]] | None:
+    """Draw the sample of known members and non-members, where the scenario discloses them."""
+    wanted = cfg.scenario.known_sample
+    if wanted is None:
+        return None
+    return _known(_SameContent(found), wanted.members, wanted.nonmembers)
+
+
+@lru_cache(maxsize=1)
+def _known(key: _SameContent, members: int, nonmembers: int) -> dict[str, list[KnownSample]] | None:
+    try:
+        return known_sample(key.scenario, _points(key), members, nonmembers)
+    except InputError as error:
+        log.warning("%s No sample of known members is taken.", error)
+        return None
 
 
 def root(cfg: DictConfig) -> Path:

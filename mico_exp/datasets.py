@@ -37,8 +37,8 @@ class Records(Protocol):
     def inputs(self, indices: Tensor) -> Inputs:
         """Model inputs of the records at `indices`, shape (B,) or more axes where it can."""
 
-    def order(self, indices: Indices) -> Indices:
-        """Positions in `indices` (B,) in the order in which batches of them are cheapest."""
+    def sizes(self, indices: Indices) -> Indices:
+        """How large the inputs of the records at `indices` (B,) are: tokens of a sentence, or 1."""
 
 
 def fingerprint_arrays(*arrays: NDArray[Any]) -> str:
@@ -65,9 +65,9 @@ class Features:
         """Features (…, F) of indices (…)."""
         return self.features[indices]
 
-    def order(self, indices: Indices) -> Indices:
-        """As they come: every order costs the same."""
-        return np.arange(len(indices))
+    def sizes(self, indices: Indices) -> Indices:
+        """All the same size."""
+        return np.ones_like(indices)
 
 
 def digits() -> Records:
@@ -104,9 +104,9 @@ class Images:
         chosen = torch.from_numpy(self.pixels[indices.numpy()])
         return (chosen.movedim(-1, -3).float() / 255 - self.mean) / self.std
 
-    def order(self, indices: Indices) -> Indices:
-        """As they come: every order costs the same."""
-        return np.arange(len(indices))
+    def sizes(self, indices: Indices) -> Indices:
+        """All the same size."""
+        return np.ones_like(indices)
 
 
 def cifar10(folder: str, source: Callable[..., Any] | None = None) -> Records:
@@ -151,9 +151,9 @@ class Bits:
         bits = np.unpackbits(rows, axis=-1, count=self.num_features)
         return torch.from_numpy(bits).float()
 
-    def order(self, indices: Indices) -> Indices:
-        """As they come: every order costs the same."""
-        return np.arange(len(indices))
+    def sizes(self, indices: Indices) -> Indices:
+        """All the same size."""
+        return np.ones_like(indices)
 
 
 def purchase100(folder: str) -> Records:
@@ -202,7 +202,7 @@ def parse_purchase(path: Path) -> NDArray[np.uint8]:
     """
     parts, lines_before = [], 0
     with path.open("rb") as file:
-        while lines := file.readlines(1 << 26):
+        while lines := file.readlines(1 << 24):
             parts.append(_parse_lines(path, lines, lines_before))
             lines_before += len(lines)
     if not parts:
@@ -253,7 +253,7 @@ class Sentences:
     def inputs(self, indices: Tensor) -> Mapping[str, Tensor]:
         """``input_ids`` and ``attention_mask`` (B, longest) int64 of indices (B,)."""
         chosen = indices.numpy()
-        lengths = self.starts[chosen + 1] - self.starts[chosen]
+        lengths = self.sizes(chosen)
         positions = np.arange(lengths.max())
         mask = positions < lengths[:, None]
         where = np.where(mask, self.starts[chosen][:, None] + positions, 0)
@@ -263,10 +263,9 @@ class Sentences:
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
         }
 
-    def order(self, indices: Indices) -> Indices:
-        """Longest first: a batch has little padding, and memory runs short at once or never."""
-        lengths = self.starts[indices + 1] - self.starts[indices]
-        return np.argsort(-lengths, kind="stable")
+    def sizes(self, indices: Indices) -> Indices:
+        """Tokens of each sentence (B,)."""
+        return self.starts[indices + 1] - self.starts[indices]
 
 
 SST2_HUB = {  # data set on the Hugging Face hub: its files, looked for in the local cache only

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mico_exp.challenge import (
     PHASES,
@@ -28,7 +27,8 @@ from mico_exp.challenge import (
 )
 from mico_exp.datasets import Records
 from mico_exp.errors import InputError
-from mico_exp.extraction import MODELS_AT_ONCE, POINTS_AT_ONCE, evaluate, progress
+from mico_exp.evaluation import Evaluator
+from mico_exp.extraction import MODELS_AT_ONCE, progress
 from mico_exp.metrics import loss
 from mico_exp.models import (
     Architecture,
@@ -36,12 +36,12 @@ from mico_exp.models import (
     load_state,
     model_files,
     not_finite,
-    stack,
     weights_file,
 )
 
 log = logging.getLogger(__name__)
 BYTES_PER_SCORE = 16  # an index and a score
+POINTS_ASKED = 256
 MODELS_ASKED = 20  # for the check of members' scores
 CLEARLY = 3.0  # standard errors
 ENOUGH_MEMBERS = 500  # for a difference that is not clear to mean that there is none
@@ -169,7 +169,7 @@ def as_scenario(
 
 
 def check_members(
-    scenario: Scenario, records: Records, architecture: Architecture, device: torch.device
+    scenario: Scenario, records: Records, architecture: Architecture, evaluator: Evaluator
 ) -> Finding | None:
     """Check on up to 20 train models that members have the higher mean of log p_y.
 
@@ -178,7 +178,7 @@ def check_members(
     """
     models = scenario.phases["train"][:MODELS_ASKED]
     points = challenge_points(Scenario("", "", scenario.sizes, {"train": models}))
-    scores = _scores(models, points.of_phase["train"], records, architecture, device)
+    scores = _scores(models, points.of_phase["train"], records, architecture, evaluator)
     members, others = scores[points.solution], scores[~points.solution]
     gap = members.mean() - others.mean()
     error = np.sqrt(members.var() / members.size + others.var() / others.size)
@@ -198,15 +198,12 @@ def _scores(
     points: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
     records: Records,
     architecture: Architecture,
-    device: torch.device,
+    evaluator: Evaluator,
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     rows = []
     for model, own in zip(models, points, strict=True):
-        module = architecture.make(model.path).to(device)
-        state = load_state(weights_file(model.path), module)
-        on_device = {name: tensor.to(device) for name, tensor in state.items()}
-        one = stack(module, [on_device])
-        rows.append(evaluate(one, records, own[None], {"loss": loss}, device)["loss"][0])
+        one = evaluator.load(architecture, [model.path])
+        rows.append(evaluator.scores(one, records, own[None], {"loss": loss})["loss"][0])
     return np.stack(rows)
 
 
@@ -215,23 +212,21 @@ def estimate(
     points: ChallengePoints,
     records: Records,
     architecture: Architecture,
-    device: torch.device,
+    evaluator: Evaluator,
     num_metrics: int,
 ) -> Cost:
-    """Estimate extraction by running one batch of points through as many models as run at once."""
+    """Estimate extraction by running some points through as many models as run at once."""
     train = scenario.phases["train"]
-    module = architecture.make(train[0].path).to(device)
-    together = train[: MODELS_AT_ONCE if can_stack(module) else 1]
+    stackable = can_stack(architecture.make(train[0].path))
+    together = [model.path for model in train[: MODELS_AT_ONCE if stackable else 1]]
     started = time.perf_counter()
-    states = [load_state(weights_file(model.path), module) for model in together]
+    models = evaluator.load(architecture, together)
     per_model = (time.perf_counter() - started) / len(together)
-    on_device = [{name: t.to(device) for name, t in state.items()} for state in states]
-    models = stack(module, on_device)
-    batch = points.unique[:POINTS_AT_ONCE]
-    asked = np.tile(batch, (len(together), 1))
-    evaluate(models, records, asked, {"loss": loss}, device)  # the first run warms up
+    some = np.random.default_rng(0).permutation(points.unique)[:POINTS_ASKED]
+    asked = np.broadcast_to(some, (len(together), len(some)))
+    evaluator.scores(models, records, asked, {"loss": loss})  # the first run warms up
     started = time.perf_counter()
-    evaluate(models, records, asked, {"loss": loss}, device)
+    evaluator.scores(models, records, asked, {"loss": loss})
     per_score = (time.perf_counter() - started) / asked.size
     own = [rows.size for phase, rows in points.of_phase.items() if phase != "train"]
     total = len(train) * len(points.unique) + sum(own)

@@ -61,12 +61,12 @@ def _examine(
         estimate,
         examine,
     )
-    from mico_exp.extraction import open_device
+    from mico_exp.evaluation import evaluator_on
 
-    records, device = None, None
+    records, evaluator = None, None
     made = choices.architecture(cfg)
     try:
-        device = open_device(cfg.compute.device)
+        evaluator = evaluator_on(choices.processor(cfg))
         records = choices.records(cfg)
     except InputError as error:
         findings.append(Finding(cfg.dataset.name, str(error)))
@@ -81,13 +81,13 @@ def _examine(
         return reports, None
     scenario = as_scenario(cfg.challenge, name, sizes, reports)
     findings += check_truth(root, scenario)
-    if records is None or device is None:
+    if records is None or evaluator is None:
         return reports, None
-    if name.endswith("_inf") and (odd := check_members(scenario, records, made, device)):
+    if name.endswith("_inf") and (odd := check_members(scenario, records, made, evaluator)):
         findings.append(odd)
     metrics = len(choices.option_names("metric"))
     points = challenge_points(scenario)
-    return reports, estimate(scenario, points, records, made, device, metrics)
+    return reports, estimate(scenario, points, records, made, evaluator, metrics)
 
 
 def _row(name: str, report: "PhaseReport") -> tuple[str, ...]:

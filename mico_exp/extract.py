@@ -18,12 +18,12 @@ log = logging.getLogger("mico_exp.extract")
 def command(cfg: "DictConfig") -> None:
     """Extract one scenario; Hydra calls this for each."""
     from mico_exp import choices
-    from mico_exp.challenge import challenge_points
 
     started = time.perf_counter()
+    choices.workers(cfg)
     records = choices.records(cfg)
     scenario = choices.scenario(cfg, records)
-    points = challenge_points(scenario)
+    points = choices.points(scenario)
     metrics = choices.all_metrics(cfg)
     computed = choices.extraction(cfg, scenario, points, records).compute(metrics)
     log.info(

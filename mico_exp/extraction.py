@@ -1,44 +1,41 @@
 """Models × points × metrics to score columns: only what is needed, only what is missing.
 
 The train models are asked at the unique challenge points of all phases, each dev and final
-model at its own. One pass through a model computes all metrics that are asked for.
+model at its own and, where its training set is disclosed, at a sample of it. One pass through a
+model computes all metrics that are asked for.
 
-Axes: M models taken at once, P points, C classes, S train models, U unique points, T targets.
+Axes: M models taken at once, P points, S train models, U unique points, T targets.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
-from mico_exp.atomic import exclusive
-from mico_exp.challenge import ChallengePoints, Indices, ModelFolder, Scenario
-from mico_exp.datasets import Inputs, Records
+from mico_exp.atomic import exclusive, remove_leftovers
+from mico_exp.challenge import ChallengePoints, Indices, KnownSample, ModelFolder, Scenario
+from mico_exp.columns import Address, Column, Floats, ScoreStore
+from mico_exp.datasets import Records
 from mico_exp.errors import InputError, MetricError
+from mico_exp.evaluation import Metric, Processor, Shard, Work
 from mico_exp.fingerprints import FileFingerprints, definition, digest
 from mico_exp.models import (
     Architecture,
-    Stacked,
     can_stack,
     load_state,
     model_files,
     not_finite,
-    stack,
     weights_file,
 )
-from mico_exp.store import Address, Column, Floats, ScoreStore
+from mico_exp.workers import Local, Workers
 
 log = logging.getLogger(__name__)
-Metric = Callable[[Tensor, Tensor], Tensor]
-MODELS_AT_ONCE = 50
-POINTS_AT_ONCE = 256  # × 50 MLPs × 128 hidden units × 4 bytes = 7 MB a layer, within the cache
+MODELS_AT_ONCE = 25  # that can stack: more make it no faster, and would only cost memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +44,12 @@ class Scores:
 
     shadow: (S, U) under every train model at every unique challenge point.
     own: phase → (T, P) under each target model at its own challenge points.
+    known: phase → for each target model, (K,) at its sample of known members and non-members.
     """
 
     shadow: Floats
     own: dict[str, Floats]
+    known: dict[str, list[Floats]] = field(default_factory=dict)
 
     @property
     def nan_models(self) -> int:
@@ -58,10 +57,12 @@ class Scores:
         return sum(int((~np.isfinite(rows)).any(axis=1).sum()) for rows in self.own.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
-    """One model of a phase, the points it is needed at, and where its columns lie by metric."""
+    """One model of a phase: the points it is needed at, and where its columns lie by metric."""
 
+    phase: str
+    row: int
     folder: ModelFolder
     points: Indices
     addresses: dict[str, Address]
@@ -76,7 +77,9 @@ class Extraction:
         records: the data set.
         architecture: of the models.
         store: where columns are kept.
-        device: where models run, as `torch.device` names it.
+        processor: where and how models run.
+        workers: who runs them.
+        known: phase → each target model's sample of known members and non-members.
         allow_nan: go on where models have weights or scores that are not finite. Their scores
             are NaN then, and calibration leaves them out.
     """
@@ -88,13 +91,16 @@ class Extraction:
         records: Records,
         architecture: Architecture,
         store: ScoreStore,
-        device: str = "cpu",
+        processor: Processor | None = None,
+        workers: Workers | None = None,
+        known: Mapping[str, Sequence[KnownSample]] | None = None,
         *,
         allow_nan: bool = False,
     ) -> None:
         self.scenario, self.points, self.records = scenario, points, records
-        self.architecture, self.store, self.device = architecture, store, open_device(device)
-        self.allow_nan = allow_nan
+        self.architecture, self.store = architecture, store
+        self.processor, self.workers = processor or Processor(), workers or Local()
+        self.known, self.allow_nan = dict(known or {}), allow_nan
         self.name = scenario.path
 
     def read(self, metric_name: str, metric: Metric) -> Scores | None:
@@ -104,18 +110,20 @@ class Extraction:
             InputError: scores are not finite, and `allow_nan` is off.
         """
         own: dict[str, list[Floats]] = {phase: [] for phase in self.points.of_phase}
-        shadow: list[Floats] = []
-        for phase, task in self._tasks({metric_name: metric}):
+        known: dict[str, list[Floats]] = {phase: [] for phase in self.known}
+        shadow = np.empty((len(self.scenario.phases["train"]), len(self.points.unique)))
+        for task in self.tasks({metric_name: metric}):
             column = self.store.read(task.addresses[metric_name])
             if len(column.lacks(task.points)):
                 return None
             if not self.allow_nan and not np.isfinite(column.scores).all():
                 raise self._not_finite(task, metric_name, column.scores)
-            targets = self.points.of_phase[phase]
-            own[phase].append(column.at(targets[len(own[phase])]))
-            if phase == "train":
-                shadow.append(column.at(self.points.unique))
-        return Scores(np.stack(shadow), {phase: np.stack(rows) for phase, rows in own.items()})
+            own[task.phase].append(column.at(self.points.of_phase[task.phase][task.row]))
+            if task.phase == "train":
+                shadow[task.row] = column.at(self.points.unique)
+            elif task.phase in known:
+                known[task.phase].append(column.at(self.known[task.phase][task.row].points))
+        return Scores(shadow, {phase: np.stack(rows) for phase, rows in own.items()}, known)
 
     def compute(self, metrics: Mapping[str, Metric]) -> int:
         """Compute what is missing of the metrics' columns, and keep it; says for how many models.
@@ -128,21 +136,31 @@ class Extraction:
                 is off.
         """
         with exclusive(self.store.lock(self.name), f"extracting {self.name}"):
+            remove_leftovers(self.store.folder / self.name)
             missing = [
                 (task, lacking)
-                for _, task in self._tasks(metrics)
+                for task in self.tasks(metrics)
                 if len(lacking := self._lacking(task))
             ]
-            self._check_models([task.folder for task, _ in missing])
-            total = len(missing)
-            title = f"Extracting {self.name} on {self.device}"
-            with tqdm(
-                total=total, desc=title, unit="model", disable=None if total else True
-            ) as bar:
-                for some in self._alike(missing):
-                    self._compute_some(some, metrics)
-                    bar.update(len(some))
-            return total
+            if missing:
+                self.workers.check(self.processor)
+                self._check_models([task.folder for task, _ in missing])
+                self._compute_all(list(self._alike(missing)), metrics)
+            return len(missing)
+
+    def _compute_all(
+        self, groups: Sequence[list[tuple[Task, Indices]]], metrics: Mapping[str, Metric]
+    ) -> None:
+        work = Work(self.architecture, self.records, metrics, self.processor)
+        where = self.workers.describe(self.processor)
+        with progress(f"Extracting {self.name} on {where}", sum(map(len, groups))) as bar:
+            started, points = time.perf_counter(), 0
+            for i, scores in self.workers.map(work, map(_shard, groups)):
+                self._keep(groups[i], scores)
+                points += sum(len(lacking) for _, lacking in groups[i])
+                rate = points / (time.perf_counter() - started)
+                bar.set_postfix_str(f"{rate:,.0f} points/s", refresh=False)
+                bar.update(len(groups[i]))
 
     def _check_models(self, folders: Sequence[ModelFolder]) -> None:
         """Read every model once, before long work, so that a broken one is found now."""
@@ -164,26 +182,41 @@ class Extraction:
         for path, share in sick.items():
             log.warning("%s: %s weights are not finite; its scores count for nothing", path, share)
 
-    def _tasks(self, metrics: Mapping[str, Metric]) -> Iterator[tuple[str, Task]]:
+    def tasks(self, metrics: Mapping[str, Metric]) -> Iterator[Task]:
+        """Every model with the points that it is needed at, and the present addresses."""
         files = FileFingerprints(self.store.fingerprints(self.name))
-        common = (self.architecture.key, self.records.fingerprint)
+        common = (self.architecture.key, self.records.fingerprint, self.processor.precision)
         definitions = {name: definition(metric) for name, metric in metrics.items()}
         with files:
-            for phase, targets in self.points.of_phase.items():
-                for folder, own in zip(self.scenario.phases[phase], targets, strict=True):
+            for phase, folders in self.scenario.phases.items():
+                for row, folder in enumerate(folders):
                     content = digest(*(files.of(path) for path in model_files(folder.path)))
-                    place = (self.name, phase, folder.path.name)
                     addresses = {
-                        name: Address(*place, name, digest(content, *common, defined))
+                        name: Address(
+                            self.name,
+                            phase,
+                            folder.path.name,
+                            name,
+                            digest(content, *common, defined),
+                        )
                         for name, defined in definitions.items()
                     }
-                    needed = self.points.unique if phase == "train" else np.sort(own)
-                    yield phase, Task(folder, needed, addresses)
+                    yield Task(phase, row, folder, self._needed(phase, row), addresses)
+
+    def _needed(self, phase: str, row: int) -> Indices:
+        if phase == "train":
+            return self.points.unique
+        own = self.points.of_phase[phase][row]
+        if phase not in self.known:
+            return np.sort(own)
+        return np.union1d(own, self.known[phase][row].points)
 
     def _lacking(self, task: Task) -> Indices:
         """Points of a task that any of its columns lacks."""
-        columns = map(self.store.read, task.addresses.values())
-        return np.unique(np.concatenate([column.lacks(task.points) for column in columns]))
+        first, *others = (self.store.read(a).lacks(task.points) for a in task.addresses.values())
+        if all(np.array_equal(first, other) for other in others):
+            return first
+        return np.unique(np.concatenate([first, *others]))
 
     def _alike(
         self, missing: Sequence[tuple[Task, Indices]]
@@ -196,23 +229,14 @@ class Extraction:
             for start in range(0, len(alike), size):
                 yield alike[start : start + size]
 
-    def _compute_some(
-        self, some: Sequence[tuple[Task, Indices]], metrics: Mapping[str, Metric]
-    ) -> None:
-        module = self.architecture.make(some[0][0].folder.path).to(self.device)
-        states = [
-            {name: tensor.to(self.device) for name, tensor in state.items()}
-            for state in (load_state(weights_file(task.folder.path), module) for task, _ in some)
-        ]
-        points = np.stack([lacking for _, lacking in some])
-        scores = evaluate(stack(module, states), self.records, points, metrics, self.device)
-        for i, (task, lacking) in enumerate(some):
+    def _keep(self, group: Sequence[tuple[Task, Indices]], scores: Mapping[str, Floats]) -> None:
+        for i, (task, lacking) in enumerate(group):
             for name, address in task.addresses.items():
                 values = scores[name][i]
                 if not self.allow_nan and not np.isfinite(values).all():
                     raise self._not_finite(task, name, values)
                 known = self.store.read(address)
-                new = np.isin(lacking, known.points, invert=True)
+                new = ~known.holds(lacking)
                 self.store.write(address, known.merged(Column(lacking[new], values[new])))
 
     @staticmethod
@@ -224,65 +248,15 @@ class Extraction:
         )
 
 
-def progress(title: str, total: int) -> "tqdm[Any]":
+def _shard(group: Sequence[tuple[Task, Indices]]) -> Shard:
+    first = group[0][1]
+    if all(lacking is first for _, lacking in group):  # one array, however many the models
+        points = np.broadcast_to(first, (len(group), len(first)))
+    else:
+        points = np.stack([lacking for _, lacking in group])
+    return Shard(tuple(task.folder.path for task, _ in group), points)
+
+
+def progress(title: str, total: int, unit: str = "model") -> "tqdm[Any]":
     """A bar that counts models, silent where there is none or no terminal."""
-    return tqdm(total=total, desc=title, unit="model", disable=None if total else True)
-
-
-def open_device(name: str) -> torch.device:
-    """Find a device by its name, ``cpu`` or ``cuda:1``.
-
-    Raises:
-        InputError: there is no such device here.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"`compute.device`: {name} cannot be used here: {reason}") from error
-    # Full float32: the 10-bit mantissas of TF32, cuDNN's default, move logits by about 1e-3.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return device
-
-
-def to_device(inputs: Inputs, device: torch.device) -> Inputs:
-    """Move model inputs to a device."""
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
-
-
-def _score(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> NDArray[np.float64]:
-    try:
-        values = metric(logits.clone(), labels)  # its own copy, should it work in place
-    except Exception as error:
-        raise MetricError(f"metric `{name}` fails: {type(error).__name__}: {error}") from error
-    if values.shape != logits.shape[:-1]:
-        raise MetricError(
-            f"metric `{name}` must give shape {tuple(logits.shape[:-1])} for logits "
-            f"{tuple(logits.shape)}, got {tuple(values.shape)}."
-        )
-    return values.double().cpu().numpy()
-
-
-@torch.inference_mode()
-def evaluate(
-    models: Stacked,
-    records: Records,
-    points: Indices,
-    metrics: Mapping[str, Metric],
-    device: torch.device,
-) -> dict[str, NDArray[np.float64]]:
-    """Compute metrics of M models at points (M, P); each metric's scores are (M, P) float64."""
-    scores = {name: np.empty(points.shape) for name in metrics}
-    shared = bool((points == points[0]).all())
-    order = records.order(points[0]) if shared else np.arange(points.shape[1])
-    for start in range(0, len(order), POINTS_AT_ONCE):
-        some = order[start : start + POINTS_AT_ONCE]
-        wanted = torch.from_numpy(points[0, some] if shared else points[:, some])
-        labels = records.labels[wanted].to(device)
-        logits = models(to_device(records.inputs(wanted), device), own=not shared)
-        for name, metric in metrics.items():
-            scores[name][:, some] = _score(name, metric, logits, labels)
-    return scores
+    return tqdm(total=total, desc=title, unit=unit, disable=None if total else True)

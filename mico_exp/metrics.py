@@ -9,29 +9,56 @@ With p = softmax(z), all but modified entropy follow from the scaled logit
 ties the points at the very end of the ROC that counts; from φ in float64 nothing saturates.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 WINNER_EPS = 1.2e-38  # the smallest normal float32, which keeps log(0) finite
+TINY = 1e-30  # sums of exponentials above it have all digits of a float32
 
 
 def scaled_logit(logits: Tensor, labels: Tensor) -> Tensor:
-    """φ = log(p_y / (1 − p_y)), exact and in float64 (Carlini et al. 2022, arXiv 2112.03570 §V)."""
+    """φ = log(p_y / (1 − p_y)) in float64 (Carlini et al. 2022, arXiv 2112.03570 §V).
+
+    The true class is left out of the sum, and not subtracted from it: no digits cancel. The
+    exponentials keep the logits' precision, which costs φ its last digits only, whatever it is.
+    """
     index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
-    of_label = logits.gather(-1, index)
-    others = logits.scatter(-1, index, -torch.inf).double().logsumexp(dim=-1)
-    return of_label.squeeze(-1).double() - others
+    of_label = logits.gather(-1, index).squeeze(-1)
+    highest = logits.amax(dim=-1, keepdim=True)
+    total = (logits - highest).exp_().scatter_(-1, index, 0).sum(dim=-1)
+    phi = of_label.double() - highest.squeeze(-1).double() - total.double().log()
+    lost = total < TINY  # the true class is so far ahead that the others vanish beside it
+    if lost.any():
+        others = logits[lost].double().scatter(-1, index[lost], -torch.inf)
+        phi[lost] = of_label[lost].double() - others.logsumexp(dim=-1)
+    return phi
 
 
-def loss(logits: Tensor, labels: Tensor) -> Tensor:
+class OfScaledLogit:
+    """A metric that needs nothing but φ; metrics of one pass compute φ once."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Score (…, P) of logits (…, P, C) and labels."""
+        return self.function(scaled_logit(logits, labels))
+
+
+@OfScaledLogit
+def loss(phi: Tensor) -> Tensor:
     """Negated cross-entropy, log p_y = −softplus(−φ) (Yeom et al. 2018, arXiv 1709.01604)."""
-    return logsigmoid(scaled_logit(logits, labels))
+    return logsigmoid(phi)
 
 
-def confidence(logits: Tensor, labels: Tensor) -> Tensor:
+@OfScaledLogit
+def confidence(phi: Tensor) -> Tensor:
     """Probability p_y of the true class, in float64 (Salem et al. 2019, arXiv 1806.01246)."""
-    return scaled_logit(logits, labels).sigmoid()
+    return phi.sigmoid()
 
 
 def mod_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -42,5 +69,6 @@ def mod_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """
     p = logits.float().softmax(dim=-1)
     p_y = p.gather(-1, labels.expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-    others = (p * (1 - p + WINNER_EPS).log()).sum(dim=-1) - p_y * (1 - p_y + WINNER_EPS).log()
+    every = (1 - p).add_(WINNER_EPS).log_().mul_(p).sum(dim=-1)
+    others = every - p_y * (1 - p_y + WINNER_EPS).log()
     return others + (1 - p_y) * (p_y + WINNER_EPS).log()

@@ -54,6 +54,9 @@ class Stacked(Protocol):
     def __call__(self, inputs: Any, *, own: bool = False) -> Tensor:
         """Logits (M, P, C); inputs (P, …) for all models, or with `own` (M, P, …), each its own."""
 
+    def widest(self, inputs: Any) -> int:
+        """Bytes of the largest layer's output for inputs (P, …): what a batch's size depends on."""
+
 
 class StackedMLP:
     """M multilayer perceptrons evaluated together.
@@ -89,9 +92,14 @@ class StackedMLP:
         # All models see the same points: one large product, twice as fast as a batched one.
         (weight, bias), *others = self.layers
         models, width, features = weight.shape
-        signal = inputs @ weight.reshape(models * width, features).T + bias.reshape(-1)
-        signal = signal.view(len(inputs), models, width).transpose(0, 1)
-        return StackedMLP.of_layers(others).activations(signal.tanh())[-1] if others else signal
+        flat = torch.addmm(bias.view(-1), inputs, weight.view(models * width, features).T)
+        signal = flat.view(len(inputs), models, width).transpose(0, 1)
+        return StackedMLP.of_layers(others).activations(signal.tanh_())[-1] if others else signal
+
+    def widest(self, inputs: Tensor) -> int:
+        """Bytes of the largest layer's output for inputs (P, F)."""
+        width = max(bias.shape[1] for _, bias in self.layers)
+        return len(inputs) * len(self.parameters[0]) * width * inputs.element_size()
 
     def states(self) -> list[dict[str, Tensor]]:
         """State dicts of the M models, for `MLP.load_state_dict`."""
@@ -280,6 +288,23 @@ class Alone:
         """Logits (1, P, C) of inputs (P, …), which are both all models' and its own."""
         logits: Tensor = self.model(inputs)
         return logits.unsqueeze(0)
+
+    def widest(self, inputs: Any) -> int:
+        """Bytes of the largest layer's output, found by running the model."""
+        seen: list[int] = []
+
+        def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                seen.append(output.numel() * output.element_size())
+
+        leaves = [module for module in self.model.modules() if not list(module.children())]
+        hooks = [module.register_forward_hook(note) for module in leaves]
+        try:
+            self.model(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return max(seen)
 
 
 def can_stack(model: nn.Module) -> bool:

@@ -1,108 +1,114 @@
-"""Score columns on disk: one small file for each model and metric, found by content.
+"""The command that looks after the score store: what is there, is it sound, what is of no use.
 
-A column's key is the hash of the model file, the model's code, the data set and the metric's
-definition. Change one of them, and exactly the columns concerned are computed anew; the mere
-existence of a file means nothing. A file holds the record indices that were evaluated and their
-scores, so that new challenge points are added without redoing the old.
+``python -m mico_exp.store list``, ``verify`` or ``prune dataset=cifar10``
 """
 
-import io
-import logging
-import zipfile
-import zlib
-from dataclasses import dataclass
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+from rich.table import Table
 
-from mico_exp.atomic import write_bytes
-from mico_exp.challenge import Indices
+from mico_exp import cli
+from mico_exp.columns import ScoreStore, StoredFile
+from mico_exp.errors import InputError
+from mico_exp.terminal import show
 
-log = logging.getLogger(__name__)
-Floats = NDArray[np.float64]
-KEY_IN_NAME = 16  # hexadecimal digits of the key in a file's name; the file holds all of it
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
-
-@dataclass(frozen=True)
-class Address:
-    """Where a column lies: ``digits/digits_inf``, ``train``, ``model_7``, ``loss`` and its key."""
-
-    scenario: str
-    phase: str
-    model: str
-    metric: str
-    key: str
+ACTIONS = ("list", "verify", "prune")
 
 
-@dataclass(frozen=True, eq=False)
-class Column:
-    """Scores (K,) of one metric under one model at the records `points` (K,), ascending."""
+def command(cfg: "DictConfig") -> None:
+    """List, verify or prune."""
+    from mico_exp import choices
 
-    points: Indices
-    scores: Floats
-
-    def lacks(self, points: Indices) -> Indices:
-        """Those of `points` that are not in the column."""
-        return np.setdiff1d(points, self.points)
-
-    def at(self, points: Indices) -> Floats:
-        """Scores at `points`, all of which must be in the column; same shape."""
-        found: Floats = self.scores[np.searchsorted(self.points, points)]
-        return found
-
-    def merged(self, other: "Column") -> "Column":
-        """Both columns together; they share no point."""
-        points = np.concatenate([self.points, other.points])
-        order = np.argsort(points)
-        return Column(points[order], np.concatenate([self.scores, other.scores])[order])
+    if cfg.action not in ACTIONS:
+        raise InputError(f"`action` must be one of {', '.join(ACTIONS)}, got {cfg.action}.")
+    store = choices.store(cfg)
+    if not store.folder.is_dir():
+        raise InputError(f"{store.folder} does not exist: nothing has been extracted here.")
+    if cfg.action == "list":
+        _list(store)
+    elif cfg.action == "verify":
+        _verify(store)
+    else:
+        _prune(cfg, store)
 
 
-EMPTY = Column(np.empty(0, dtype=np.int64), np.empty(0))
+def _list(store: ScoreStore) -> None:
+    table = Table(title=f"Scores in {store.folder}", title_justify="left")
+    for title in ("scenario", "metric", "models", "files", "size"):
+        table.add_column(title, justify="left" if title in ("scenario", "metric") else "right")
+    files = list(store.files())
+    for scenario, metric in sorted({(file.scenario, file.metric) for file in files}):
+        some = [f for f in files if (f.scenario, f.metric) == (scenario, metric)]
+        models = len({(file.phase, file.model) for file in some})
+        size = sum(file.size for file in some)
+        table.add_row(scenario, metric, str(models), str(len(some)), _megabytes(size))
+    show(table)
+    print(f"{len(files)} files, {_megabytes(sum(file.size for file in files))}")
 
 
-class ScoreStore:
-    """The columns under one folder."""
+def _verify(store: ScoreStore) -> None:
+    from mico_exp.extraction import progress
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    files = list(store.files())
+    damaged: list[StoredFile] = []
+    with progress("Verifying", len(files), unit="file") as bar:
+        for file in files:
+            if (reason := file.damage()) is not None:
+                damaged.append(file)
+                bar.write(f"{file.path} is damaged: {reason}", file=sys.stdout)
+            bar.update()
+    if damaged:
+        raise InputError(
+            f"{len(damaged)} of {len(files)} files are damaged. The next run computes them anew, "
+            "and `prune` removes those that no run would read."
+        )
+    print(f"{len(files)} files, all sound.")
 
-    def path(self, address: Address) -> Path:
-        """File of a column."""
-        name = f"{address.metric}-{address.key[:KEY_IN_NAME]}.npz"
-        return self.folder / address.scenario / address.phase / address.model / name
 
-    def fingerprints(self, scenario: str) -> Path:
-        """Where the fingerprints of a scenario's files are remembered."""
-        return self.folder / scenario / "fingerprints.json"
+def _prune(cfg: "DictConfig", store: ScoreStore) -> None:
+    """Remove what no run on the present data, models and code of a challenge would read."""
+    from mico_exp import choices
+    from mico_exp.atomic import exclusive, remove_leftovers
 
-    def lock(self, scenario: str) -> Path:
-        """Lock that whoever extracts a scenario holds."""
-        return self.folder / scenario / ".lock"
+    count = freed = 0
+    for name, of_scenario in choices.of_challenge(cfg).items():
+        place = f"{cfg.challenge}/{name}"
+        if not (store.folder / place).is_dir():
+            continue
+        wanted = _wanted(of_scenario, name, store)
+        with exclusive(store.lock(place), f"extracting {place}"):
+            remove_leftovers(store.folder / place)
+            for file in store.files(place):
+                if file.path not in wanted or file.damage() is not None:
+                    count, freed = count + 1, freed + file.size
+                    file.path.unlink()
+    print(f"{count} files removed, {_megabytes(freed)} freed.")
 
-    def read(self, address: Address) -> Column:
-        """Read a column; an empty one if it is not there or its file is damaged."""
-        path = self.path(address)
-        try:
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                if str(file["key"]) == address.key:
-                    return Column(file["points"], file["scores"])
-        except FileNotFoundError:
-            pass
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            TypeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            log.warning("%s is damaged and will be computed anew: %s", path, error)
-        return EMPTY
 
-    def write(self, address: Address, column: Column) -> None:
-        """Write a column in one piece. The zip's checksums tell a torn file when it is read."""
-        buffer = io.BytesIO()
-        np.savez(buffer, key=np.array(address.key), points=column.points, scores=column.scores)
-        write_bytes(self.path(address), buffer.getvalue(), durable=False)
+def _wanted(cfg: "DictConfig", name: str, store: ScoreStore) -> set[Path]:
+    """Files that runs on a scenario as it now is would read; none if it is there no more."""
+    from mico_exp import choices
+    from mico_exp.challenge import load_scenario, scenario_folder
+
+    if not scenario_folder(choices.root(cfg), cfg.challenge, name).is_dir():
+        return set()
+    records = choices.records(cfg)
+    sizes = choices.sizes(cfg, len(records.labels))
+    scenario = load_scenario(choices.root(cfg), cfg.challenge, name, sizes)
+    extraction = choices.extraction(cfg, scenario, choices.points(scenario), records)
+    tasks = extraction.tasks(choices.all_metrics(cfg))
+    return {store.path(address) for task in tasks for address in task.addresses.values()}
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = [f"action={word}" if word in ACTIONS else word for word in sys.argv[1:]]
+    cli.launch(command, "store")

@@ -9,7 +9,7 @@ import pytest
 import mico_exp
 
 MODULES = {path.stem: path for path in Path(mico_exp.__file__).parent.glob("*.py")}
-COMMANDS = {"__main__", "build", "doctor", "download", "extract", "score", "select_best"}
+COMMANDS = {"__main__", "build", "doctor", "download", "extract", "score", "select_best", "store"}
 
 
 def imports(path, *, types_too=False):

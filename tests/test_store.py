@@ -1,64 +1,61 @@
-import numpy as np
+"""The command that looks after the score store, on a real one."""
+
+import json
+
 import pytest
+from commands import run
 
-from mico_exp.store import EMPTY, Address, Column, ScoreStore
-
-ADDRESS = Address("digits/digits_inf", "train", "model_7", "loss", "a" * 64)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return ScoreStore(tmp_path)
+SMALL = ["dataset.phases={train: 8, dev: 2, final: 2}", "dataset.recipe.steps=20"]
 
 
-def test_a_column_comes_back(store):
-    column = Column(np.array([2, 5, 9]), np.array([0.5, -1.0, 1e-300]))
-    store.write(ADDRESS, column)
-    found = store.read(ADDRESS)
-    assert np.array_equal(found.points, column.points)
-    assert np.array_equal(found.scores, column.scores)
-    assert found.at(np.array([[9, 2], [5, 5]])).tolist() == [[1e-300, 0.5], [-1.0, -1.0]]
-    assert found.lacks(np.array([1, 2, 9, 10])).tolist() == [1, 10]
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("extracted")
+    run("mico_exp.extract", "scenario=inf", *SMALL, cwd=folder)
+    return folder
 
 
-def test_another_key_is_another_column(store):
-    store.write(ADDRESS, Column(np.array([1]), np.array([1.0])))
-    other = Address("digits/digits_inf", "train", "model_7", "loss", "b" * 64)
-    assert store.read(other) is EMPTY
-    same_name = Address("digits/digits_inf", "train", "model_7", "loss", "a" * 16 + "b" * 48)
-    assert store.path(same_name) == store.path(ADDRESS)
-    assert store.read(same_name) is EMPTY
+def files(folder):
+    return sorted((folder / "data" / "store").rglob("*.npz"))
 
 
-@pytest.mark.parametrize("cut", [0, 10, 200, -1])
-def test_a_torn_file_counts_as_missing(store, cut, caplog):
-    store.write(ADDRESS, Column(np.arange(100), np.arange(100.0)))
-    path = store.path(ADDRESS)
-    path.write_bytes(path.read_bytes()[:cut])
-    assert store.read(ADDRESS) is EMPTY
-    assert str(path) in caplog.text
+def test_list_shows_what_is_there(extracted):
+    shown = run("mico_exp.store", "list", cwd=extracted).stdout
+    assert "digits/digits_inf" in shown
+    assert "mod_entropy" in shown
+    assert f"{3 * 12} files" in shown
 
 
-def test_a_file_of_another_kind_counts_as_missing(store):
-    store.write(ADDRESS, Column(np.arange(3), np.arange(3.0)))
-    np.save(store.path(ADDRESS).with_suffix(".npy"), np.arange(3))
-    store.path(ADDRESS).with_suffix(".npy").rename(store.path(ADDRESS))
-    assert store.read(ADDRESS) is EMPTY
-
-
-def test_a_flipped_bit_counts_as_missing(store):
-    store.write(ADDRESS, Column(np.arange(100), np.arange(100.0)))
-    path = store.path(ADDRESS)
-    content = bytearray(path.read_bytes())
-    where = content.index(np.float64(57.0).tobytes())
-    content[where + 7] ^= 1
+def test_verify_finds_one_damaged_byte_and_the_next_run_mends_it(extracted):
+    assert "36 files, all sound." in run("mico_exp.store", "verify", cwd=extracted).stdout
+    before = {path: path.read_bytes() for path in files(extracted)}
+    path = files(extracted)[7]
+    content = bytearray(before[path])
+    content[len(content) // 2] ^= 4
     path.write_bytes(content)
-    assert store.read(ADDRESS) is EMPTY
+    failed = run("mico_exp.store", "verify", cwd=extracted, status=1)
+    assert f"{path.relative_to(extracted)} is damaged" in failed.stdout
+    assert "1 of 36 files are damaged" in failed.stderr
+    again = run("mico_exp.extract", "scenario=inf", *SMALL, cwd=extracted).stdout
+    assert "1 models computed" in again
+    assert {path: path.read_bytes() for path in files(extracted)} == before
 
 
-def test_columns_merge_in_order():
-    merged = Column(np.array([1, 5]), np.array([0.1, 0.5])).merged(
-        Column(np.array([0, 3, 9]), np.array([0.0, 0.3, 0.9]))
+def test_prune_removes_what_no_run_would_read(extracted):
+    kept = files(extracted)
+    seed = extracted / "data" / "digits" / "digits_inf" / "dev" / "model_8" / "model.pt"
+    stale = [path for path in kept if path.parent.name == "model_8"]
+    seed.write_bytes(seed.read_bytes() + b" ")  # another file, though torch reads it the same
+    shown = run("mico_exp.store", "prune", "scenarios=[inf]", *SMALL, cwd=extracted).stdout
+    assert "3 files removed" in shown
+    assert files(extracted) == [path for path in kept if path not in stale]
+    assert json.loads((extracted / "data/store/digits/digits_inf/fingerprints.json").read_text())
+
+
+def test_nothing_to_look_after(tmp_path):
+    assert (
+        "nothing has been extracted here"
+        in run("mico_exp.store", "list", cwd=tmp_path, status=1).stderr
     )
-    assert merged.points.tolist() == [0, 1, 3, 5, 9]
-    assert merged.scores.tolist() == [0.0, 0.1, 0.3, 0.5, 0.9]
+    failed = run("mico_exp.store", "action=burn", cwd=tmp_path, status=1).stderr
+    assert "`action` must be one of list, verify, prune, got burn" in failed

@@ -17,9 +17,9 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from worlds import COUNTS, SIZES
 
 from mico_exp import cell, challenge, datasets, formulas, metrics, models
+from mico_exp.columns import ScoreStore
 from mico_exp.extraction import Extraction
 from mico_exp.models import CNN, MLP, Architecture
-from mico_exp.store import ScoreStore
 
 TRACKS = ("cifar10", "purchase100", "sst2")
 SCENARIOS = ("inf", "hi", "lo", "ddp")

@@ -1,0 +1,46 @@
+"""Who does the shards of an extraction: this process. `mico_exp.cluster` has others do them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+from mico_exp.evaluation import Processor, Shard, evaluator_on
+
+Result = TypeVar("Result")
+
+
+class Workers(Protocol):
+    """Does shards of work, here or elsewhere."""
+
+    def check(self, processor: Processor) -> None:
+        """Find out, before any long work, whether work can be done.
+
+        Raises:
+            InputError: it cannot, and why.
+        """
+
+    def describe(self, processor: Processor) -> str:
+        """Name where the work is done, for a progress bar."""
+
+    def map(
+        self, work: Callable[[Shard], Result], shards: Iterable[Shard]
+    ) -> Iterator[tuple[int, Result]]:
+        """Give the position of each shard and its result as they are finished, in any order."""
+
+
+class Local:
+    """One shard after another in this process."""
+
+    def check(self, processor: Processor) -> None:
+        """Open the device."""
+        evaluator_on(processor)
+
+    def describe(self, processor: Processor) -> str:
+        """Name the device."""
+        return str(evaluator_on(processor).device)
+
+    def map(
+        self, work: Callable[[Shard], Result], shards: Iterable[Shard]
+    ) -> Iterator[tuple[int, Result]]:
+        """Do the shards in turn."""
+        for i, shard in enumerate(shards):
+            yield i, work(shard)

@@ -1,0 +1,109 @@
+"""Extraction by real Ray workers on this machine."""
+
+import os
+import signal
+from functools import partial
+
+import numpy as np
+import pytest
+from commands import run
+from conftest import SIZES
+
+from mico_exp import challenge, metrics
+from mico_exp.cluster import Ray
+from mico_exp.columns import ScoreStore
+from mico_exp.errors import InputError, MetricError
+from mico_exp.evaluation import Processor
+from mico_exp.extraction import Extraction
+from mico_exp.models import MLP, Architecture
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stopped():
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def extraction_by(built, digits, tmp_path):
+    def make(name, workers=None):
+        scenario = challenge.load_scenario(built, "digits", "digits_inf", SIZES)
+        return Extraction(
+            scenario,
+            challenge.challenge_points(scenario),
+            digits,
+            Architecture.of(MLP((64, 16, 10))),
+            ScoreStore(tmp_path / name),
+            Processor("cpu"),
+            workers,
+        )
+
+    return make
+
+
+def once_deadly(logits, labels, marker):
+    """A metric whose first worker is killed, as by a machine that goes down."""
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+        os.kill(os.getpid(), signal.SIGKILL)
+    except FileExistsError:
+        pass
+    return metrics.loss(logits, labels)
+
+
+def broken(logits, labels):
+    raise ZeroDivisionError("as a user's metric may")
+
+
+def test_workers_give_what_this_process_gives(extraction_by):
+    here, there = extraction_by("here"), extraction_by("there", Ray(num_workers=2))
+    wanted = {"loss": metrics.loss, "mod_entropy": metrics.mod_entropy}
+    assert here.compute(wanted) == there.compute(wanted) == 17
+    for name, metric in wanted.items():
+        assert np.allclose(here.read(name, metric).shadow, there.read(name, metric).shadow)
+    assert there.compute(wanted) == 0
+
+
+def test_a_worker_that_dies_is_replaced(extraction_by, tmp_path):
+    job = extraction_by("store", Ray(num_workers=2))
+    marker = tmp_path / "killed"
+    assert job.compute({"odd": partial(once_deadly, marker=str(marker))}) == 17
+    assert marker.exists()
+    expected = extraction_by("expected")
+    expected.compute({"loss": metrics.loss})
+    found = job.read("odd", partial(once_deadly, marker=str(marker)))
+    assert np.allclose(found.shadow, expected.read("loss", metrics.loss).shadow)
+
+
+def test_a_workers_error_is_the_works_own(extraction_by):
+    with pytest.raises(MetricError, match="metric `odd` fails: ZeroDivisionError: as a user's"):
+        extraction_by("store", Ray(num_workers=2)).compute({"odd": broken})
+
+
+def test_a_cluster_that_is_not_there(extraction_by):
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"):
+        with pytest.raises(InputError, match=r"`compute\.address`: Ray cannot be reached at"):
+            extraction_by("store", Ray(address=address)).compute({"loss": metrics.loss})
+
+
+@pytest.mark.parametrize("options", [{"num_gpus": -1}, {"jobs_per_gpu": 0}, {"num_workers": 0}])
+def test_options_that_are_wrong(options):
+    with pytest.raises(InputError, match="num_gpus must be"):
+        Ray(**options)
+
+
+def test_the_option_of_the_command(tmp_path):
+    small = ["dataset.phases={train: 8, dev: 2, final: 2}", "dataset.recipe.steps=20"]
+    cell = ["mico_exp", "metric=loss", "formula=1", "scenario=inf", *small]
+    shown = run(*cell, "compute=ray", "compute.num_workers=2", cwd=tmp_path).stdout
+    assert "validation TPR" in shown
+
+
+def test_without_ray_it_says_what_to_install(tmp_path):
+    (tmp_path / "ray.py").write_text("raise ImportError('hidden')")
+    for command in ("mico_exp", "mico_exp.extract"):
+        failed = run(command, "scenario=inf", "compute=ray", cwd=tmp_path, status=1).stderr
+        assert "pip install 'mico_exp[ray]'" in failed
+    assert not (tmp_path / "data").exists()
