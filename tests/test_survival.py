@@ -1,0 +1,136 @@
+"""What a store survives: kills at any instant, a full disk, two sweeps at once."""
+
+import multiprocessing
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from commands import run
+from conftest import SIZES
+
+from mico_exp import challenge, datasets, extraction, metrics
+from mico_exp.columns import ScoreStore
+from mico_exp.errors import InputError
+from mico_exp.evaluation import Processor
+from mico_exp.extraction import Extraction
+from mico_exp.models import MLP, Architecture
+
+SMALL = [
+    "dataset.len_training=120",
+    "dataset.len_challenge=10",
+    "dataset.phases={train: 8, dev: 2, final: 2}",
+    "dataset.recipe.steps=50",
+    "scenario=inf",
+]
+
+
+def slow_loss(logits, labels):
+    time.sleep(0.02)
+    return metrics.loss(logits, labels)
+
+
+METRICS = {"slow": slow_loss, "mod_entropy": metrics.mod_entropy}
+
+
+def open_extraction(tree, store):
+    scenario = challenge.load_scenario(tree, "digits", "digits_inf", SIZES)
+    points = challenge.challenge_points(scenario)
+    architecture = Architecture.of(MLP((64, 16, 10)))
+    records = datasets.digits()
+    return Extraction(scenario, points, records, architecture, ScoreStore(store), Processor("cpu"))
+
+
+def extract(tree, store, started):
+    torch.set_num_threads(1)
+    extraction.MODELS_AT_ONCE = 1
+    job = open_extraction(tree, store)
+    started.set()
+    job.compute(METRICS)
+
+
+def content(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.npz")}
+
+
+def test_twenty_kills_end_in_the_bytes_of_an_undisturbed_run(built, tmp_path, monkeypatch):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mico_exp.extraction", "sklearn.datasets"])
+    chance, sizes = random.Random(0), []
+    for _ in range(20):
+        started = context.Event()
+        process = context.Process(target=extract, args=(built, tmp_path / "killed", started))
+        process.start()
+        assert started.wait(60)
+        time.sleep(chance.uniform(0, 0.08))
+        process.kill()
+        process.join()
+        sizes.append(len(content(tmp_path / "killed")))
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 0
+    monkeypatch.setattr(extraction, "MODELS_AT_ONCE", 1)
+    done = open_extraction(built, tmp_path / "killed").compute(METRICS)
+    assert done <= 17 - sizes[-1] // 2  # finished models are not done again
+    open_extraction(built, tmp_path / "undisturbed").compute(METRICS)
+    assert content(tmp_path / "killed") == content(tmp_path / "undisturbed")
+    assert not list((tmp_path / "killed").rglob("*.tmp"))
+
+
+def test_a_full_disk_loses_nothing(built, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(disk)]
+    if subprocess.run(mounted, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a small disk")
+    try:
+        with pytest.raises(InputError, match=r"\.npz cannot be written: No space left on device"):
+            open_extraction(built, disk / "store").compute(METRICS)
+        before = content(disk)
+        assert before
+        assert not list(disk.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        open_extraction(built, disk / "store").compute(METRICS)
+        assert content(disk).items() >= before.items()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_of_two_sweeps_at_once_one_extracts_and_the_other_waits(tmp_path):
+    command = [sys.executable, "-m", "mico_exp", "metric=loss", "formula=0,1", *SMALL, "-m"]
+    run("mico_exp.build", *SMALL, cwd=tmp_path)
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    shown = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], shown
+    assert [text.count("validation TPR") for text in shown] == [2, 2]
+    assert len({text.partition("inf/loss/1:")[2].partition("(")[0] for text in shown}) == 1
+
+
+def test_eight_processes_of_a_sweep_start_on_an_empty_folder(tmp_path):
+    from mlflow import MlflowClient
+
+    grid = ["metric=loss,confidence", "formula=0,1,2,none", *SMALL, "-m"]
+    spread = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=8"]
+    run("mico_exp", *grid, *spread, cwd=tmp_path, OMP_NUM_THREADS="1")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    found = client.search_runs([experiment.experiment_id])
+    assert sorted(one.info.run_name for one in found) == sorted(
+        f"inf/{metric}/{formula}"
+        for metric in ("loss", "confidence")
+        for formula in ("0", "1", "2", "none")
+    )
+    assert {one.info.status for one in found} == {"FINISHED"}
+    assert len({one.data.tags["sweep"] for one in found}) == 1
+
+
+def test_submitit_runs_a_sweep_as_jobs(tmp_path):
+    grid = ["metric=loss", "formula=0,1", *SMALL, "-m"]
+    run("mico_exp", *grid, "hydra/launcher=submitit_local", cwd=tmp_path)
+    assert (
+        "digits_inf"
+        in run("mico_exp.select_best", "scenarios=[inf]", *SMALL[:2], cwd=tmp_path).stdout
+    )
