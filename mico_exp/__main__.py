@@ -43,11 +43,14 @@ def command(cfg: "DictConfig") -> None:
     }
     with tracker.run(cell, tags) as run:
         _log_choices(cfg, run)
+        plots = choices.plots(cfg)
         choices.workers(cfg)  # what is wrong with them is said before anything is read or built
         records = choices.records(cfg)
         scenario = choices.scenario(cfg, records)
         result = _evaluate(cfg, records, scenario, run)
-        _log_result(cfg, scenario, result, run)
+        _log_result(result, run)
+        if plots:
+            _log_figures(cfg, scenario, result, run)
         run.metrics["seconds"] = time.perf_counter() - started
     log.info(
         "%s  %s: validation TPR@0.1FPR %.4f, AUC %.4f  (%.1f s)",
@@ -122,12 +125,16 @@ def _compute(extraction: "Extraction", metrics: "dict[str, Metric]", chosen: str
         extraction.compute({chosen: metrics[chosen]})
 
 
-def _log_result(cfg: "DictConfig", scenario: "Scenario", result: "Result", run: "Run") -> None:
+def _log_result(result: "Result", run: "Run") -> None:
     from mico_exp.cell import PREDICTIONS_FILE, write_predictions
-    from mico_exp.figures import roc_figure
 
     run.metrics |= result.figures
     write_predictions(run.artifacts / PREDICTIONS_FILE, result.predictions)
+
+
+def _log_figures(cfg: "DictConfig", scenario: "Scenario", result: "Result", run: "Run") -> None:
+    from mico_exp.figures import roc_figure
+
     shown = {"validation": "train"}
     points = {name: result.predictions[shown.get(name, name)].size for name in result.curves}
     title = f"{scenario.name}: metric {cfg.metric.name}, formula {cfg.formula.name}"

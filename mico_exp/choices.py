@@ -195,6 +195,14 @@ def store(cfg: DictConfig) -> ScoreStore:
     return ScoreStore(Path(cfg.paths.store))
 
 
+def plots(cfg: DictConfig) -> bool:
+    """Tell whether runs are to have figures."""
+    known = {"on": True, "off": False, True: True, False: False}
+    if cfg.plots not in known:
+        raise InputError(f"`plots` must be on or off, got {cfg.plots}.")
+    return known[cfg.plots]
+
+
 def metric(cfg: DictConfig) -> Metric:
     """Make the chosen metric."""
     option = HydraConfig.get().runtime.choices["metric"]

@@ -40,7 +40,7 @@ from mico_exp.models import (
 )
 
 log = logging.getLogger(__name__)
-BYTES_PER_SCORE = 16  # an index and a score
+BYTES_PER_SCORE = 12  # an index and a score
 POINTS_ASKED = 256
 MODELS_ASKED = 20  # for the check of members' scores
 CLEARLY = 3.0  # standard errors

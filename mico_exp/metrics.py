@@ -42,7 +42,7 @@ class OfScaledLogit:
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
-        self.__doc__ = function.__doc__
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Score (…, P) of logits (…, P, C) and labels."""

@@ -11,6 +11,7 @@ from conftest import SIZES, tiny_recipe
 from mico_exp import challenge, datasets, diagnosis
 from mico_exp.challenge import Sizes
 from mico_exp.errors import InputError
+from mico_exp.evaluation import Evaluator, Processor
 from mico_exp.models import MLP, Architecture
 from mico_exp.recipe import build
 
@@ -155,14 +156,14 @@ def larger(tmp_path_factory, digits):
 
 
 def test_members_have_the_higher_score(larger, digits):
-    cpu = torch.device("cpu")
+    cpu = Evaluator(Processor("cpu"))
     assert diagnosis.check_members(larger, digits, ARCHITECTURE, cpu) is None
 
 
 def test_records_in_a_wrong_order_are_found_out(larger, digits):
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(1797))
     wrong = datasets.Features(digits.features[shuffled], digits.labels[shuffled])
-    finding = diagnosis.check_members(larger, wrong, ARCHITECTURE, torch.device("cpu"))
+    finding = diagnosis.check_members(larger, wrong, ARCHITECTURE, Evaluator(Processor("cpu")))
     assert finding.fatal
     assert "600 of each under 20 models" in finding.message
     assert "order" in finding.message
@@ -171,9 +172,11 @@ def test_records_in_a_wrong_order_are_found_out(larger, digits):
 def test_the_cost_is_of_the_right_size(built, digits):
     scenario = challenge.load_scenario(built, "digits", "digits_inf", SIZES)
     points = challenge.challenge_points(scenario)
-    cost = diagnosis.estimate(scenario, points, digits, ARCHITECTURE, torch.device("cpu"), 3)
+    cost = diagnosis.estimate(
+        scenario, points, digits, ARCHITECTURE, Evaluator(Processor("cpu")), 3
+    )
     assert cost.points == len(points.unique)
-    assert cost.store_bytes == (12 * len(points.unique) + 5 * 20) * 3 * 16
+    assert cost.store_bytes == (12 * len(points.unique) + 5 * 20) * 3 * 12
     assert 0 < cost.seconds < 5
 
 

@@ -18,6 +18,7 @@ from worlds import COUNTS, SIZES
 
 from mico_exp import cell, challenge, datasets, formulas, metrics, models
 from mico_exp.columns import ScoreStore
+from mico_exp.evaluation import Evaluator, Processor
 from mico_exp.extraction import Extraction
 from mico_exp.models import CNN, MLP, Architecture
 
@@ -196,15 +197,40 @@ def test_the_pipeline_is_the_literal_procedure(tree, tmp_path, name):
 def test_scores_do_not_hang_on_batches(tree, tmp_path, dataset, monkeypatch):
     one = open_extraction(tree, f"{dataset}_inf", tmp_path / "one")
     one.compute(METRICS)
-    monkeypatch.setattr("mico_exp.extraction.POINTS_AT_ONCE", 7)
     monkeypatch.setattr("mico_exp.extraction.MODELS_AT_ONCE", 2)
     two = open_extraction(tree, f"{dataset}_inf", tmp_path / "two")
+    two.processor = Processor("cpu", batch_size=7)
     two.compute(METRICS)
     for name, function in METRICS.items():
         first, second = one.read(name, function), two.read(name, function)
         np.testing.assert_allclose(first.shadow, second.shadow, atol=1e-5, rtol=1e-5)
         for phase in COUNTS:
             np.testing.assert_allclose(first.own[phase], second.own[phase], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dataset", TRACKS)
+def test_known_members_of_ddp_are_extracted_as_well(tree, tmp_path, dataset):
+    scenario, _ = open_scenario(tree, f"{dataset}_ddp")
+    records = load_records(tree, dataset)
+    job = open_extraction(tree, scenario.name, tmp_path)
+    job.known = challenge.known_sample(scenario, job.points, members=9, nonmembers=6)
+    job.compute({"loss": metrics.loss})
+    scores = job.read("loss", metrics.loss)
+    for phase in ("dev", "final"):
+        for model, sample, found in zip(
+            scenario.phases[phase], job.known[phase], scores.known[phase], strict=True
+        ):
+            split = model.split(SIZES)
+            assert sample.is_member.sum() == 9
+            assert set(sample.points[sample.is_member]) <= set(split.training)
+            assert 0 < (~sample.is_member).sum() <= 6
+            assert set(sample.points[~sample.is_member]) <= set(split.evaluation)
+            assert set(sample.points) <= set(job.points.unique)
+            evaluator = Evaluator(Processor("cpu"))
+            one = evaluator.load(job.architecture, [model.path])
+            alone = evaluator.scores(one, records, sample.points[None], {"loss": metrics.loss})
+            np.testing.assert_allclose(found, alone["loss"][0], atol=1e-5)
+    assert scores.own["dev"].shape == (COUNTS["dev"], 20)
 
 
 def test_ddp_tells_known_members_and_non_members(tree):
