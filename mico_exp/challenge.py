@@ -67,6 +67,14 @@ class Split:
         """(2m,) True where the challenge point is a member, in the order of `challenge`."""
         return None if self.member is None else np.isin(self.challenge, self.member)
 
+    def trained_on(self, num_records: int) -> NDArray[np.bool_]:
+        """(N,) True where the model was trained on the record; all seeds must be disclosed."""
+        assert self.member is not None
+        assert self.training is not None
+        mask = np.zeros(num_records, dtype=bool)
+        mask[self.member] = mask[self.training] = True
+        return mask
+
 
 def permutation(seed: int, n: int) -> Indices:
     """Draw the competition's permutation of n indices for a 63-bit seed."""
@@ -168,23 +176,26 @@ def challenge_points(scenario: Scenario) -> ChallengePoints:
         InputError: a train model lacks a seed, or its solution.csv disagrees with its seeds.
     """
     sizes = scenario.sizes
-    splits = [disclosed(model, sizes) for model in scenario.phases["train"]]
-    of_phase = {"train": np.stack([s.challenge for s in splits])}
-    for phase in ("dev", "final"):
-        if models := scenario.phases.get(phase):
-            for model in models:
+    of_phase: dict[str, Indices] = {
+        phase: np.empty((len(models), 2 * sizes.challenge), np.int64)
+        for phase, models in scenario.phases.items()
+    }
+    solution = np.empty(of_phase["train"].shape, dtype=bool)
+    trained_on = []  # (N,) of each train model, as bits: all index arrays would take 200 MB
+    for phase, models in scenario.phases.items():
+        for row, model in enumerate(models):
+            if phase == "train":
+                known = disclosed(model, sizes)
+                solution[row] = known.solution
+                trained_on.append(np.packbits(known.trained_on(sizes.records)))
+            else:
+                known = model.split(sizes)
                 check_solution(model, sizes, model.path / "solution.csv")
-            of_phase[phase] = np.stack([model.split(sizes).challenge for model in models])
+            of_phase[phase][row] = known.challenge
     unique = np.unique(np.concatenate([points.ravel() for points in of_phase.values()]))
-    is_member = np.zeros((len(splits), len(unique)), dtype=bool)
-    trained_on = np.zeros(sizes.records, dtype=bool)
-    for row, known in zip(is_member, splits, strict=True):
-        assert known.member is not None
-        assert known.training is not None
-        trained_on[:] = False
-        trained_on[known.member] = trained_on[known.training] = True
-        row[:] = trained_on[unique]
-    solution = np.stack([known.solution for known in splits if known.solution is not None])
+    is_member = np.empty((len(trained_on), len(unique)), dtype=bool)
+    for row, bits in enumerate(trained_on):
+        is_member[row] = np.unpackbits(bits, count=sizes.records)[unique]
     return ChallengePoints(of_phase, unique, is_member, solution)
 
 
@@ -271,12 +282,14 @@ def disclosed(model: ModelFolder, sizes: Sizes) -> Split:
         if getattr(model, name) is None:
             raise InputError(f"{model.path / name} is missing: a train model must disclose it.")
     known = model.split(sizes)
-    check_solution(model, sizes, model.path / "solution.csv")
+    check_solution(model, sizes, model.path / "solution.csv", known)
     return known
 
 
-def check_solution(model: ModelFolder, sizes: Sizes, path: Path) -> None:
-    """Compare a solution.csv with a model's seeds, where both are there.
+def check_solution(
+    model: ModelFolder, sizes: Sizes, path: Path, known: Split | None = None
+) -> None:
+    """Compare a solution.csv with a model's seeds, where both are there; `known` is its split.
 
     Raises:
         InputError: they disagree, or the file is malformed.
@@ -284,7 +297,7 @@ def check_solution(model: ModelFolder, sizes: Sizes, path: Path) -> None:
     if not path.exists():
         return
     found = read_solution(path, 2 * sizes.challenge)
-    expected = model.split(sizes).solution
+    expected = (known or model.split(sizes)).solution
     if expected is not None and not np.array_equal(found, expected):
         raise InputError(
             f"{path} disagrees with the seeds of {model.path.name}. Check `len_training` "
