@@ -210,7 +210,10 @@ def main() -> None:
             few, many = (child(here, "plain", str(k), cwd=folder) for k in PLAIN_MODELS)
             parts = json.loads(many[2])
             models = sum(PHASES.values())
-            whole = parts["split"] + models * (parts["model"] + CELLS * parts["target"])
+            work = parts["split"] + models * (parts["model"] + CELLS * parts["target"])
+            own = PLAIN_MODELS[1] * parts["model"] + CELLS / 2 * PLAIN_TARGETS * parts["target"]
+            start = many[0] - parts["split"] - own  # the interpreter, imports and the data set
+            whole = work + start
             each = (many[1] - few[1]) / (PLAIN_MODELS[1] - PLAIN_MODELS[0])
             needed = many[1] + each * (PHASES["train"] - PLAIN_MODELS[1])
             ratios.append(whole / seconds)
@@ -218,7 +221,7 @@ def main() -> None:
             print(
                 f"pipeline {seconds:.1f} s, {peak:.2f} GB; plain {whole:.0f} s "
                 f"({parts['model']:.2f} s a model, {parts['target']:.2f} s a target and cell, "
-                f"scaled), {needed:.1f} GB ({each:.3f} GB a train model)",
+                f"scaled, {start:.1f} s to start), {needed:.1f} GB ({each:.3f} GB a train model)",
                 flush=True,
             )
         pairs = json.loads(child(here, "bare", cwd=folder)[2])

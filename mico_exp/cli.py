@@ -1,5 +1,6 @@
 """What every command shares: where the options are, the arguments as typed, errors as one line."""
 
+import gc
 import logging
 import signal
 import sys
@@ -36,6 +37,7 @@ def launch(command: Callable[[DictConfig], Any], config_name: str = "config") ->
     sys.argv[1:] = sorted(arguments, key=lambda argument: not _stands_alone(argument))
     app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config_name)
     end_on_signals()
+    gc.set_threshold(50_000, 20, 50)  # a million imported objects stay: looking less saves 0.6 s
     app(_one_line_errors(command))()
 
 

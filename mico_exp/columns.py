@@ -108,8 +108,8 @@ class ScoreStore:
 
     def path(self, address: Address) -> Path:
         """File of a column."""
-        name = f"{address.metric}-{address.key[:KEY_IN_NAME]}.npz"
-        return self.folder / address.scenario / address.phase / address.model / name
+        place = f"{address.scenario}/{address.phase}/{address.model}"
+        return self.folder / f"{place}/{address.metric}-{address.key[:KEY_IN_NAME]}.npz"
 
     def fingerprints(self, scenario: str) -> Path:
         """Where the fingerprints of a scenario's files are remembered."""

@@ -152,6 +152,7 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names, inner))
 
 
+@functools.cache  # a function's source never changes while it lives
 def _normalised_source(target: FunctionType | type) -> str:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(target)))

@@ -47,7 +47,9 @@ def test_confident_points_stay_in_order():
     y = torch.zeros(4, dtype=torch.int64)
     far = torch.tensor([[60.0, 0.0, -1.0], [90.0, 0.0, -1.0], [500.0, 0.0, -1.0]])
     expected = torch.tensor([60.0, 90.0, 500.0]).double() - math.log(1 + math.exp(-1))
-    assert torch.allclose(metrics.scaled_logit(far, y[:3]), expected, rtol=0, atol=1e-6)
+    for shift in (-400.0, -80.0, 0.0, 50.0, 80.0, 400.0):  # which changes no probability
+        found = metrics.scaled_logit(far + shift, y[:3])
+        assert torch.allclose(found, expected, rtol=0, atol=1e-5)
     assert (torch.sigmoid(z[:, 0]) == 1).all()  # what float32 makes of it
     for metric in (metrics.loss, metrics.confidence, metrics.scaled_logit):
         assert (metric(z, y).diff() > 0).all()
