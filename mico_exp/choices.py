@@ -238,16 +238,16 @@ def all_metrics(cfg: DictConfig) -> dict[str, Metric]:
 
     They all come from the same pass through a model, so a later cell finds its scores ready.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {cfg.metric.name: metric(cfg)} if "metric" in cfg else {}
     for name in option_names("metric"):
+        if name in found:
+            continue
         try:
             option: Any = compose("config", overrides=[f"metric={name}"])
             found[name] = make(option.metric.function)
         except Exception as error:  # whatever it is, it is no reason to stop the chosen metric
             reason = next(iter(str(error).splitlines()), "")
             log.warning("conf/metric/%s.yaml cannot be used, and is left out: %s", name, reason)
-    if "metric" in cfg:
-        found[cfg.metric.name] = metric(cfg)
     return found
 
 

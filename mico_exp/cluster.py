@@ -45,6 +45,7 @@ class Ray:
             )
         self.num_gpus, self.jobs_per_gpu, self.address = num_gpus, jobs_per_gpu, address
         self.num_workers = num_workers or num_gpus * jobs_per_gpu or os.cpu_count() or 1
+        self.threads = max(1, (os.cpu_count() or 1) // self.num_workers)  # of each worker
 
     def check(self, processor: Processor) -> None:  # noqa: ARG002
         """Find Ray, and the cluster if one is named; the devices are its workers' own."""
@@ -80,7 +81,7 @@ class Ray:
             max_retries=ATTEMPTS_AGAIN,
         )
         shared = ray.put(work)
-        threads = None if self.num_gpus else max(1, (os.cpu_count() or 1) // self.num_workers)
+        threads = None if self.num_gpus else self.threads
         ahead = iter(enumerate(shards))
         running: dict[Any, int] = {}
         try:

@@ -215,7 +215,7 @@ def compute_metrics(
 ) -> Iterator[tuple[str, Tensor]]:
     """Compute metrics of the same logits (M, P, C), each (M, P); what they share only once."""
     phi = None
-    version = logits._version
+    version = _version(logits)
     for name, metric in metrics.items():
         bare = metric.func if isinstance(metric, partial) and not metric.keywords else metric
         try:
@@ -228,7 +228,7 @@ def compute_metrics(
             if isinstance(error, RuntimeError) and _out_of_memory(error):
                 raise
             raise MetricError(f"metric `{name}` fails: {type(error).__name__}: {error}") from error
-        if logits._version != version:
+        if _version(logits) != version:
             raise MetricError(f"metric `{name}` changes the logits, which others need as they are.")
         if values.shape != logits.shape[:-1]:
             raise MetricError(
@@ -236,3 +236,8 @@ def compute_metrics(
                 f"{tuple(logits.shape)}, got {tuple(values.shape)}."
             )
         yield name, values
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; inference tensors do not tell."""
+    return 0 if tensor.is_inference() else tensor._version

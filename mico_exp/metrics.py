@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 WINNER_EPS = 1.2e-38  # the smallest normal float32, which keeps log(0) finite
-TINY, HUGE = 1e-30, 1e30  # sums of exponentials between them have all digits of a float32
+TINY = 1e-30  # sums of exponentials above it have all digits of a float32
 
 
 def scaled_logit(logits: Tensor, labels: Tensor) -> Tensor:
@@ -27,9 +27,10 @@ def scaled_logit(logits: Tensor, labels: Tensor) -> Tensor:
     """
     index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
     of_label = logits.gather(-1, index).squeeze(-1)
-    total = logits.exp().scatter_(-1, index, 0).sum(dim=-1)
-    phi = of_label.double() - total.double().log()
-    lost = ~((total > TINY) & (total < HUGE))  # or NaN: logits beyond about ±70, which are rare
+    highest = logits.amax(dim=-1, keepdim=True)
+    total = (logits - highest).exp_().scatter_(-1, index, 0).sum(dim=-1)
+    phi = of_label.double() - highest.squeeze(-1).double() - total.double().log()
+    lost = total < TINY  # the true class is so far ahead that the others vanish beside it
     if lost.any():
         others = logits[lost].double().scatter(-1, index[lost], -torch.inf)
         phi[lost] = of_label[lost].double() - others.logsumexp(dim=-1)
