@@ -18,7 +18,7 @@ from torch import Tensor
 from mico_exp.datasets import Indices, Inputs, Records
 from mico_exp.errors import InputError, MetricError
 from mico_exp.metrics import OfScaledLogit, scaled_logit
-from mico_exp.models import Architecture, Stacked, load_state, stack, weights_file
+from mico_exp.models import Architecture, Stacked, State, load_state, stack, weights_file
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
@@ -73,10 +73,15 @@ def open_device(name: str) -> torch.device:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Models that run at once: their folders (M), and the points (M, P) that each is asked at."""
+    """Models that run at once.
+
+    folders: of the M models. points: (M, P) records that each is asked at. states: their weights,
+    where they have been read already.
+    """
 
     folders: tuple[Path, ...]
     points: Indices
+    states: tuple[State, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +96,7 @@ class Work:
     def __call__(self, shard: Shard) -> dict[str, Floats]:
         """Scores (M, P) of the shard by metric."""
         evaluator = evaluator_on(self.processor)
-        models = evaluator.load(self.architecture, shard.folders)
+        models = evaluator.load(self.architecture, shard.folders, shard.states)
         return evaluator.scores(models, self.records, shard.points, self.metrics)
 
 
@@ -115,12 +120,18 @@ class Evaluator:
         free, _ = torch.cuda.mem_get_info(self.device)
         return min(GPU_LAYER_BYTES, free // GPU_LAYERS_AT_ONCE)
 
-    def load(self, architecture: Architecture, folders: Sequence[Path]) -> Stacked:
+    def load(
+        self,
+        architecture: Architecture,
+        folders: Sequence[Path],
+        states: Sequence[State] | None = None,
+    ) -> Stacked:
         """Load models as one; several only where the architecture can stack."""
         module = architecture.make(folders[0]).to(self.device)
         if self.device.type == "cpu":  # oneDNN's convolutions are 1.8 times as fast this way
             module = module.to(memory_format=torch.channels_last)
-        states = [load_state(weights_file(folder), module) for folder in folders]
+        if states is None:
+            states = [load_state(weights_file(folder), module) for folder in folders]
         return stack(module, [{k: v.to(self.device) for k, v in s.items()} for s in states])
 
     @torch.no_grad()

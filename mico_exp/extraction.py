@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from mico_exp.evaluation import Metric, Processor, Shard, Work
 from mico_exp.fingerprints import FileFingerprints, definition, digest
 from mico_exp.models import (
     Architecture,
+    State,
     can_stack,
     load_state,
     model_files,
@@ -35,6 +37,7 @@ from mico_exp.models import (
 from mico_exp.workers import Local, Workers
 
 log = logging.getLogger(__name__)
+KEPT_BYTES = 128 << 20  # of models that are read once, to be checked and to be run
 MODELS_AT_ONCE = 25  # that can stack: more make it no faster, and would only cost memory
 
 
@@ -161,35 +164,44 @@ class Extraction:
             ]
             if missing:
                 self.workers.check(self.processor)
-                self._check_models([task.folder for task, _ in missing])
-                self._compute_all(list(self._alike(missing)), metrics)
+                states = self._check_models([task.folder.path for task, _ in missing])
+                self._compute_all(list(self._alike(missing)), metrics, states)
             return len(missing)
 
     def _compute_all(
-        self, groups: Sequence[list[tuple[Task, Indices]]], metrics: Mapping[str, Metric]
+        self,
+        groups: Sequence[list[tuple[Task, Indices]]],
+        metrics: Mapping[str, Metric],
+        states: dict[Path, State],
     ) -> None:
         work = Work(self.architecture, self.records, metrics, self.processor)
         where = self.workers.describe(self.processor)
         with progress(f"Extracting {self.name} on {where}", sum(map(len, groups))) as bar:
             started, points = time.perf_counter(), 0
-            for i, scores in self.workers.map(work, map(_shard, groups)):
+            for i, scores in self.workers.map(work, (_shard(group, states) for group in groups)):
                 self._keep(groups[i], scores)
                 points += sum(len(lacking) for _, lacking in groups[i])
                 rate = points / (time.perf_counter() - started)
                 bar.set_postfix_str(f"{rate:,.0f} points/s", refresh=False)
                 bar.update(len(groups[i]))
 
-    def _check_models(self, folders: Sequence[ModelFolder]) -> None:
-        """Read every model once, before long work, so that a broken one is found now."""
-        sick = {}
+    def _check_models(self, folders: Sequence[Path]) -> dict[Path, State]:
+        """Read every model once, before long work, so that a broken one is found now.
+
+        Where all of them are small they are given back, and need not be read again.
+        """
+        sick: dict[Path, str] = {}
+        kept: dict[Path, State] = {}
+        keep = sum(weights_file(folder).stat().st_size for folder in folders) <= KEPT_BYTES
         for folder in tqdm(
             folders, desc="Checking models", unit="model", leave=False, disable=None
         ):
-            state = load_state(
-                weights_file(folder.path), self.architecture.make(folder.path), mapped=True
-            )
+            made = self.architecture.make(folder)
+            state = load_state(weights_file(folder), made, mapped=not keep)
+            if keep:
+                kept[folder] = state
             if bad := not_finite(state):
-                sick[folder.path] = f"{bad} of {sum(t.numel() for t in state.values())}"
+                sick[folder] = f"{bad} of {sum(t.numel() for t in state.values())}"
         if sick and not self.allow_nan:
             path, share = next(iter(sick.items()))
             raise InputError(
@@ -198,6 +210,7 @@ class Extraction:
             )
         for path, share in sick.items():
             log.warning("%s: %s weights are not finite; its scores count for nothing", path, share)
+        return kept
 
     def tasks(self, metrics: Mapping[str, Metric]) -> Iterator[Task]:
         """Every model with the points that it is needed at, and the present addresses."""
@@ -265,13 +278,14 @@ class Extraction:
         )
 
 
-def _shard(group: Sequence[tuple[Task, Indices]]) -> Shard:
+def _shard(group: Sequence[tuple[Task, Indices]], states: dict[Path, State]) -> Shard:
     first = group[0][1]
     if all(lacking is first for _, lacking in group):  # one array, however many the models
         points = np.broadcast_to(first, (len(group), len(first)))
     else:
         points = np.stack([lacking for _, lacking in group])
-    return Shard(tuple(task.folder.path for task, _ in group), points)
+    folders = tuple(task.folder.path for task, _ in group)
+    return Shard(folders, points, tuple(states.pop(f) for f in folders) if states else None)
 
 
 def progress(title: str, total: int, unit: str = "model") -> "tqdm[Any]":
