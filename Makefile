@@ -23,7 +23,7 @@ check: $(VENV)/.installed ## Lint, check formatting and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed ## Measure what the README says about speed
-	$(BIN)/python benchmarks/main_job.py   # the others: see the README
+	$(BIN)/python benchmarks/main_job.py
 
 clean: ## Remove what runs have written: data, runs, scores, submissions
 	rm -rf data multirun mlruns mlflow.db .mlflow.db.lock submissions

@@ -225,9 +225,7 @@ def main() -> None:
                 flush=True,
             )
         pairs = json.loads(child(here, "bare", cwd=folder)[2])
-    print(
-        f"six-cell job, s                    {spread(ours)}   first of all with the CSV {parse:.1f}"
-    )
+    print(f"six-cell job, s                    {spread(ours)}")
     print(f"peak memory, GB                    {spread(peaks, 2)}")
     print(f"plain procedure / pipeline, time   {spread(ratios)}   target 25")
     print(f"plain procedure / pipeline, memory {spread(memory)}   target 16")
