@@ -198,7 +198,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_world(folder)
-        parse, *_ = child(*cell, "metric=loss", "formula=0", cwd=folder)
+        _parse, *_ = child(*cell, "metric=loss", "formula=0", cwd=folder)
         ours, peaks, later, ratios, memory = [], [], [], [], []
         for _ in range(REPEATS):
             subprocess.run(["rm", "-rf", "data/store"], cwd=folder, check=True)
