@@ -27,9 +27,9 @@ def write_bytes(path: Path, content: bytes | memoryview, *, durable: bool = True
     `durable` waits until the bytes are on the disk; leave it out only for what can be detected
     as torn and made again.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             file.write(content)
             if durable:
@@ -99,13 +99,17 @@ def exclusive(lock: Path, doing: str) -> Iterator[None]:
 
     The operating system frees it when its holder ends, by whatever cause.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
     holder = FileLock(lock)
     try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
         holder.acquire(timeout=0)
     except Timeout:
         log.info("Waiting for another process that is %s", doing)
         holder.acquire()
+    except OSError as error:
+        if error.errno in FULL:
+            raise InputError(f"{lock} cannot be written: {error.strerror}.") from error
+        raise
     try:
         yield
     finally:

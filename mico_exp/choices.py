@@ -126,7 +126,7 @@ def extraction(
         processor(cfg),
         workers(cfg),
         known(cfg, found),
-        allow_nan=cfg.compute.allow_nan,
+        allow_nan=allow_nan(cfg),
     )
 
 
@@ -135,8 +135,16 @@ def processor(cfg: DictConfig) -> Processor:
     return Processor(cfg.compute.device, cfg.compute.precision, cfg.compute.batch_size)
 
 
+def allow_nan(cfg: DictConfig) -> bool:
+    """Tell whether to go on with models that are not finite."""
+    if not isinstance(cfg.compute.allow_nan, bool):
+        raise InputError(f"`compute.allow_nan` must be true or false, got {cfg.compute.allow_nan}.")
+    return cfg.compute.allow_nan
+
+
 def workers(cfg: DictConfig) -> Workers:
     """Make those who run models, and check that they can."""
+    allow_nan(cfg)
     made: Workers = make(cfg.compute.workers)
     made.check(processor(cfg))
     return made
@@ -170,6 +178,12 @@ def known(cfg: DictConfig, found: Scenario) -> dict[str, list[KnownSample]] | No
     wanted = cfg.scenario.known_sample
     if wanted is None:
         return None
+    for name in ("members", "nonmembers"):
+        count = wanted.get(name)
+        if type(count) is not int or count < 0:
+            raise InputError(
+                f"`scenario.known_sample.{name}` must be a whole number ≥ 0, got {count}."
+            )
     return _known(_SameContent(found), wanted.members, wanted.nonmembers)
 
 

@@ -38,7 +38,15 @@ def launch(command: Callable[[DictConfig], Any], config_name: str = "config") ->
     app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config_name)
     end_on_signals()
     gc.set_threshold(50_000, 20, 50)  # a million imported objects stay: looking less saves 0.6 s
-    app(_one_line_errors(command))()
+    try:
+        app(_one_line_errors(command))()
+    except SystemExit:
+        if _signals:  # Ray turns the status into 1
+            sys.exit(128 + _signals[0])
+        raise
+
+
+_signals: list[int] = []  # that ended this process
 
 
 def end_on_signals() -> None:
@@ -53,6 +61,7 @@ def end_on_signals() -> None:
 
 def _end(number: int, frame: Any) -> None:  # noqa: ARG001
     print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
+    _signals.append(number)
     sys.exit(128 + number)
 
 

@@ -6,18 +6,21 @@ that dies is replaced, and only its shard is done again.
 
 import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
+
+import torch
 
 from mico_exp.errors import InputError
 from mico_exp.evaluation import Processor, Shard
 
 Result = TypeVar("Result")
-ATTEMPTS_AGAIN = 3  # for a shard whose worker died
+DEATHS = 3  # of a worker, until its shard counts as impossible
 SECONDS_TO_ANSWER = 10
-SHARDS_AHEAD = 2  # submitted for each worker: none waits, and few results wait in memory
 
 
 class Ray:
@@ -38,17 +41,26 @@ class Ray:
         num_workers: int | None = None,
         address: str | None = None,
     ) -> None:
-        if num_gpus < 0 or jobs_per_gpu < 1 or (num_workers is not None and num_workers < 1):
+        numbers = (num_gpus, jobs_per_gpu, 1 if num_workers is None else num_workers)
+        if any(type(n) is not int for n in numbers) or num_gpus < 0 or min(numbers[1:]) < 1:
             raise InputError(
-                "`compute`: num_gpus must be ≥ 0, jobs_per_gpu ≥ 1 and num_workers ≥ 1, got "
-                f"{num_gpus}, {jobs_per_gpu}, {num_workers}."
+                "`compute`: num_gpus must be ≥ 0, jobs_per_gpu ≥ 1 and num_workers ≥ 1, whole "
+                f"numbers, got {num_gpus}, {jobs_per_gpu}, {num_workers}."
             )
         self.num_gpus, self.jobs_per_gpu, self.address = num_gpus, jobs_per_gpu, address
         self.num_workers = num_workers or num_gpus * jobs_per_gpu or os.cpu_count() or 1
         self.threads = max(1, (os.cpu_count() or 1) // self.num_workers)  # of each worker
 
-    def check(self, processor: Processor) -> None:  # noqa: ARG002
-        """Find Ray, and the cluster if one is named; the devices are its workers' own."""
+    def check(self, processor: Processor) -> None:
+        """Find Ray, the cluster if one is named, and the GPUs if they are to be here."""
+        if processor.device not in ("auto", "cuda" if self.num_gpus else "cpu"):
+            expected = "cuda" if self.num_gpus else "cpu"
+            raise InputError(
+                f"`compute.device` must be auto or {expected} where Ray gives its workers "
+                f"{self.num_gpus} GPUs, got {processor.device}."
+            )
+        if self.address is None and self.num_gpus > (here := torch.cuda.device_count()):
+            raise InputError(f"`compute.num_gpus`: {self.num_gpus} are asked for, here are {here}.")
         try:
             import ray  # noqa: F401
         except ImportError as error:
@@ -75,46 +87,93 @@ class Ray:
         import ray
 
         self._connect()
-        task: Any = ray.remote(_do).options(
-            num_cpus=0 if self.num_gpus else 1,
+        kind = ray.remote(_Worker).options(
+            num_cpus=0 if self.num_gpus else self.threads,
             num_gpus=1 / self.jobs_per_gpu if self.num_gpus else 0,
-            max_retries=ATTEMPTS_AGAIN,
+            max_restarts=DEATHS,
+            max_task_retries=DEATHS,
         )
         shared = ray.put(work)
         threads = None if self.num_gpus else self.threads
+        idle: list[Any] = []
+        workers: list[Any] = []
+        running: dict[Any, tuple[int, Any]] = {}
         ahead = iter(enumerate(shards))
-        running: dict[Any, int] = {}
         try:
             while True:
-                while len(running) < SHARDS_AHEAD * self.num_workers and (one := next(ahead, None)):
-                    running[task.remote(shared, one[1], threads)] = one[0]
+                while len(running) < self.num_workers and (one := next(ahead, None)):
+                    if not idle:  # one only once there is work for it
+                        idle.append(kind.remote(shared, threads))
+                        workers.append(idle[-1])
+                    worker = idle.pop()
+                    running[worker.do.remote(one[1])] = one[0], worker
                 if not running:
                     return
                 (done, *_), _ = ray.wait(list(running), num_returns=1)
-                yield running.pop(done), _get(done)
+                position, worker = running.pop(done)
+                result = _get(done)
+                idle.append(worker)
+                yield position, result
         finally:
-            for unfinished in running:
-                ray.cancel(unfinished, force=True)
+            for worker in workers:
+                ray.kill(worker)
 
     def _connect(self) -> None:
         import ray
 
+        wanted = (self.address, self.num_workers, self.num_gpus)
         if ray.is_initialized():
-            return
+            if wanted in _connected or not _connected:  # else Ray was started here for another job
+                return
+            ray.shutdown()
         # Metrics of the user's own lie in the folders that Python looks in here.
         paths = [os.getcwd() if path == "" else path for path in sys.path]
         environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
         own: dict[str, Any] = {"address": self.address}
         if self.address is None:
-            cpus = max(1, self.num_workers)
+            cpus = self.num_workers * self.threads
             own |= {"address": "local", "num_cpus": cpus, "num_gpus": self.num_gpus or None}
             own |= {"include_dashboard": False}
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(
-                **own, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR
+                **own,
+                runtime_env=environment,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise InputError(f"`compute.address`: Ray cannot be reached: {error}") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in handlers.items():  # Ray puts its own in their place
+                    signal.signal(number, handler)
+        _connected[:] = [wanted]
+        self._check_resources(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+    def _check_resources(self, there: Mapping[str, float]) -> None:
+        """Refuse what would wait for ever."""
+        cpus = 0 if self.num_gpus else self.num_workers * self.threads
+        for kind, wanted in (("CPU", cpus), ("GPU", self.num_gpus)):
+            if there.get(kind, 0) < wanted:
+                raise InputError(
+                    f"`compute`: {wanted} {kind}s are asked for, Ray has {there.get(kind, 0):g}."
+                )
+
+
+_connected: list[tuple[str | None, int, int]] = []  # what Ray was started with here, if it was
+
+
+class _Worker:
+    """An actor that does one shard after another, on the devices that Ray gave it."""
+
+    def __init__(self, work: Callable[[Shard], Any], threads: int | None) -> None:
+        self.work = work
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def do(self, shard: Shard) -> Any:
+        return self.work(shard)
 
 
 def _knock(address: str) -> None:
@@ -127,14 +186,6 @@ def _knock(address: str) -> None:
             f"`compute.address`: Ray cannot be reached at {address}: {error}. Expected auto, "
             "host:6379 or ray://host:10001."
         ) from error
-
-
-def _do(work: Callable[[Shard], Result], shard: Shard, threads: int | None) -> Result:
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return work(shard)
 
 
 def _get(done: Any) -> Any:

@@ -8,6 +8,7 @@ scores, so that new challenge points are added without redoing the old.
 
 import io
 import logging
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,7 +23,19 @@ from mico_exp.challenge import Indices
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
-DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (  # whatever numpy and zipfile make of flipped bits
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 KEY_IN_NAME = 16  # hexadecimal digits of the key in a file's name; the file holds all of it
 
 

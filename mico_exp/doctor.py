@@ -73,7 +73,7 @@ def _examine(
     num_records = cfg.dataset.num_records if records is None else len(records.labels)
     sizes = choices.sizes(cfg, num_records)
     path, expected = f"{cfg.challenge}/{name}", dict(cfg.dataset.phases)
-    root, allow_nan = choices.root(cfg), cfg.compute.allow_nan
+    root, allow_nan = choices.root(cfg), choices.allow_nan(cfg)
     reports = examine(root, path, expected, sizes, made, allow_nan=allow_nan)
     for report in reports:
         findings += report.findings

@@ -25,7 +25,8 @@ Floats = NDArray[np.float64]
 Metric = Callable[[Tensor, Tensor], Tensor]
 PRECISIONS = ("float32", "tf32", "bfloat16")
 # A batch is as large as lets its largest layer's output take so much. On a CPU that is what stays
-# in the cache: benchmarks/batch_sizes.py finds all three model families within 10 % of their best.
+# in the cache: within some per cent of the best for all three model families here, 640 rows of
+# 25 MLPs, 56 images (benchmarks/cifar10_scale.py) and 680 tokens of a RoBERTa of base size.
 CPU_LAYER_BYTES = 8 << 20
 GPU_LAYER_BYTES = 1 << 30  # more makes no GPU faster
 GPU_LAYERS_AT_ONCE = 16  # the free memory is to hold so many of them
@@ -50,8 +51,9 @@ class Processor:
             raise InputError(
                 f"`compute.precision` must be one of {', '.join(PRECISIONS)}, got {self.precision}."
             )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"`compute.batch_size` must be positive, got {self.batch_size}.")
+        size = self.batch_size
+        if size is not None and (type(size) is not int or size < 1):
+            raise InputError(f"`compute.batch_size` must be a positive whole number, got {size}.")
 
 
 def open_device(name: str) -> torch.device:
@@ -64,8 +66,10 @@ def open_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("expected auto, cpu, cuda or cuda:1")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"`compute.device`: {name} cannot be used here: {reason}") from error
     return device
@@ -151,40 +155,63 @@ class Evaluator:
         sizes = records.sizes(points[0])
         # Largest first: a batch has little padding, and memory runs short at once or never.
         order = np.argsort(-sizes, kind="stable")
-        per_size = self._bytes_per_size(models, records, points[0, order[:2]])
+        per_size = self._bytes_per_size(models, records, points[0, order[:2]], shared)
         start = 0
         while start < len(order):
             bytes_each = per_size * int(sizes[order[start]])
             some = order[start : start + self._count(bytes_each)]
             wanted = torch.from_numpy(points[0, some] if shared else points[:, some])
-            try:
-                logits, labels = self._logits(models, records, wanted)
-                for name, values in compute_metrics(metrics, logits, labels):
-                    found[name][:, some] = values.double().cpu().numpy()
+            reason = self._score(models, records, wanted, metrics, found, some)
+            if reason is None:
                 start += len(some)
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-                self._halve(bytes_each, len(some), error)
+            else:
+                self._halve(bytes_each, len(some), reason)
         return found
 
-    def _bytes_per_size(self, models: Stacked, records: Records, probe: Indices) -> int:
+    def _score(
+        self,
+        models: Stacked,
+        records: Records,
+        wanted: Tensor,
+        metrics: Mapping[str, Metric],
+        found: dict[str, Floats],
+        some: Indices,
+    ) -> str | None:
+        """Score one batch; the reason if memory ran out, when all that the batch took is free."""
+        try:
+            logits, labels = self._logits(models, records, wanted)
+            for name, values in compute_metrics(metrics, logits, labels):
+                found[name][:, some] = values.double().cpu().numpy()
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            return str(error).splitlines()[0]
+        return None
+
+    def _bytes_per_size(
+        self, models: Stacked, records: Records, probe: Indices, shared: bool
+    ) -> int:
         """Bytes that the largest layer gives out for each token, image or row."""
         if not len(probe):
             return 1
         inputs = to_device(records.inputs(torch.from_numpy(probe)), self.device)
-        return -(-models.widest(inputs) // int(len(probe) * records.sizes(probe).max()))
+        widest = models.widest(inputs)
+        if not shared and isinstance(inputs, Tensor):  # each model has inputs of its own
+            widest = max(widest, inputs.numel() * inputs.element_size() * models.count)
+        return -(-widest // int(len(probe) * records.sizes(probe).max()))
 
     def _count(self, bytes_each: int) -> int:
         """How many points go into a batch."""
-        if self.processor.batch_size and math.isinf(self.layer_bytes):
-            return self.processor.batch_size
+        most = self.processor.batch_size
+        if most is not None and math.isinf(self.layer_bytes):
+            return most
         count = max(1, int(self.layer_bytes) // bytes_each)
-        return count - count % 64 if count > 64 else count  # whole vectors and tiles
+        count -= count % 64 if count > 64 else 0  # whole vectors and tiles
+        return count if most is None else min(count, most)
 
-    def _halve(self, bytes_each: int, tried: int, error: BaseException) -> None:
+    def _halve(self, bytes_each: int, tried: int, reason: str) -> None:
         if tried == 1:
-            raise InputError(f"{self.device} has no memory for a single point: {error}") from error
+            raise InputError(f"{self.device} has no memory for a single point: {reason}")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.layer_bytes = bytes_each * (tried // 2)

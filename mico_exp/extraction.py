@@ -142,8 +142,14 @@ class Extraction:
                 shadow[task.row] = column.at(self.points.unique)
             elif task.phase in known:
                 known[task.phase].append(column.at(self.known[task.phase][task.row].points))
-        shadow.flags.writeable = False  # other cells may share it
-        return Scores(shadow, {phase: np.stack(rows) for phase, rows in own.items()}, known)
+        scores = Scores(shadow, {phase: np.stack(rows) for phase, rows in own.items()}, known)
+        for array in (
+            shadow,
+            *scores.own.values(),
+            *(one for rows in known.values() for one in rows),
+        ):
+            array.flags.writeable = False  # cells share them
+        return scores
 
     def compute(self, metrics: Mapping[str, Metric]) -> int:
         """Compute what is missing of the metrics' columns, and keep it; says for how many models.

@@ -1,6 +1,7 @@
 """What makes two things the same: files by their bytes, functions by their code."""
 
 import ast
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mico_exp.atomic import write_text
+from mico_exp.errors import InputError
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 CONTAINERS = (tuple, list, set, frozenset, dict)
@@ -64,7 +66,8 @@ class FileFingerprints:
     def save(self) -> None:
         """Remember what was read. Two processes may overwrite each other: it is only a memory."""
         if self._changed:
-            write_text(self.memory, json.dumps(self._known), durable=False)
+            with contextlib.suppress(OSError, InputError):
+                write_text(self.memory, json.dumps(self._known), durable=False)
             self._changed = False
 
 
@@ -109,7 +112,8 @@ def _describe(target: Any, seen: set[int]) -> Any:
         return [str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()]
     if not hasattr(target, "__dict__"):
         return getattr(target, "__qualname__", type(target).__qualname__)
-    return [_describe(type(target), seen), _describe(vars(target), seen)]
+    state = {name: value for name, value in vars(target).items() if name != "__doc__"}
+    return [_describe(type(target), seen), _describe(state, seen)]
 
 
 def _mentioned(function: FunctionType) -> dict[str, Any]:

@@ -54,6 +54,10 @@ class Stacked(Protocol):
     def __call__(self, inputs: Any, *, own: bool = False) -> Tensor:
         """Logits (M, P, C); inputs (P, …) for all models, or with `own` (M, P, …), each its own."""
 
+    @property
+    def count(self) -> int:
+        """How many models they are."""
+
     def widest(self, inputs: Any) -> int:
         """Bytes of the largest layer's output for inputs (P, …): what a batch's size depends on."""
 
@@ -95,6 +99,11 @@ class StackedMLP:
         flat = torch.addmm(bias.view(-1), inputs, weight.view(models * width, features).T)
         signal = flat.view(len(inputs), models, width).transpose(0, 1)
         return StackedMLP.of_layers(others).activations(signal.tanh_())[-1] if others else signal
+
+    @property
+    def count(self) -> int:
+        """How many models they are."""
+        return len(self.parameters[0])
 
     def widest(self, inputs: Tensor) -> int:
         """Bytes of the largest layer's output for inputs (P, F)."""
@@ -289,6 +298,11 @@ class Alone:
         logits: Tensor = self.model(inputs)
         return logits.unsqueeze(0)
 
+    @property
+    def count(self) -> int:
+        """One."""
+        return 1
+
     def widest(self, inputs: Any) -> int:
         """Bytes of the largest layer's output, found by running the model."""
         seen: list[int] = []
@@ -314,8 +328,9 @@ def can_stack(model: nn.Module) -> bool:
 
 def stack(model: nn.Module, states: Sequence[State]) -> Stacked:
     """Many models as one; just one where the architecture cannot stack."""
-    if isinstance(model, MLP):
-        return model.stack(states)
+    if can_stack(model):
+        stacked: Stacked = model.stack(states)  # type: ignore[operator]
+        return stacked
     (state,) = states
     bare(model).load_state_dict(state)
     return Alone(model.eval())

@@ -80,29 +80,44 @@ def _prune(cfg: "DictConfig", store: ScoreStore) -> None:
         place = f"{cfg.challenge}/{name}"
         if not (store.folder / place).is_dir():
             continue
-        wanted = _wanted(of_scenario, name, store)
         with exclusive(store.lock(place), f"extracting {place}"):
             remove_leftovers(store.folder / place)
-            for file in store.files(place):
-                if file.path not in wanted or file.damage() is not None:
-                    count, freed = count + 1, freed + file.size
-                    file.path.unlink()
+            wanted, files = _wanted(of_scenario, name, store), list(store.files(place))
+            unread = [file for file in files if file.path not in wanted]
+            if files and len(unread) == len(files) and not cfg.force:
+                raise InputError(
+                    f"All {len(files)} files of {place} would go: are the options those of its "
+                    "extraction (`dataset.*`, `paths.*`)? `force=true` removes them all the same."
+                )
+            for file in unread:
+                count, freed = count + 1, freed + file.size
+                file.path.unlink()
     print(f"{count} files removed, {_megabytes(freed)} freed.")
 
 
 def _wanted(cfg: "DictConfig", name: str, store: ScoreStore) -> set[Path]:
-    """Files that runs on a scenario as it now is would read; none if it is there no more."""
-    from mico_exp import choices
-    from mico_exp.challenge import load_scenario, scenario_folder
+    """Files that runs on a scenario as it now is would read, in whatever precision.
 
-    if not scenario_folder(choices.root(cfg), cfg.challenge, name).is_dir():
-        return set()
+    Raises:
+        InputError: the scenario is not there, or a metric's option cannot be used.
+    """
+    from mico_exp import choices
+    from mico_exp.challenge import load_scenario
+    from mico_exp.evaluation import PRECISIONS
+
     records = choices.records(cfg)
     sizes = choices.sizes(cfg, len(records.labels))
     scenario = load_scenario(choices.root(cfg), cfg.challenge, name, sizes)
-    extraction = choices.extraction(cfg, scenario, choices.points(scenario), records)
-    tasks = extraction.tasks(choices.all_metrics(cfg))
-    return {store.path(address) for task in tasks for address in task.addresses.values()}
+    metrics = choices.all_metrics(cfg)
+    if broken := sorted(set(choices.option_names("metric")) - set(metrics)):
+        raise InputError(f"conf/metric/{broken[0]}.yaml cannot be used: its scores would go.")
+    wanted = set()
+    for precision in PRECISIONS:
+        cfg.compute.precision = precision
+        extraction = choices.extraction(cfg, scenario, choices.points(scenario), records)
+        for task in extraction.tasks(metrics):
+            wanted |= {store.path(address) for address in task.addresses.values()}
+    return wanted
 
 
 def _megabytes(count: int) -> str:

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 
 import numpy as np
@@ -88,7 +91,9 @@ def test_a_cluster_that_is_not_there(extraction_by):
             extraction_by("store", Ray(address=address)).compute({"loss": metrics.loss})
 
 
-@pytest.mark.parametrize("options", [{"num_gpus": -1}, {"jobs_per_gpu": 0}, {"num_workers": 0}])
+@pytest.mark.parametrize(
+    "options", [{"num_gpus": -1}, {"jobs_per_gpu": 0}, {"num_workers": 0}, {"num_gpus": "all"}]
+)
 def test_options_that_are_wrong(options):
     with pytest.raises(InputError, match="num_gpus must be"):
         Ray(**options)
@@ -99,6 +104,39 @@ def test_the_option_of_the_command(tmp_path):
     cell = ["mico_exp", "metric=loss", "formula=1", "scenario=inf", *small]
     shown = run(*cell, "compute=ray", "compute.num_workers=2", cwd=tmp_path).stdout
     assert "validation TPR" in shown
+
+
+def test_an_interrupt_ends_as_without_ray(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\n"
+        "def slow(logits, labels):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, 'started').touch()\n"
+        "    time.sleep(60)\n"
+    )
+    options = tmp_path / "options" / "metric"
+    options.mkdir(parents=True)
+    text = "name: slow\nfunction: {_target_: slow.slow, _partial_: true}\n"
+    (options / "slow.yaml").write_text(text)
+    small = ["dataset.phases={train: 8, dev: 2, final: 2}", "dataset.recipe.steps=20"]
+    own = ["--config-dir=options", "metric=slow", "scenario=inf", *small]
+    command = [sys.executable, "-m", "mico_exp", *own, "compute=ray", "compute.num_workers=1"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Interrupted" in error
+    assert "Traceback" not in error
+
+
+def test_gpus_that_are_not_here():
+    with pytest.raises(InputError, match=r"`compute\.num_gpus`: 99 are asked for"):
+        Ray(num_gpus=99).check(Processor())
+    with pytest.raises(InputError, match=r"`compute\.device` must be auto or cpu"):
+        Ray(num_workers=2).check(Processor("cuda"))
 
 
 def test_without_ray_it_says_what_to_install(tmp_path):

@@ -56,6 +56,25 @@ def test_a_flipped_bit_counts_as_missing(store):
     assert store.read(ADDRESS) is EMPTY
 
 
+def test_a_flipped_bit_anywhere_gives_no_wrong_score(store):
+    column = Column(np.arange(5), np.arange(5.0))
+    store.write(ADDRESS, column)
+    path = store.path(ADDRESS)
+    content, refused = path.read_bytes(), 0
+    for where in range(len(content)):
+        for bit in (1, 32):
+            damaged = bytearray(content)
+            damaged[where] ^= bit
+            path.write_bytes(damaged)
+            found = store.read(ADDRESS)
+            if len(found.points):  # the bit means nothing
+                assert np.array_equal(found.points, column.points)
+                assert np.array_equal(found.scores, column.scores)
+            else:
+                refused += 1
+    assert refused > len(content)  # most bits mean something
+
+
 def test_columns_merge_in_order():
     merged = Column(np.array([1, 5]), np.array([0.1, 0.5])).merged(
         Column(np.array([0, 3, 9]), np.array([0.0, 0.3, 0.9]))

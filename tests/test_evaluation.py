@@ -68,6 +68,8 @@ class Scarce:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return self.model(inputs).unsqueeze(0)
 
+    count = 1
+
     def widest(self, inputs):
         return 40 * len(inputs)
 
@@ -85,6 +87,7 @@ def test_running_out_of_memory_halves_the_batch(digits, batch_size, caplog):
     tried = [first, *itertools.takewhile(lambda n: n > 7, (first >> k for k in (1, 2, 3, 4)))]
     assert scarce.seen[: len(tried)] == tried
     assert f"out of memory with {first} points" in caplog.text
+    assert max(scarce.seen) <= first  # never more than was asked for
     again = Scarce(model, 7)
     evaluator.scores(again, digits, points, {"loss": metrics.loss})
     assert max(again.seen) <= 7  # it has learnt
@@ -144,7 +147,8 @@ def test_coarser_precision_is_asked_for(cnn, images):
     ("options", "message"),
     [
         ({"precision": "float16"}, r"`compute\.precision` must be one of float32, tf32, bfloat16"),
-        ({"batch_size": 0}, r"`compute\.batch_size` must be positive, got 0"),
+        ({"batch_size": "abc"}, r"`compute\.batch_size` must be a positive whole number, got abc"),
+        ({"batch_size": 0}, r"`compute\.batch_size` must be a positive whole number, got 0"),
     ],
 )
 def test_options_that_are_wrong(options, message):

@@ -41,6 +41,25 @@ def test_verify_finds_one_damaged_byte_and_the_next_run_mends_it(extracted):
     assert {path: path.read_bytes() for path in files(extracted)} == before
 
 
+def test_prune_removes_nothing_where_the_options_do_not_fit(extracted, tmp_path):
+    before = files(extracted)
+    place = f"paths.store={extracted / 'data' / 'store'}"
+    prune = ["mico_exp.store", "prune", "scenarios=[inf]", *SMALL]
+    failed = run(*prune, place, cwd=tmp_path, status=1).stderr
+    assert "digits_inf/train holds no folder named model_0" in failed
+    other = "dataset.model.widths=[64,32,10]"
+    failed = run(*prune, other, cwd=extracted, status=1).stderr
+    assert "All 36 files of digits/digits_inf would go" in failed
+    assert files(extracted) == before
+    half = run(
+        "mico_exp.extract", "scenario=inf", "compute.precision=bfloat16", *SMALL, cwd=extracted
+    )
+    assert "12 models computed" in half.stdout
+    assert "0 files removed" in run(*prune, cwd=extracted).stdout
+    for path in set(files(extracted)) - set(before):
+        path.unlink()
+
+
 def test_prune_removes_what_no_run_would_read(extracted):
     kept = files(extracted)
     seed = extracted / "data" / "digits" / "digits_inf" / "dev" / "model_8" / "model.pt"
