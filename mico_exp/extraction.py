@@ -122,9 +122,10 @@ class Extraction:
         samples = [sample.points for phase in self.known.values() for sample in phase]
         points = fingerprint_arrays(self.points.unique, *self.points.of_phase.values(), *samples)
         key = digest(repr(wanted), str(self.store.folder.absolute()), points)
-        if key not in _last_read and (scores := self._read(metric_name, tasks)) is not None:
-            _last_read.clear()
-            _last_read[key] = scores
+        if key not in _last_read:
+            _last_read.clear()  # before the next is read: never two in memory
+            if (scores := self._read(metric_name, tasks)) is not None:
+                _last_read[key] = scores
         return _last_read.get(key)
 
     def _read(self, metric_name: str, tasks: Sequence[Task]) -> Scores | None:
