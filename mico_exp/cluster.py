@@ -1,4 +1,4 @@
-"""Shards of an extraction as Ray tasks: on the processors of this machine, or on a cluster.
+"""Shards of an extraction done by Ray actors: on the processors of this machine, or on a cluster.
 
 Every machine must see the models under the same paths, and have this package installed. A worker
 that dies is replaced, and only its shard is done again.
@@ -24,7 +24,7 @@ SECONDS_TO_ANSWER = 10
 
 
 class Ray:
-    """Ray tasks, each a shard.
+    """Ray actors, each of which does one shard after another.
 
     Args:
         num_gpus: GPUs to use; 0 for processors alone.
@@ -87,6 +87,7 @@ class Ray:
         import ray
 
         self._connect()
+        self._check_resources(ray.cluster_resources())  # type: ignore[no-untyped-call]
         kind = ray.remote(_Worker).options(
             num_cpus=0 if self.num_gpus else self.threads,
             num_gpus=1 / self.jobs_per_gpu if self.num_gpus else 0,
@@ -149,7 +150,6 @@ class Ray:
                 for number, handler in handlers.items():  # Ray puts its own in their place
                     signal.signal(number, handler)
         _connected[:] = [wanted]
-        self._check_resources(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
     def _check_resources(self, there: Mapping[str, float]) -> None:
         """Refuse what would wait for ever."""

@@ -132,6 +132,16 @@ def test_an_interrupt_ends_as_without_ray(tmp_path):
     assert "Traceback" not in error
 
 
+def test_resources_that_ray_lacks_are_an_error_every_time(extraction_by):
+    job = extraction_by("store", Ray(num_workers=2))
+    ray.shutdown()
+    for _ in range(2):  # the cells of a sweep share the connection
+        Ray(num_workers=2)._connect()
+        job.workers.threads = 999
+        with pytest.raises(InputError, match="1998 CPUs are asked for, Ray has "):
+            list(job.workers.map(len, []))
+
+
 def test_gpus_that_are_not_here():
     with pytest.raises(InputError, match=r"`compute\.num_gpus`: 99 are asked for"):
         Ray(num_gpus=99).check(Processor())
