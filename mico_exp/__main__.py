@@ -105,7 +105,7 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
     extraction = choices.extraction(cfg, scenario, points, records)
     scores = extraction.read(cfg.metric.name, choices.metric(cfg))
     if scores is None:
-        _compute(extraction, choices.all_metrics(cfg), cfg.metric.name)
+        _compute(extraction, choices.pass_metrics(cfg), cfg.metric.name)
         scores = extraction.read(cfg.metric.name, choices.metric(cfg))
         assert scores is not None
     run.metrics["nan_models"] = scores.nan_models
@@ -113,7 +113,7 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
 
 
 def _compute(extraction: "Extraction", metrics: "dict[str, Metric]", chosen: str) -> None:
-    """Compute all metrics in one pass, or the chosen one alone if another one is broken."""
+    """Compute metrics in one pass, or the chosen one alone if another one is broken."""
     from mico_exp.errors import MetricError
 
     try:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -29,8 +29,7 @@ def write_bytes(path: Path, content: bytes | memoryview, *, durable: bool = True
     """
     temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
+        with _created(temporary) as file:
             file.write(content)
             if durable:
                 file.flush()
@@ -44,6 +43,15 @@ def write_bytes(path: Path, content: bytes | memoryview, *, durable: bool = True
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _created(path: Path) -> BinaryIO:
+    """Open a new file for writing, and make its folder where there is none yet."""
+    try:
+        return path.open("xb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
 
 
 def _temporary(path: Path) -> Path:

@@ -5,6 +5,7 @@ arguments.
 """
 
 import logging
+from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -247,22 +248,39 @@ def of_challenge(cfg: DictConfig) -> dict[str, DictConfig]:
     return found
 
 
-def all_metrics(cfg: DictConfig) -> dict[str, Metric]:
-    """Make every option of the group `metric`, and the chosen one, if any, as it was configured.
+def pass_metrics(cfg: DictConfig) -> dict[str, Metric]:
+    """Make the metrics that a pass through a model computes: those of the sweep, or `metrics`.
 
-    They all come from the same pass through a model, so a later cell finds its scores ready.
+    They come from the same logits, so a later cell finds its scores ready.
+
+    Raises:
+        InputError: `metrics` is no list of options.
     """
-    found: dict[str, Any] = {cfg.metric.name: metric(cfg)} if "metric" in cfg else {}
-    for name in option_names("metric"):
-        if name in found:
-            continue
+    chosen = {cfg.metric.name: metric(cfg)}
+    if cfg.metrics is None:
+        return chosen
+    known = option_names("metric")
+    wanted = known if cfg.metrics == "all" else list(cfg.metrics)
+    if unknown := [name for name in wanted if name not in known]:
+        raise InputError(
+            f"`metrics` must be null, all or a list of {', '.join(known)}, got {unknown[0]}."
+        )
+    return chosen | {name: made for name, made in _made_metrics(wanted) if name not in chosen}
+
+
+def all_metrics() -> dict[str, Metric]:
+    """Make every option of the group `metric`."""
+    return dict(_made_metrics(option_names("metric")))
+
+
+def _made_metrics(names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
+    for name in names:
         try:
             option: Any = compose("config", overrides=[f"metric={name}"])
-            found[name] = make(option.metric.function)
-        except Exception as error:  # whatever it is, it is no reason to stop the chosen metric
+            yield name, make(option.metric.function)
+        except Exception as error:  # whatever it is, it is no reason to stop the other metrics
             reason = next(iter(str(error).splitlines()), "")
             log.warning("conf/metric/%s.yaml cannot be used, and is left out: %s", name, reason)
-    return found
 
 
 def option_names(group: str) -> list[str]:

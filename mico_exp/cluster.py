@@ -104,10 +104,10 @@ class Ray:
             while True:
                 while len(running) < self.num_workers and (one := next(ahead, None)):
                     if not idle:  # one only once there is work for it
-                        idle.append(kind.remote(shared, threads))
+                        idle.append(kind.remote(threads))
                         workers.append(idle[-1])
                     worker = idle.pop()
-                    running[worker.do.remote(one[1])] = one[0], worker
+                    running[worker.do.remote([shared], one[1])] = one[0], worker
                 if not running:
                     return
                 (done, *_), _ = ray.wait(list(running), num_returns=1)
@@ -167,12 +167,18 @@ _connected: list[tuple[str | None, int, int]] = []  # what Ray was started with 
 class _Worker:
     """An actor that does one shard after another, on the devices that Ray gave it."""
 
-    def __init__(self, work: Callable[[Shard], Any], threads: int | None) -> None:
-        self.work = work
+    def __init__(self, threads: int | None) -> None:
+        self.work: Callable[[Shard], Any] | None = None
         if threads is not None:
             torch.set_num_threads(threads)
 
-    def do(self, shard: Shard) -> Any:
+    def do(self, reference: list[Any], shard: Shard) -> Any:
+        """Do a shard. The reference lies in a list so that what it names is fetched once only."""
+        import ray
+
+        if self.work is None:
+            self.work = ray.get(reference[0])
+        assert self.work is not None
         return self.work(shard)
 
 

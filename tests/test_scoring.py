@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from conftest import GOLDEN
 
 from mico_exp import scoring
@@ -29,6 +30,21 @@ def test_the_official_scorers_figures(name):
     assert found.keys() == NAMES.keys()
     for ours, theirs in NAMES.items():
         assert found[ours] == pytest.approx(GOLDEN_SCORES[name][theirs], abs=1e-12)
+
+
+@pytest.mark.parametrize("digits", [0, 1, 8])
+@pytest.mark.parametrize("size", [2, 3, 7, 500])
+def test_the_curve_is_that_of_scikit_learn(size, digits):
+    random = np.random.default_rng(size + digits)
+    truth = np.arange(size) % 2 == 0
+    random.shuffle(truth)
+    scores = (random.normal(size=size) + truth).round(digits)  # coarse ones tie
+    fpr, tpr, threshold = sklearn.metrics.roc_curve(truth, scores)
+    found = scoring.roc(truth, scores)
+    np.testing.assert_array_equal(found.fpr, fpr)
+    np.testing.assert_array_equal(found.tpr, tpr)
+    np.testing.assert_array_equal(found.threshold, threshold)
+    assert found.auc == pytest.approx(sklearn.metrics.roc_auc_score(truth, scores), abs=1e-12)
 
 
 def slow_roc(truth, scores):
