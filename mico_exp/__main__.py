@@ -129,7 +129,8 @@ def _log_result(result: "Result", run: "Run") -> None:
     from mico_exp.cell import PREDICTIONS_FILE, write_predictions
 
     run.metrics |= result.figures
-    write_predictions(run.artifacts / PREDICTIONS_FILE, result.predictions)
+    path = run.artifacts / PREDICTIONS_FILE
+    write_predictions(path, result.predictions, result.truth["train"])
 
 
 def _log_figures(cfg: "DictConfig", scenario: "Scenario", result: "Result", run: "Run") -> None:

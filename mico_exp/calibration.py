@@ -24,11 +24,13 @@ class Calibrated:
     out_fallback_rate: share of target points with fewer than two out models, where the in
         models serve as out models too.
     in_fallback_rate: share with no in model at all, where the out models serve as in models.
+    out_models: (T, P) how many shadow models were not trained on the point.
     """
 
     scores: Floats
     out_fallback_rate: float
     in_fallback_rate: float
+    out_models: NDArray[np.int64]
 
 
 def calibrate(
@@ -67,6 +69,7 @@ def calibrate(
     known = np.isfinite(own)
     scores = np.empty(own.shape)
     fallbacks = np.zeros(2)
+    out_models = np.empty(own.shape, dtype=np.int64)
     for start in range(0, len(own), TARGETS_AT_ONCE):
         some = slice(start, start + TARGETS_AT_ONCE)
         gathered = shadow[:, columns[some]].swapaxes(0, 1)
@@ -75,6 +78,7 @@ def calibrate(
         if leave_one_out:
             target = np.arange(len(gathered))
             is_in[target, start + target] = is_out[target, start + target] = False
+        out_models[some] = np.count_nonzero(is_out, axis=-2)
         is_in, is_out, fell_back = stand_in(is_in, is_out)
         fallbacks += fell_back
         asked = np.where(known[some], own[some], 0)
@@ -82,7 +86,7 @@ def calibrate(
     scores[~known] = np.median(scores[known]) if known.any() else 0
     _check_finite(scores)
     out_rate, in_rate = fallbacks / own.size
-    return Calibrated(scores, float(out_rate), float(in_rate))
+    return Calibrated(scores, float(out_rate), float(in_rate), out_models)
 
 
 def _of_shape(values: Floats, shape: tuple[int, ...]) -> Floats:

@@ -1,11 +1,13 @@
 """One cell of the grid: a metric and a formula on one scenario, from scores to figures."""
 
 import io
+import logging
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +17,16 @@ from mico_exp.calibration import Formula, calibrate, scale
 from mico_exp.challenge import ChallengePoints
 from mico_exp.errors import InputError
 from mico_exp.extraction import Scores
-from mico_exp.scoring import Roc, figures, roc
+from mico_exp.scoring import Roc, figures, operating_points, roc
+from mico_exp.statistics import intervals
 
-Predictions = Mapping[str, NDArray[np.float32]]
+Predicted = NDArray[np.float32]
+Membership = NDArray[np.bool_]
+Predictions = Mapping[str, Predicted]
 PREDICTIONS_FILE = "predictions.npz"
+SOLUTION = "train_solution"  # in that file: membership at the train models' points
 SHOWN_AS = {"train": "val", "dev": "dev", "final": "final"}  # train targets validate, left out
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,20 +34,25 @@ class Result:
     """What a cell found.
 
     predictions: phase → (T, P) float32 in [0, 1]; ``train`` leave-one-out.
-    figures: official figures by name (``val/auc``) and the rates of the fall-backs.
+    truth: phase → (T, P) membership, where it is known and has both classes.
+    figures: by name: official figures (``val/auc``), their 95 % intervals over models
+        (``val/auc_low``, ``val/auc_high``), operating points, rates of the fall-backs.
     curves: ROC by phase, ``validation`` first.
+    out_models: (T, P) how many models beside the target were not trained on a validation point.
     """
 
     predictions: Predictions
+    truth: dict[str, Membership]
     figures: dict[str, float]
     curves: dict[str, Roc]
+    out_models: NDArray[np.int64]
 
 
 def evaluate(
     scores: Scores,
     points: ChallengePoints,
     formula: Formula,
-    truth: Mapping[str, NDArray[np.bool_]],
+    truth: Mapping[str, Membership],
 ) -> Result:
     """Calibrate a scenario's scores in every phase, and score where membership is known.
 
@@ -49,10 +61,14 @@ def evaluate(
         points: where the challenge points lie.
         formula: see `mico_exp.formulas`.
         truth: (T, P) membership of dev and final models, where known; used for figures alone.
+
+    Raises:
+        InputError: calibration fails, or the train models' points are all of one class.
     """
-    predictions, found, curves = {}, {}, {}
+    _check_classes("train", points.solution)
+    predictions, found, calibrated = {}, {}, {}
     for phase, own in scores.own.items():
-        calibrated = calibrate(
+        calibrated[phase] = calibrate(
             formula,
             own,
             scores.shadow,
@@ -60,31 +76,82 @@ def evaluate(
             points.columns(phase),
             leave_one_out=phase == "train",
         )
-        predictions[phase] = scale(calibrated.scores)
+        predictions[phase] = scale(calibrated[phase].scores)
         name = SHOWN_AS[phase]
-        found[f"{name}/out_fallback_rate"] = calibrated.out_fallback_rate
-        found[f"{name}/in_fallback_rate"] = calibrated.in_fallback_rate
-    for phase, solution in {"train": points.solution, **truth}.items():
-        name = SHOWN_AS[phase]
-        values = figures(solution, predictions[phase])
-        found |= {f"{name}/{figure}": value for figure, value in values.items()}
-        shown = "validation" if phase == "train" else phase
-        curves[shown] = roc(solution, predictions[phase])
+        found[f"{name}/out_fallback_rate"] = calibrated[phase].out_fallback_rate
+        found[f"{name}/in_fallback_rate"] = calibrated[phase].in_fallback_rate
     found["out_fallback_rate"] = found["val/out_fallback_rate"]
-    return Result(predictions, found, curves)
+    known = {"train": points.solution, **dict(_with_both_classes(truth))}
+    curves = {}
+    for phase, solution in known.items():
+        curve = roc(solution, predictions[phase])
+        values = _figures(solution, predictions[phase], curve)
+        found |= {f"{SHOWN_AS[phase]}/{figure}": value for figure, value in values.items()}
+        curves["validation" if phase == "train" else phase] = curve
+    return Result(predictions, known, found, curves, calibrated["train"].out_models)
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Keep the predictions of all phases in one compact file."""
+def _figures(solution: Membership, predictions: Predicted, curve: Roc) -> dict[str, float]:
+    found = figures(solution, predictions) | operating_points(curve, predictions)
+    for figure, (low, high) in intervals(solution, predictions).items():
+        found |= {f"{figure}_low": low, f"{figure}_high": high}
+    return found
+
+
+def _with_both_classes(
+    truth: Mapping[str, Membership],
+) -> Iterator[tuple[str, Membership]]:
+    for phase, solution in truth.items():
+        try:
+            _check_classes(phase, solution)
+            yield phase, solution
+        except InputError as error:
+            log.warning("%s Its figures are left out.", error)
+
+
+def _check_classes(phase: str, solution: Membership) -> None:
+    if solution.all() or not solution.any():
+        kind = "members" if solution.all() else "non-members"
+        raise InputError(
+            f"All {solution.size} challenge points of the {phase} models are {kind}; members and "
+            "non-members are needed."
+        )
+
+
+def write_predictions(path: Path, predictions: Predictions, solution: Membership) -> None:
+    """Keep the predictions of all phases in one compact file, with membership for validation."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **predictions)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **{**predictions, SOLUTION: solution})  # type: ignore[arg-type]
     write_bytes(path, buffer.getvalue(), durable=False)
 
 
-def read_predictions(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Read what `write_predictions` wrote."""
+def read_predictions(path: Path) -> dict[str, Predicted]:
+    """Read the predictions that `write_predictions` wrote."""
+    return {name: array for name, array in _read(path).items() if name != SOLUTION}
+
+
+def read_validation(path: Path) -> tuple[Membership, Predicted]:
+    """Read membership and predictions (T, P) of the train models' points from that file.
+
+    Raises:
+        InputError: the file cannot be read, or lacks either.
+    """
+    found = _read(path, SOLUTION, "train")
+    return found[SOLUTION].astype(bool), found["train"]
+
+
+def _read(path: Path, *names: str) -> dict[str, NDArray[Any]]:
+    """Read arrays by name, or all that there are."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {phase: file[phase] for phase in file.files}
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            return {name: file[name] for name in names or file.files}
+    except (
+        OSError,
+        EOFError,
+        KeyError,
+        ValueError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise InputError(f"{path}: cannot be read as predictions: {error}") from error

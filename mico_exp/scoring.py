@@ -30,7 +30,11 @@ class Roc:
 
     def tpr_at(self, fpr: float) -> float:
         """Highest TPR at an FPR strictly below `fpr`."""
-        return float(self.tpr[self.fpr < fpr].max())
+        return float(self.tpr[self.place(fpr)])
+
+    def place(self, fpr: float) -> int:
+        """Where on the curve the highest TPR at an FPR strictly below `fpr` lies."""
+        return int(np.searchsorted(self.fpr, fpr)) - 1
 
     @property
     def auc(self) -> float:
@@ -74,3 +78,22 @@ def figures(solution: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
     result["advantage"] = float((curve.tpr - curve.fpr).max())
     result["accuracy"] = float((1 - (curve.fpr + 1 - curve.tpr) / 2).max())
     return result
+
+
+def operating_points(curve: Roc, predictions: ArrayLike) -> dict[str, float]:
+    """Say what the official TPRs of a curve stand on, by name, for every official FPR x.
+
+    ``fpr_below_<x>`` the FPR really reached; ``threshold_at_fpr_<x>`` the lowest prediction that
+    is called a member, left out where none is; ``tied_at_fpr_<x>`` the share of all predictions
+    that equal the threshold.
+    """
+    scores = np.asarray(predictions)
+    found = {}
+    for x in OFFICIAL_FPRS:
+        place = curve.place(x)
+        threshold = float(curve.threshold[place])
+        found[f"fpr_below_{x}"] = float(curve.fpr[place])
+        found[f"tied_at_fpr_{x}"] = float((scores == curve.threshold[place]).mean())
+        if np.isfinite(threshold):
+            found[f"threshold_at_fpr_{x}"] = threshold
+    return found

@@ -12,13 +12,13 @@ import shlex
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from mico_exp import cli
 from mico_exp.errors import InputError
-from mico_exp.selection import AUC, TPR, Candidate, Selected, select
+from mico_exp.selection import RULES, Candidate, Selected, newest
 from mico_exp.terminal import as_text, show
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def command(cfg: "DictConfig") -> None:
     from mico_exp.submission import write_submission
     from mico_exp.tracking import Tracker
 
+    _how(cfg)  # what is wrong with it is said first
     scenarios, contents = _scenarios(cfg)
     tracker = Tracker(cfg.challenge, Path.cwd(), create=False)
     chosen = choose(cfg, tracker, contents)
@@ -79,36 +80,76 @@ def _scenarios(cfg: "DictConfig") -> tuple[dict[str, "Scenario"], dict[str, str]
 def choose(cfg: "DictConfig", tracker: "Tracker", contents: dict[str, str]) -> dict[str, Selected]:
     """Choose a cell for every scenario among the runs of its present content.
 
-    Without a preset the best by validation; with one the cell that it names.
+    Without a preset by the rule on validation; with one the cell that it names.
     """
     from mico_exp.choices import code_of_cells, option_names
+    from mico_exp.grid import candidate, judge, scenario_of
 
-    runs = tracker.finished({"kind": "cell", "challenge": cfg.challenge})
-    metrics, formulas = option_names("metric"), option_names("formula")
-    code = code_of_cells()
+    tags = {"kind": "cell", "challenge": cfg.challenge}
+    runs, code = tracker.finished(tags), code_of_cells()
     chosen, missing = {}, []
     stale = 0
     for name, content in contents.items():
-        of_scenario = [run for run in runs if _scenario_of(run) == name]
-        present = [run for run in of_scenario if _is_present_code(run, code)]
+        of_scenario = [run for run in runs if scenario_of(run) == name]
         wanted = _preset_cell(cfg, name)
         current = [
-            candidate
-            for candidate in map(_candidate, present)
-            if candidate.content == content and wanted in (None, candidate.cell)
+            one
+            for one in map(candidate, (r for r in of_scenario if _is_present_code(r, code)))
+            if one.content == content and wanted in (None, one.cell)
         ]
-        if current:
-            chosen[name] = select(current, metrics, formulas)
-        else:
+        if not current:
             missing.append(name)
             stale += len(of_scenario)
+            continue
+        if wanted is None and (others := len(of_scenario) - len(current)):
+            log.warning("%s: %d runs of other data, models or code are left out", name, others)
+        chosen[name] = newest(current, option_names("metric"), option_names("formula"))
     if missing:
         about = f" ({stale} are of other cells, data, models or code)" if stale else ""
         raise InputError(
             f"No finished run of {', '.join(missing)} for the challenge {cfg.challenge} in "
             f"{tracker.uri}{about}. {_advice(cfg, missing)}"
         )
-    return chosen
+    _tell_failed(tracker.failed(tags), chosen, contents)
+    return {name: judge(tracker, cells, **_how(cfg)) for name, cells in chosen.items()}
+
+
+def _how(cfg: "DictConfig") -> dict[str, Any]:
+    """Read the rule and the effort of the comparison."""
+    rule, resamples = cfg.selection.rule, cfg.selection.resamples
+    if rule not in RULES:
+        raise InputError(f"`selection.rule` must be one of {', '.join(RULES)}, got {rule}.")
+    if type(resamples) is not int or resamples < 100:
+        raise InputError(f"`selection.resamples` must be a whole number ≥ 100, got {resamples}.")
+    return {
+        "rule": rule,
+        "simple_metrics": list(cfg.selection.simplicity.metric),
+        "simple_formulas": list(cfg.selection.simplicity.formula),
+        "resamples": resamples,
+    }
+
+
+def _tell_failed(
+    failed: "list[LoggedRun]", cells: dict[str, list[Candidate]], contents: dict[str, str]
+) -> None:
+    """Name the cells whose newest run failed, and which the choice goes on without."""
+    from mico_exp.grid import cell_of, scenario_of
+
+    told = set()
+    for run in failed:
+        name, cell = scenario_of(run), cell_of(run)
+        there = {one.cell: one.started for one in cells.get(name, [])}
+        other = run.tags.get("content", contents.get(name)) != contents.get(name)
+        if name not in cells or other or (name, cell) in told:
+            continue
+        told.add((name, cell))
+        if there.get(cell, -1) < run.started:
+            what = "an older run of it is taken" if cell in there else "it is left out"
+            log.warning("%s: the last run of %s failed, %s: %s", name, cell, what, _why(run))
+
+
+def _why(run: "LoggedRun") -> str:
+    return next(iter(run.tags.get("error", "").splitlines()), "no reason was logged")
 
 
 def _is_present_code(run: "LoggedRun", code: dict[str, str]) -> bool:
@@ -151,22 +192,6 @@ def _advice(cfg: "DictConfig", missing: list[str]) -> str:
     return f"Run: {' '.join(words)} -m"
 
 
-def _scenario_of(run: "LoggedRun") -> str:
-    return f"{run.params.get('dataset')}_{run.params.get('scenario')}"
-
-
-def _candidate(run: "LoggedRun") -> Candidate:
-    return Candidate(
-        run_id=run.id,
-        scenario=_scenario_of(run),
-        metric=run.params["metric"],
-        formula=run.params["formula"],
-        started=run.started,
-        content=run.tags.get("content", ""),
-        figures=run.metrics,
-    )
-
-
 def _predictions(tracker: "Tracker", best: Candidate, scenario: "Scenario") -> "Predictions":
     """Fetch a run's predictions, and check that they are those of the scenario's models."""
     from mico_exp.cell import PREDICTIONS_FILE, read_predictions
@@ -191,7 +216,9 @@ def _predictions(tracker: "Tracker", best: Candidate, scenario: "Scenario") -> "
 def _rule(cfg: "DictConfig") -> str:
     if cfg.preset.cells is not None:
         return f"the cells of preset={cfg.preset.name}"
-    return f"highest {TPR}; ties: higher {AUC}, then the order of the options"
+    if cfg.selection.rule == "one_se":
+        return "the simplest cell within one standard error of the highest validation TPR@0.1FPR"
+    return "highest validation TPR@0.1FPR; ties: higher AUC, then the order of the options"
 
 
 def _write_report(
@@ -202,7 +229,10 @@ def _write_report(
     report = {
         "challenge": cfg.challenge,
         "rule": _rule(cfg),
-        "scenarios": {name: asdict(selected) for name, selected in chosen.items()},
+        "scenarios": {
+            name: {**asdict(selected), "final": selected.best.figures.get(FINAL)}
+            for name, selected in chosen.items()
+        },
         "contents": contents,
     }
     write_text(path, json.dumps(report, indent=2) + "\n")
@@ -230,6 +260,11 @@ def _log(
             run.metrics |= {
                 f"{name}/{figure}": value for figure, value in selected.best.figures.items()
             }
+            run.metrics[f"{name}/probability_best"] = selected.verdict.probability_best
+            if selected.procedure is not None and selected.procedure_interval is not None:
+                low, high = selected.procedure_interval
+                values = {"": selected.procedure, "_low": low, "_high": high}
+                run.metrics |= {f"{name}/procedure{end}": v for end, v in values.items()}
         for file in files:
             (run.artifacts / file.name).write_bytes(file.read_bytes())
         (run.artifacts / "selection.txt").write_text(shown, encoding="utf-8")
@@ -237,21 +272,39 @@ def _log(
 
 def table(challenge: str, chosen: dict[str, Selected]) -> Table:
     """Lay out the selection for a terminal."""
-    result = Table(title=f"Chosen cell of every scenario of {challenge}", title_justify="left")
-    for title in ("scenario", "metric", "formula"):
+    caption = (
+        "95 % intervals over models. Honest: chosen on half of the models, scored on the other. "
+        "Like it: other cells that cannot be told from the chosen one."
+    )
+    result = Table(
+        title=f"Chosen cell of every scenario of {challenge}: TPR@0.1FPR",
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+    )
+    for title in ("scenario", "cell"):
         result.add_column(title)
     known = all(FINAL in selected.best.figures for selected in chosen.values())
-    titles = ["val TPR@0.1", "val AUC", "cells", "runner-up", "its TPR@0.1"]
-    for title in [*titles, *(["final TPR@0.1"] if known else [])]:
-        result.add_column(title, justify="left" if title == "runner-up" else "right")
+    titles = ["validation", "honest", "best in", "like it", "val AUC"]
+    for title in [*titles, *(["final"] if known else [])]:
+        result.add_column(title, justify="right")
     for name, selected in chosen.items():
-        best, second = selected.best, selected.runner_up
-        row = [name, best.metric, best.formula]
-        row += [f"{best.figures[TPR]:.4f}", f"{best.figures[AUC]:.4f}", str(selected.compared)]
-        row += [second.cell, f"{second.figures[TPR]:.4f}"] if second else ["–", "–"]
-        row += [f"{best.figures[FINAL]:.4f}"] if known else []
+        verdict = selected.verdict
+        honest = "–"
+        if selected.procedure is not None and selected.procedure_interval is not None:
+            honest = with_interval(selected.procedure, selected.procedure_interval)
+        row = [name, verdict.cell, with_interval(verdict.tpr, verdict.tpr_interval), honest]
+        row += [f"{verdict.probability_best:.0%}"]
+        row += [f"{len(selected.like_best)} of {len(selected.cells) - 1}", f"{verdict.auc:.4f}"]
+        row += [f"{selected.best.figures[FINAL]:.4f}"] if known else []
         result.add_row(*row)
     return result
+
+
+def with_interval(value: float, interval: tuple[float, float]) -> str:
+    """Write a figure with its interval."""
+    low, high = interval
+    return f"{value:.4f} ({low:.3f}–{high:.3f})"
 
 
 if __name__ == "__main__":

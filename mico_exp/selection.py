@@ -1,10 +1,20 @@
-"""Which cell of the grid is best in each scenario, by its validation figures alone."""
+"""Which cell of the grid is chosen in each scenario, by its validation predictions alone.
+
+A rule sees the cells in the order of the options. `highest` is the competition's; `within_one_se`
+takes the simplest cell that is not clearly worse (Breiman et al. 1984, §3.4.3).
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-TPR = "val/tpr_at_fpr_0.1"
-AUC = "val/auc"
+import numpy as np
+from numpy.typing import NDArray
+
+from mico_exp.errors import InputError
+from mico_exp.statistics import Choose, Comparison, Floats
+
+RULES = ("max", "one_se")
 
 
 @dataclass(frozen=True)
@@ -26,46 +36,137 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What the comparison says of one cell: TPR is at FPR 0.1, in validation.
+
+    tpr_interval, difference_interval: 95 %, over models. difference: TPR of the chosen cell less
+    its own. like_chosen: the interval of the difference holds 0.
+    """
+
+    cell: str
+    run_id: str
+    tpr: float
+    tpr_interval: tuple[float, float]
+    auc: float
+    difference: float
+    difference_interval: tuple[float, float]
+    probability_best: float
+    like_chosen: bool
+
+
+@dataclass(frozen=True)
 class Selected:
-    """The best cell of a scenario, the next best, and among how many it was chosen."""
+    """The chosen cell of a scenario beside all others.
+
+    cells: in the order of the options. procedure: TPR of choosing by the rule on half of the
+    models and scoring on the other half; with its 95 % interval; None for too few models.
+    """
 
     best: Candidate
-    runner_up: Candidate | None
-    compared: int
+    verdict: Verdict
+    cells: list[Verdict]
+    procedure: float | None
+    procedure_interval: tuple[float, float] | None
+
+    @property
+    def like_best(self) -> list[str]:
+        """Other cells that cannot be told from the chosen one."""
+        return [v.cell for v in self.cells if v.like_chosen and v is not self.verdict]
 
 
-def newest(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Keep the latest run of every cell."""
-    latest: dict[tuple[str, str], Candidate] = {}
-    for candidate in sorted(candidates, key=lambda c: c.started):
-        latest[candidate.scenario, candidate.cell] = candidate
-    return list(latest.values())
+def highest(tpr: Floats, auc: Floats, error: Floats) -> NDArray[np.int64]:  # noqa: ARG001
+    """Cell (R,) with the highest TPR of (R, C); ties go to the higher AUC, then to the first."""
+    best = tpr == tpr.max(axis=-1, keepdims=True)
+    return np.where(best, auc, -np.inf).argmax(axis=-1)
 
 
-def select(
-    candidates: Iterable[Candidate], metrics: Sequence[str], formulas: Sequence[str]
-) -> Selected:
-    """Take the cell of one scenario with the highest validation TPR at FPR 0.1.
+def within_one_se(
+    tpr: Floats, auc: Floats, error: Floats, simplicity: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Take the simplest cell (R,) whose TPR is within one standard error of the highest one's.
 
-    Ties go to the higher AUC, then to the earlier metric and formula in the order of the
-    options, so that the choice never hangs on the order of the runs.
+    simplicity: (C,) ranks, each once, the simplest 0.
+    """
+    top = highest(tpr, auc, error)[:, np.newaxis]
+    least = np.take_along_axis(tpr - error, top, axis=-1)
+    return np.where(tpr >= least, simplicity, len(simplicity)).argmin(axis=-1)
+
+
+def make_rule(
+    name: str,
+    candidates: Sequence[Candidate],
+    simple_metrics: Sequence[str],
+    simple_formulas: Sequence[str],
+) -> Choose:
+    """Make the rule `max` or `one_se` for cells.
 
     Args:
-        candidates: at least one, all of the same scenario and the same challenge content.
+        name: of the rule.
+        candidates: in the order in which the rule will see them.
+        simple_metrics: from the simplest on; what is not listed comes after.
+        simple_formulas: the same, and it counts first.
+
+    Raises:
+        InputError: there is no such rule.
+    """
+    if name not in RULES:
+        raise InputError(f"`selection.rule` must be one of {', '.join(RULES)}, got {name}.")
+    if name == "max":
+        return highest
+    places = [
+        (_place(simple_formulas, c.formula), _place(simple_metrics, c.metric)) for c in candidates
+    ]
+    ranks = np.empty(len(places), dtype=np.int64)
+    ranks[sorted(range(len(places)), key=places.__getitem__)] = np.arange(len(places))
+    return partial(within_one_se, simplicity=ranks)
+
+
+def _place(options: Sequence[str], name: str) -> tuple[int, str]:
+    return (options.index(name) if name in options else len(options), name)
+
+
+def newest(
+    candidates: Iterable[Candidate], metrics: Sequence[str], formulas: Sequence[str]
+) -> list[Candidate]:
+    """Keep the latest run of every cell, in the order of the options.
+
+    Args:
+        candidates: all of the same scenario.
         metrics: the options in their fixed order; those not listed come after, by name.
         formulas: the same for formulas.
     """
-
-    def place(options: Sequence[str], name: str) -> tuple[int, str]:
-        return (options.index(name) if name in options else len(options), name)
-
-    ranked = sorted(
-        newest(candidates),
-        key=lambda c: (
-            -c.figures[TPR],
-            -c.figures[AUC],
-            place(metrics, c.metric),
-            place(formulas, c.formula),
-        ),
+    latest = {c.cell: c for c in sorted(candidates, key=lambda c: c.started)}
+    return sorted(
+        latest.values(), key=lambda c: (_place(metrics, c.metric), _place(formulas, c.formula))
     )
-    return Selected(ranked[0], ranked[1] if len(ranked) > 1 else None, len(ranked))
+
+
+def selected(candidates: Sequence[Candidate], comparison: Comparison) -> Selected:
+    """Say which of the compared candidates was chosen, and how it stands to the others."""
+    cells = [
+        Verdict(
+            cell=candidate.cell,
+            run_id=candidate.run_id,
+            tpr=float(comparison.tpr[i]),
+            tpr_interval=_pair(comparison.tpr_interval[i]),
+            auc=float(comparison.auc[i]),
+            difference=float(comparison.difference[i]),
+            difference_interval=_pair(comparison.difference_interval[i]),
+            probability_best=float(comparison.probability_best[i]),
+            like_chosen=bool(comparison.like_chosen[i]),
+        )
+        for i, candidate in enumerate(candidates)
+    ]
+    procedure = comparison.procedure
+    return Selected(
+        best=candidates[comparison.chosen],
+        verdict=cells[comparison.chosen],
+        cells=cells,
+        procedure=procedure.value if procedure else None,
+        procedure_interval=_pair(procedure.interval) if procedure else None,
+    )
+
+
+def _pair(interval: Sequence[float] | Floats) -> tuple[float, float]:
+    low, high = interval
+    return float(low), float(high)

@@ -140,9 +140,16 @@ class Tracker:
 
     def finished(self, tags: Mapping[str, str]) -> list[LoggedRun]:
         """All finished runs that carry these tags, the newest first."""
-        conditions = ["attributes.status = 'FINISHED'"]
+        return self._search("FINISHED", tags)
+
+    def failed(self, tags: Mapping[str, str]) -> list[LoggedRun]:
+        """All failed runs that carry these tags, the newest first; why is in the tag ``error``."""
+        return self._search("FAILED", tags)
+
+    def _search(self, status: str, tags: Mapping[str, str]) -> list[LoggedRun]:
+        conditions = [f"attributes.status = '{status}'"]
         conditions += [f"tags.{key} = '{value}'" for key, value in tags.items()]
-        found: list[StoredRun] = []
+        found: list[LoggedRun] = []
         token: str | None = None
         while True:
             page = self.client.search_runs(
@@ -152,10 +159,10 @@ class Tracker:
                 order_by=["attributes.start_time DESC"],
                 page_token=token,
             )
-            found += page
+            found += map(_logged, page)
             token = page.token
             if not token:
-                return [_logged(run) for run in found]
+                return found
 
     def artifact(self, run_id: str, name: str, folder: Path) -> Path:
         """Fetch one artifact of a run into `folder`."""

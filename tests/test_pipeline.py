@@ -272,7 +272,7 @@ def test_a_metric_of_ones_own_as_the_readme_says(copy):
     (options / "margin.yaml").write_text("name: margin\n" + function.format("mine.margin"))
     (options / "broken.yaml").write_text("name: broken\n" + function.format("absent.broken"))
     (options / "liar.yaml").write_text("name: loss\n" + function.format("mine.margin"))
-    own = ["--config-dir=options", "formula=1", "scenario=inf", *SMALL]
+    own = ["--config-dir=options", "metrics=all", "formula=1", "scenario=inf", *SMALL]
     shown = run("mico_exp", "metric=margin", *own, cwd=copy).stdout
     assert "inf/margin/1: validation" in shown
     assert "broken.yaml cannot be used, and is left out" in shown
