@@ -134,12 +134,24 @@ def _log_result(result: "Result", run: "Run") -> None:
 
 
 def _log_figures(cfg: "DictConfig", scenario: "Scenario", result: "Result", run: "Run") -> None:
-    from mico_exp.figures import roc_figure
+    from mico_exp.figures import PHASE_STYLE, Curve, roc_figure, scores_figure
+    from mico_exp.scoring import RANKING_FPR
 
-    shown = {"validation": "train"}
-    points = {name: result.predictions[shown.get(name, name)].size for name in result.curves}
     title = f"{scenario.name}: metric {cfg.metric.name}, formula {cfg.formula.name}"
-    roc_figure(title, result.curves, points).savefig(run.artifacts / "roc.png")
+    solution, predictions = result.truth["train"], result.predictions["train"]
+    curves = []
+    for name, curve in result.curves.items():
+        shown = (solution, predictions) if name == "validation" else (None, None)
+        phase = "train" if name == "validation" else name
+        points = result.predictions[phase].size
+        curves.append(Curve(name, curve, points, PHASE_STYLE[name], *shown))
+    roc_figure(title, curves).savefig(run.artifacts / "roc.png")
+    curve = result.curves["validation"]
+    threshold = float(curve.threshold[curve.place(RANKING_FPR)])
+    figure = scores_figure(
+        f"{title} (validation)", solution, predictions, result.out_models, threshold
+    )
+    figure.savefig(run.artifacts / "scores.png")
 
 
 if __name__ == "__main__":

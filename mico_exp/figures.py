@@ -1,55 +1,236 @@
 """Figures from arrays, in one style that survives grey print and colour blindness."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
 from mico_exp.scoring import OFFICIAL_FPRS, RANKING_FPR, Roc
+from mico_exp.selection import Selected
+from mico_exp.statistics import LEVEL, roc_band
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it reports every font cache it makes
 
 # Okabe & Ito's colours, told apart with any colour vision; the line style says it once more.
-PHASE_STYLE = {
-    "validation": {"color": "#0072B2", "linestyle": "-"},
-    "dev": {"color": "#E69F00", "linestyle": "--"},
-    "final": {"color": "#009E73", "linestyle": "-."},
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+PHASE_STYLE: dict[str, dict[str, Any]] = {
+    "validation": {"color": BLUE, "linestyle": "-"},
+    "dev": {"color": ORANGE, "linestyle": "--"},
+    "final": {"color": GREEN, "linestyle": "-."},
 }
+SCENARIO_STYLES: list[dict[str, Any]] = [
+    {"color": color, "linestyle": style}
+    for style in ("-", "--", "-.", ":")
+    for color in (BLUE, ORANGE, GREEN, PURPLE)
+]
+CLASS_STYLE: dict[str, dict[str, Any]] = {
+    "members": {"color": ORANGE},
+    "non-members": {"color": BLUE},
+}
+BINS = 60
+MOST_COUNTS = 25  # of out models that are shown one by one
+BAND_POINTS = 18  # of the interval's band, up to an FPR of 0.2
+TPR_LABEL, FPR_LABEL = "True positive rate (of members)", "False positive rate (of non-members)"
 
 
-def roc_figure(title: str, curves: Mapping[str, Roc], points: Mapping[str, int]) -> Figure:
-    """Draw ROC curves side by side on linear and on logarithmic axes.
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One ROC curve to draw: its label, its style, and how it came about.
 
-    Args:
-        title: what was attacked, and how.
-        curves: ROC by phase, named ``validation``, ``dev`` or ``final``.
-        points: how many challenge points each curve pools.
+    solution, predictions: (T, P), for the interval band; None draws none. points: pooled in it.
     """
-    figure = Figure(figsize=(9.6, 4.6), dpi=100, layout="constrained")
+
+    label: str
+    roc: Roc
+    points: int
+    style: Mapping[str, Any]
+    solution: NDArray[np.bool_] | None = None
+    predictions: NDArray[np.float32] | None = None
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """Open a figure in the house's style; inches at 100 dots each."""
+    figure = Figure(figsize=(width, height), dpi=100)
     FigureCanvasAgg(figure)
-    linear, logarithmic = figure.subplots(1, 2)
-    lowest = 1 / max(points.values())
-    for axes in (linear, logarithmic):
-        axes.plot([lowest, 1], [lowest, 1], color="0.6", linewidth=1, label="guessing")
-        for phase, curve in curves.items():
-            tpr = f"TPR {curve.tpr_at(RANKING_FPR):.3f} at FPR {RANKING_FPR}"
-            label = f"{phase}: {tpr} (n = {points[phase]:,})"
-            axes.plot(curve.fpr, curve.tpr, linewidth=1.6, label=label, **PHASE_STYLE[phase])
-        _mark_official(axes, next(iter(curves.values())))
-        axes.set_xlabel("False positive rate (share of non-members)")
-        axes.set_ylabel("True positive rate (share of members)")
-        axes.grid(visible=True, color="0.9", linewidth=0.6)
-        axes.set_axisbelow(True)
-    linear.set(xlim=(0, 1), ylim=(0, 1))
-    linear.legend(loc="lower right", fontsize=8, frameon=False)
-    logarithmic.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1))
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _grid(axes: Axes) -> None:
+    axes.grid(visible=True, color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def roc_figure(title: str, curves: Sequence[Curve]) -> Figure:
+    """Draw ROC curves with their bands, side by side on linear and on logarithmic axes.
+
+    The logarithmic one goes down to one error among all points.
+    """
+    figure = new_figure(9.6, 4.6, title)
+    linear, logarithmic = figure.subplots(1, 2)
+    lowest = 1 / max(curve.points for curve in curves)
+    bands = [_band(curve, lowest) for curve in curves]
+    for axes in (linear, logarithmic):
+        axes.plot([lowest, 1], [lowest, 1], color="0.6", linewidth=1, label="guessing")
+        for curve, band in zip(curves, bands, strict=True):
+            tpr = f"TPR {curve.roc.tpr_at(RANKING_FPR):.3f} at FPR {RANKING_FPR}"
+            label = f"{curve.label}: {tpr} (n = {curve.points:,})"
+            axes.plot(curve.roc.fpr, curve.roc.tpr, linewidth=1.5, label=label, **curve.style)
+            if band is not None:
+                fprs, low, high = band
+                axes.fill_between(
+                    fprs, low, high, color=curve.style["color"], alpha=0.2, linewidth=0,
+                    label=f"{LEVEL} % interval over models, {curve.label}",
+                )  # fmt: skip
+        _mark_official(axes, curves[0].roc)
+        axes.set_xlabel(FPR_LABEL)
+        axes.set_ylabel(TPR_LABEL)
+        _grid(axes)
+    linear.set(xlim=(0, 1), ylim=(0, 1))
+    linear.legend(loc="lower right", fontsize=7.5, frameon=False)
+    logarithmic.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1))
+    for axis in (logarithmic.xaxis, logarithmic.yaxis):  # plain text is quicker than 10⁻³ as maths
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    figure.subplots_adjust(left=0.07, right=0.985, top=0.92, bottom=0.115, wspace=0.2)
+    return figure
+
+
+def _band(
+    curve: Curve, lowest: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None:
+    if curve.solution is None or curve.predictions is None:
+        return None
+    small = np.geomspace(2 * lowest, 0.2, BAND_POINTS)
+    fprs = np.append(small, np.linspace(0.3, 1, 8))
+    found = roc_band(curve.solution, curve.predictions, list(fprs))
+    return None if found is None else (fprs, *found)
 
 
 def _mark_official(axes: Axes, curve: Roc) -> None:
     """Mark TPR at the six official FPRs on a curve."""
     shown = [(x, curve.tpr_at(x)) for x in OFFICIAL_FPRS]
     axes.plot(*zip(*shown, strict=True), "o", color="black", markersize=3.5, label="official FPRs")
+
+
+def scores_figure(
+    title: str,
+    solution: NDArray[np.bool_],
+    predictions: NDArray[np.float32],
+    out_models: NDArray[np.int64],
+    threshold: float,
+) -> Figure:
+    """Draw the predictions (T, P) of members and non-members, also against out models (T, P).
+
+    threshold: the lowest prediction that is called a member at the ranking FPR.
+    """
+    figure = new_figure(9.6, 4.0, title)
+    histogram, counts = figure.subplots(1, 2)
+    edges = np.linspace(0, 1, BINS + 1)
+    groups = {"members": solution, "non-members": ~solution}
+    for name, mask in groups.items():
+        heights = np.histogram(predictions[mask], bins=edges)[0] / max(mask.sum(), 1)
+        label = f"{name} (n = {mask.sum():,})"
+        histogram.stairs(heights, edges, fill=True, alpha=0.25, **CLASS_STYLE[name])
+        histogram.stairs(heights, edges, linewidth=1.2, label=label, **CLASS_STYLE[name])
+    if np.isfinite(threshold):
+        label = f"threshold at FPR {RANKING_FPR}"
+        histogram.axvline(threshold, color="black", linewidth=1, linestyle=":", label=label)
+    histogram.set(xlabel="Prediction (scaled to 0 … 1)", ylabel="Share of its class", xlim=(0, 1))
+    histogram.legend(fontsize=7.5, frameon=False)
+    _grid(histogram)
+    for name, mask in groups.items():
+        _against_counts(counts, name, predictions[mask], out_models[mask])
+    counts.set(
+        xlabel="Shadow models not trained on the point (out models)",
+        ylabel="Prediction (scaled to 0 … 1)",
+    )
+    counts.xaxis.set_major_locator(MaxNLocator(integer=True))
+    counts.legend(fontsize=7.5, frameon=False)
+    _grid(counts)
+    figure.subplots_adjust(left=0.07, right=0.985, top=0.91, bottom=0.13, wspace=0.2)
+    return figure
+
+
+def _against_counts(
+    axes: Axes, name: str, predictions: NDArray[np.float32], out_models: NDArray[np.int64]
+) -> None:
+    """Draw the median and the middle 80 % of predictions for each number of out models."""
+    if not out_models.size:
+        return
+    values = np.unique(out_models)
+    if len(values) > MOST_COUNTS:  # groups of neighbours, equally many points in each
+        ends = np.quantile(out_models, np.linspace(0, 1, MOST_COUNTS + 1)[1:-1])
+        group = np.searchsorted(ends, out_models)
+    else:
+        group = np.searchsorted(values, out_models)
+    order = np.argsort(group, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    middle = [out_models[part].mean() for part in parts]
+    low, median, high = np.array(
+        [np.quantile(predictions[part], [0.1, 0.5, 0.9]) for part in parts]
+    ).T
+    axes.plot(middle, median, ".-", linewidth=1, label=f"{name}: median", **CLASS_STYLE[name])
+    axes.fill_between(middle, low, high, alpha=0.2, linewidth=0, label="middle 80 %",
+                      **CLASS_STYLE[name])  # fmt: skip
+
+
+def heatmap(
+    title: str, selected: Selected, metrics: Sequence[str], formulas: Sequence[str], caption: str
+) -> Figure:
+    """Draw validation TPR ± half its interval for every cell of a scenario's grid.
+
+    The chosen cell is framed, and cells that cannot be told from it are marked ≈.
+
+    Args:
+        title: what was attacked.
+        selected: the cells, compared.
+        metrics: rows from the top.
+        formulas: columns from the left.
+        caption: n, and whatever else belongs below.
+    """
+    cells = {verdict.cell: verdict for verdict in selected.cells}
+    values = np.full((len(metrics), len(formulas)), np.nan)
+    for i, metric in enumerate(metrics):
+        for j, formula in enumerate(formulas):
+            if verdict := cells.get(f"{metric}/{formula}"):
+                values[i, j] = verdict.tpr
+    width, height = 2.6 + 0.95 * len(formulas), 1.7 + 0.55 * len(metrics)
+    figure = new_figure(max(width, 5.2), height, title)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    low, high = np.nanmin(values), np.nanmax(values)
+    high = high if high > low else low + 1e-6
+    image = axes.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    figure.colorbar(image, ax=axes, label=f"TPR at FPR {RANKING_FPR}")
+    for i, metric in enumerate(metrics):
+        for j, formula in enumerate(formulas):
+            verdict = cells.get(f"{metric}/{formula}")
+            if verdict is None:
+                axes.text(j, i, "–", ha="center", va="center", color="0.5")
+                continue
+            half = (verdict.tpr_interval[1] - verdict.tpr_interval[0]) / 2
+            chosen = verdict.cell == selected.verdict.cell
+            mark = " ≈" if verdict.like_chosen and not chosen else ""
+            dark = np.mean(colormaps["cividis"]((verdict.tpr - low) / (high - low))[:3]) < 0.5
+            text = f"{verdict.tpr:.3f}{mark}\n±{half:.3f}"
+            color = "white" if dark else "black"
+            axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color=color)
+            if chosen:
+                frame = Rectangle((j - 0.47, i - 0.45), 0.94, 0.9)
+                frame.set(fill=False, edgecolor="#D55E00", linewidth=2.5)
+                axes.add_patch(frame)
+    axes.set_xticks(range(len(formulas)), formulas)
+    axes.set_yticks(range(len(metrics)), metrics)
+    axes.set_xlabel(f"Formula\n\n{caption}\nframe: chosen; ≈: cannot be told from it")
+    axes.set_ylabel("Metric")
+    return figure

@@ -54,6 +54,7 @@ def command(cfg: "DictConfig") -> None:
     _log(tracker, cfg, chosen, [archive, report], as_text(shown))
     show(shown)
     print(f"Submission: {archive}")
+    print(f"Runs: {tracker.address()}")
 
 
 def _scenarios(cfg: "DictConfig") -> tuple[dict[str, "Scenario"], dict[str, str]]:

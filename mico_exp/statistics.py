@@ -297,3 +297,16 @@ def _crossed(
         chosen = choose(np.nan_to_num(tpr[here]), np.nan_to_num(auc[here]), spread)
         total += tpr[there][np.arange(len(total)), chosen] / 2
     return total
+
+
+def roc_band(
+    solution: ArrayLike, predictions: ArrayLike, fprs: Sequence[float], count: int = 200
+) -> tuple[Floats, Floats] | None:
+    """Give the 95 % interval of the TPR at every FPR, low and high (X,); None for one model."""
+    ranked = Ranked(solution, predictions)
+    models = ranked.members.shape[1]
+    if models < 2:
+        return None
+    weights = draw(models, count)
+    found = np.array([interval(ranked.tpr_at(x, weights)) for x in fprs])
+    return found[:, 0], found[:, 1]

@@ -5,6 +5,7 @@ both in the working directory, where a plain ``mlflow ui`` finds them.
 """
 
 import getpass
+import json
 import logging
 import os
 import tempfile
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,29 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
+from packaging.version import Version
 
 from mico_exp.atomic import exclusive
 from mico_exp.errors import InputError
 
+log = logging.getLogger(__name__)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is down is soon known
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 MAX_TAG = 5000  # MLflow refuses longer values
+UI = "http://127.0.0.1:5000"  # where `mlflow ui` answers
+VIEWS_SINCE = Version("3.15")  # runs tables with columns of one's own, by their address
+VIEW = "mico_exp"
+COLUMNS = [
+    "params.`dataset`",
+    "params.`scenario`",
+    "params.`metric`",
+    "params.`formula`",
+    "metrics.`val/tpr_at_fpr_0.1`",
+    "metrics.`val/tpr_at_fpr_0.1_low`",
+    "metrics.`val/tpr_at_fpr_0.1_high`",
+    "metrics.`val/auc`",
+]
 
 
 @dataclass
@@ -49,6 +66,19 @@ class LoggedRun:
     params: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
+
+
+def reach(folder: Path) -> None:
+    """Find out whether MLflow answers, before long work starts.
+
+    Raises:
+        InputError: it does not.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _local_database(folder, create=True)
+    try:
+        MlflowClient(uri).search_experiments(max_results=1)
+    except MlflowException as error:
+        raise InputError(f"MLflow at {uri} cannot be used: {_first_line(error)}") from error
 
 
 class Tracker:
@@ -163,6 +193,32 @@ class Tracker:
             token = page.token
             if not token:
                 return found
+
+    def address(self) -> str:
+        """Give the address of the runs table, with a view of the cells, the best first.
+
+        Where MLflow knows no such view it is that of the plain table.
+        """
+        base = self.uri.rstrip("/") if self.uri.startswith("http") else UI
+        plain = f"{base}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+        if Version(version("mlflow")) < VIEWS_SINCE:
+            return plain
+        state = {
+            "selectedColumns": COLUMNS,
+            "columnOrder": COLUMNS,
+            "searchFilter": "tags.kind = 'cell'",
+            "orderByKey": "metrics.`val/tpr_at_fpr_0.1`",
+            "orderByAsc": False,
+        }
+        view = {"name": "mico_exp cells", "createdAt": int(time.time() * 1000), "state": state}
+        try:
+            self.client.set_experiment_tag(
+                self.experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view)
+            )
+        except MlflowException as error:  # a server may refuse it; the plain table is there
+            log.debug("No view of the runs: %s", error)
+            return plain
+        return f"{plain}&viewStateShareKey={VIEW}"
 
     def artifact(self, run_id: str, name: str, folder: Path) -> Path:
         """Fetch one artifact of a run into `folder`."""
