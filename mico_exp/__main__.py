@@ -25,6 +25,8 @@ log = logging.getLogger("mico_exp")
 
 def command(cfg: "DictConfig") -> None:
     """Run one cell, as one MLflow run."""
+    from hydra.core.hydra_config import HydraConfig
+
     from mico_exp import choices, provenance  # what is heavy is imported once a command runs
     from mico_exp.tracking import Tracker
 
@@ -39,6 +41,8 @@ def command(cfg: "DictConfig") -> None:
         "kind": "cell",
         "challenge": cfg.challenge,
         "code_version": provenance.code_version(),
+        "versions": provenance.versions(),
+        "overrides": " ".join(HydraConfig.get().overrides.task),
         "sweep": _sweep(),
     }
     with tracker.run(cell, tags) as run:
@@ -82,6 +86,7 @@ def _log_choices(cfg: "DictConfig", run: "Run") -> None:
     run.params["len_training"] = cfg.dataset.len_training
     run.params["len_challenge"] = cfg.dataset.len_challenge
     run.params["seed"] = cfg.seed
+    run.params["epsilon"] = cfg.scenario.epsilon
     for group, made in (("metric", choices.metric(cfg)), ("formula", choices.formula(cfg))):
         run.tags[f"{group}_code"] = choices.code_of(made)
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
@@ -97,6 +102,7 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
     truth = read_truth(choices.root(cfg), scenario)
     points = choices.points(scenario)
     run.params["num_records"] = len(records.labels)
+    run.params["unique_points"] = len(points.unique)
     for phase, targets in points.of_phase.items():
         run.params[f"{phase}_models"] = len(targets)
     store = choices.store(cfg)
@@ -105,24 +111,30 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
     extraction = choices.extraction(cfg, scenario, points, records)
     scores = extraction.read(cfg.metric.name, choices.metric(cfg))
     if scores is None:
-        _compute(extraction, choices.pass_metrics(cfg), cfg.metric.name)
+        started = time.perf_counter()
+        computed = _compute(extraction, choices.pass_metrics(cfg), cfg.metric.name)
+        run.metrics["extracted_models"] = computed
+        run.metrics["extraction_seconds"] = time.perf_counter() - started
         scores = extraction.read(cfg.metric.name, choices.metric(cfg))
         assert scores is not None
     run.metrics["nan_models"] = scores.nan_models
     return evaluate(scores, points, choices.formula(cfg), truth)
 
 
-def _compute(extraction: "Extraction", metrics: "dict[str, Metric]", chosen: str) -> None:
-    """Compute metrics in one pass, or the chosen one alone if another one is broken."""
+def _compute(extraction: "Extraction", metrics: "dict[str, Metric]", chosen: str) -> int:
+    """Compute metrics in one pass, or the chosen one alone if another is broken.
+
+    Says for how many models.
+    """
     from mico_exp.errors import MetricError
 
     try:
-        extraction.compute(metrics)
+        return extraction.compute(metrics)
     except MetricError as error:
         if metrics.keys() == {chosen}:
             raise
         log.warning("%s; %s is tried alone", error, chosen)
-        extraction.compute({chosen: metrics[chosen]})
+        return extraction.compute({chosen: metrics[chosen]})
 
 
 def _log_result(result: "Result", run: "Run") -> None:

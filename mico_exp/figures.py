@@ -29,8 +29,7 @@ PHASE_STYLE: dict[str, dict[str, Any]] = {
 }
 SCENARIO_STYLES: list[dict[str, Any]] = [
     {"color": color, "linestyle": style}
-    for style in ("-", "--", "-.", ":")
-    for color in (BLUE, ORANGE, GREEN, PURPLE)
+    for color, style in zip((BLUE, ORANGE, GREEN, PURPLE), ("-", "--", "-.", ":"), strict=True)
 ]
 CLASS_STYLE: dict[str, dict[str, Any]] = {
     "members": {"color": ORANGE},
@@ -89,14 +88,17 @@ def roc_figure(title: str, curves: Sequence[Curve]) -> Figure:
                 fprs, low, high = band
                 axes.fill_between(
                     fprs, low, high, color=curve.style["color"], alpha=0.2, linewidth=0,
-                    label=f"{LEVEL} % interval over models, {curve.label}",
                 )  # fmt: skip
-        _mark_official(axes, curves[0].roc)
+        for curve in curves:
+            _mark_official(axes, curve.roc)
+        axes.plot([], [], "o", color="black", markersize=3.5, label="official FPRs")
+        if any(band is not None for band in bands):
+            axes.fill_between([], [], color="0.8", label=f"shade: {LEVEL} % interval over models")
         axes.set_xlabel(FPR_LABEL)
         axes.set_ylabel(TPR_LABEL)
         _grid(axes)
     linear.set(xlim=(0, 1), ylim=(0, 1))
-    linear.legend(loc="lower right", fontsize=7.5, frameon=False)
+    logarithmic.legend(loc="lower right", fontsize=7.5, frameon=False)
     logarithmic.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1))
     for axis in (logarithmic.xaxis, logarithmic.yaxis):  # plain text is quicker than 10⁻³ as maths
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -111,7 +113,7 @@ def _band(
     if curve.solution is None or curve.predictions is None:
         return None
     small = np.geomspace(2 * lowest, 0.2, BAND_POINTS)
-    fprs = np.append(small, np.linspace(0.3, 1, 8))
+    fprs = np.append(small, np.linspace(0.25, 1, 16))
     found = roc_band(curve.solution, curve.predictions, list(fprs))
     return None if found is None else (fprs, *found)
 
@@ -119,7 +121,7 @@ def _band(
 def _mark_official(axes: Axes, curve: Roc) -> None:
     """Mark TPR at the six official FPRs on a curve."""
     shown = [(x, curve.tpr_at(x)) for x in OFFICIAL_FPRS]
-    axes.plot(*zip(*shown, strict=True), "o", color="black", markersize=3.5, label="official FPRs")
+    axes.plot(*zip(*shown, strict=True), "o", color="black", markersize=3.5)
 
 
 def scores_figure(
@@ -220,9 +222,9 @@ def heatmap(
                 continue
             half = (verdict.tpr_interval[1] - verdict.tpr_interval[0]) / 2
             chosen = verdict.cell == selected.verdict.cell
-            mark = " ≈" if verdict.like_chosen and not chosen else ""
+            mark = "≈ " if verdict.like_chosen and not chosen else ""
             dark = np.mean(colormaps["cividis"]((verdict.tpr - low) / (high - low))[:3]) < 0.5
-            text = f"{verdict.tpr:.3f}{mark}\n±{half:.3f}"
+            text = f"{mark}{verdict.tpr:.3f}\n±{half:.3f}"
             color = "white" if dark else "black"
             axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color=color)
             if chosen:

@@ -1,7 +1,9 @@
 """What a run stands on: the challenge's content and the code's version."""
 
 import functools
+import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import mico_exp
@@ -9,6 +11,8 @@ from mico_exp.challenge import Scenario
 from mico_exp.datasets import Records
 from mico_exp.fingerprints import FileFingerprints, digest
 from mico_exp.models import model_files
+
+LIBRARIES = ("torch", "numpy", "mlflow", "hydra-core", "transformers")
 
 
 def content(scenario: Scenario, records: Records, files: FileFingerprints) -> str:
@@ -29,6 +33,14 @@ def content(scenario: Scenario, records: Records, files: FileFingerprints) -> st
                 files.of(solution) if solution.exists() else "",
             ]
     return digest(*parts)
+
+
+@functools.cache
+def versions() -> str:
+    """Versions of Python and of the libraries that figures may hang on."""
+    found = [f"python {platform.python_version()}"]
+    found += [f"{name} {version(name)}" for name in LIBRARIES]
+    return ", ".join(found)
 
 
 @functools.cache

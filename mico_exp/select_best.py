@@ -37,8 +37,8 @@ def command(cfg: "DictConfig") -> None:
     from mico_exp.submission import write_submission
     from mico_exp.tracking import Tracker
 
-    _how(cfg)  # what is wrong with it is said first
-    scenarios, contents = _scenarios(cfg)
+    check_selection(cfg)  # what is wrong with it is said first
+    scenarios, contents = find_scenarios(cfg)
     tracker = Tracker(cfg.challenge, Path.cwd(), create=False)
     chosen = choose(cfg, tracker, contents)
     predictions = {
@@ -57,7 +57,7 @@ def command(cfg: "DictConfig") -> None:
     print(f"Runs: {tracker.address()}")
 
 
-def _scenarios(cfg: "DictConfig") -> tuple[dict[str, "Scenario"], dict[str, str]]:
+def find_scenarios(cfg: "DictConfig") -> tuple[dict[str, "Scenario"], dict[str, str]]:
     """Find the challenge's scenarios as they now lie on disk, and the hash of their content."""
     from mico_exp import choices, provenance
     from mico_exp.challenge import load_scenario, scenario_folder
@@ -112,10 +112,10 @@ def choose(cfg: "DictConfig", tracker: "Tracker", contents: dict[str, str]) -> d
             f"{tracker.uri}{about}. {_advice(cfg, missing)}"
         )
     _tell_failed(tracker.failed(tags), chosen, contents)
-    return {name: judge(tracker, cells, **_how(cfg)) for name, cells in chosen.items()}
+    return {name: judge(tracker, cells, **check_selection(cfg)) for name, cells in chosen.items()}
 
 
-def _how(cfg: "DictConfig") -> dict[str, Any]:
+def check_selection(cfg: "DictConfig") -> dict[str, Any]:
     """Read the rule and the effort of the comparison."""
     rule, resamples = cfg.selection.rule, cfg.selection.resamples
     if rule not in RULES:
@@ -214,7 +214,8 @@ def _predictions(tracker: "Tracker", best: Candidate, scenario: "Scenario") -> "
     return found
 
 
-def _rule(cfg: "DictConfig") -> str:
+def describe_rule(cfg: "DictConfig") -> str:
+    """Say in words how a cell is chosen."""
     if cfg.preset.cells is not None:
         return f"the cells of preset={cfg.preset.name}"
     if cfg.selection.rule == "one_se":
@@ -229,7 +230,7 @@ def _write_report(
 
     report = {
         "challenge": cfg.challenge,
-        "rule": _rule(cfg),
+        "rule": describe_rule(cfg),
         "scenarios": {
             name: {**asdict(selected), "final": selected.best.figures.get(FINAL)}
             for name, selected in chosen.items()
@@ -255,7 +256,7 @@ def _log(
         "code_version": provenance.code_version(),
     }
     with tracker.run("selection", tags) as run:
-        run.params |= {"challenge": cfg.challenge, "rule": _rule(cfg)}
+        run.params |= {"challenge": cfg.challenge, "rule": describe_rule(cfg)}
         for name, selected in chosen.items():
             run.params[f"{name}/cell"] = selected.best.cell
             run.metrics |= {

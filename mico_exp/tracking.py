@@ -35,7 +35,6 @@ UI = "http://127.0.0.1:5000"  # where `mlflow ui` answers
 VIEWS_SINCE = Version("3.15")  # runs tables with columns of one's own, by their address
 VIEW = "mico_exp"
 COLUMNS = [
-    "params.`dataset`",
     "params.`scenario`",
     "params.`metric`",
     "params.`formula`",
@@ -210,7 +209,8 @@ class Tracker:
             "orderByKey": "metrics.`val/tpr_at_fpr_0.1`",
             "orderByAsc": False,
         }
-        view = {"name": "mico_exp cells", "createdAt": int(time.time() * 1000), "state": state}
+        now = int(time.time() * 1000)
+        view = {"name": "mico_exp cells", "createdAt": now, "state": json.dumps(state)}
         try:
             self.client.set_experiment_tag(
                 self.experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view)

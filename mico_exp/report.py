@@ -1,0 +1,236 @@
+"""Writes one self-contained HTML file about a challenge: its grid, its choice, how sure that is.
+
+``python -m mico_exp.report`` reads MLflow and writes ``reports/<challenge>.html``, which needs no
+network and no server. Truth of dev and final is shown where it is known, and never chooses.
+"""
+
+import base64
+import io
+import shlex
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mico_exp import cli
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from omegaconf import DictConfig
+
+    from mico_exp.cell import Membership, Predicted
+    from mico_exp.challenge import Scenario
+    from mico_exp.figures import Curve
+    from mico_exp.selection import Candidate, Selected
+    from mico_exp.tracking import LoggedRun, Tracker
+
+SWEPT = {"dataset", "scenario", "metric", "formula", "metrics", "plots"}  # said by themselves
+
+
+def command(cfg: "DictConfig") -> None:
+    """Compare, draw and write."""
+    from mico_exp.atomic import write_text
+    from mico_exp.select_best import check_selection, choose, find_scenarios
+    from mico_exp.tracking import Tracker
+
+    check_selection(cfg)
+    scenarios, contents = find_scenarios(cfg)
+    tracker = Tracker(cfg.challenge, Path.cwd(), create=False)
+    chosen = choose(cfg, tracker, contents)
+    runs = {run.id: run for run in tracker.finished({"kind": "cell", "challenge": cfg.challenge})}
+    shown = [_scenario(name, selected, runs, contents[name]) for name, selected in chosen.items()]
+    rocs = _rocs(cfg, tracker, scenarios, chosen)
+    path = Path(cfg.reports) / f"{cfg.challenge}.html"
+    write_text(path, _page(cfg, shown, rocs))
+    print(f"Report: {path.absolute().as_uri()}")
+
+
+def _page(
+    cfg: "DictConfig", scenarios: Sequence[Mapping[str, Any]], rocs: Sequence[Mapping[str, str]]
+) -> str:
+    """Fill the template."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from mico_exp import provenance
+    from mico_exp.select_best import describe_rule
+
+    pages = Environment(
+        loader=PackageLoader("mico_exp"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=False,
+    )
+    pages.filters |= {"interval": _interval, "number": _number, "count": _count}
+    return pages.get_template("report.html").render(
+        challenge=cfg.challenge,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        code_version=provenance.code_version(),
+        rule=describe_rule(cfg),
+        resamples=f"{cfg.selection.resamples:,}",
+        scenarios=scenarios,
+        knows_final=any(one["final"] is not None for one in scenarios),
+        rocs=rocs,
+        commands=_commands(scenarios),
+        versions=[pair for one in scenarios for pair in one["versions"]],
+    )
+
+
+def _interval(value: tuple[float, float] | None) -> str:
+    return "–" if value is None else f"{value[0]:.3f} – {value[1]:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _count(value: str | int) -> str:
+    return f"{int(value):,}"
+
+
+def _scenario(
+    name: str, selected: "Selected", runs: Mapping[str, "LoggedRun"], content: str
+) -> dict[str, Any]:
+    """Gather what the page shows of one scenario."""
+    from mico_exp.select_best import FINAL
+
+    of_cells = [runs[verdict.run_id] for verdict in selected.cells]
+    best = runs[selected.best.run_id]
+    heatmap, alt = _heatmap(name, selected, best)
+    epsilon = best.params.get("epsilon", "None")
+    return {
+        "name": name,
+        "chosen": selected.verdict,
+        "cells": selected.cells,
+        "like_best": selected.like_best,
+        "procedure": selected.procedure,
+        "procedure_interval": selected.procedure_interval,
+        "final": best.metrics.get(FINAL),
+        "params": {"dev_models": None, "final_models": None, **best.params},
+        "privacy": "none" if epsilon == "None" else f"DP-SGD, ε = {float(epsilon):g}",
+        "heatmap": heatmap,
+        "heatmap_alt": alt,
+        "cost": _cost(of_cells),
+        "overrides": [run.tags.get("overrides", "") for run in of_cells],
+        "versions": [
+            (f"{name}: models, records and seeds", content),
+            (f"{name}: metric {selected.best.metric}", best.tags["metric_code"]),
+            (f"{name}: formula {selected.best.formula}", best.tags["formula_code"]),
+            (f"{name}: code of the chosen run", best.tags["code_version"]),
+            (f"{name}: libraries of the chosen run", best.tags.get("versions", "–")),
+            (f"{name}: the chosen run", best.id),
+        ],
+    }
+
+
+def _cost(runs: Sequence["LoggedRun"]) -> dict[str, float]:
+    seconds = [run.metrics.get("seconds", 0.0) for run in runs]
+    return {
+        "seconds": sum(seconds),
+        "median": statistics.median(seconds),
+        "extraction": sum(run.metrics.get("extraction_seconds", 0.0) for run in runs),
+        "models": int(sum(run.metrics.get("extracted_models", 0) for run in runs)),
+    }
+
+
+def _heatmap(name: str, selected: "Selected", run: "LoggedRun") -> tuple[str, str]:
+    """Draw a scenario's grid, and say in words what it shows."""
+    from mico_exp.figures import heatmap
+
+    cells = [verdict.cell.split("/") for verdict in selected.cells]
+    metrics, formulas = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    models = int(run.params["train_models"])
+    points = models * 2 * int(run.params["len_challenge"])
+    caption = f"± half of the 95 % interval over models; n = {points:,} points of {models} models"
+    figure = heatmap(f"{name}: validation TPR at FPR 0.1", selected, metrics, formulas, caption)
+    values = "; ".join(f"{one.cell} {one.tpr:.3f}" for one in selected.cells)
+    alt = f"Heatmap of {name}, metric by formula, validation TPR at FPR 0.1. {values}. "
+    return _embedded(figure), f"{alt}Chosen: {selected.verdict.cell}."
+
+
+def _rocs(
+    cfg: "DictConfig",
+    tracker: "Tracker",
+    scenarios: Mapping[str, "Scenario"],
+    chosen: Mapping[str, "Selected"],
+) -> list[dict[str, str]]:
+    """Draw the chosen cells of all scenarios, in validation and where final is known."""
+    curves: dict[str, list[Curve]] = {"validation": [], "final": []}
+    for name, selected in chosen.items():
+        place = len(curves["validation"])
+        label = f"{name}, {selected.best.cell}"
+        found = _predicted(cfg, tracker, scenarios[name], selected.best)
+        for phase, (solution, predictions) in found.items():
+            curves[phase].append(_curve(label, place, solution, predictions))
+    return [_roc(cfg.challenge, phase, group) for phase, group in curves.items() if group]
+
+
+def _roc(challenge: str, phase: str, curves: Sequence["Curve"]) -> dict[str, str]:
+    from mico_exp.figures import roc_figure
+
+    rates = "; ".join(f"{one.label}: TPR {one.roc.tpr_at(0.1):.3f}" for one in curves)
+    return {
+        "source": _embedded(roc_figure(f"{challenge}: chosen cells, {phase}", curves)),
+        "alt": f"ROC curves in {phase}, linear and logarithmic. At FPR 0.1, {rates}.",
+        "caption": f"{phase.capitalize()}, with 95 % intervals over models; points mark the "
+        "official false positive rates on every curve.",
+    }
+
+
+def _predicted(
+    cfg: "DictConfig", tracker: "Tracker", scenario: "Scenario", best: "Candidate"
+) -> "dict[str, tuple[Membership, Predicted]]":
+    """Membership and predictions of a chosen run in validation, and in final where it is known."""
+    from mico_exp import choices
+    from mico_exp.cell import PREDICTIONS_FILE, read_predictions, read_validation
+    from mico_exp.challenge import read_truth
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = tracker.artifact(best.run_id, PREDICTIONS_FILE, Path(folder))
+        found = {"validation": read_validation(path)}
+        truth = read_truth(choices.root(cfg), scenario).get("final")
+        if truth is not None and truth.any() and not truth.all():
+            found["final"] = truth, read_predictions(path)["final"]
+    return found
+
+
+def _curve(label: str, place: int, solution: "Membership", predictions: "Predicted") -> "Curve":
+    from mico_exp.figures import SCENARIO_STYLES, Curve
+    from mico_exp.scoring import roc
+
+    style = SCENARIO_STYLES[place % len(SCENARIO_STYLES)]
+    curve = roc(solution, predictions)
+    return Curve(label, curve, solution.size, style, solution, predictions)
+
+
+def _embedded(figure: "Figure") -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _commands(scenarios: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what to type to have all this again: the sweeps, then the choice, then this report."""
+    from hydra.core.hydra_config import HydraConfig
+
+    sweeps: dict[tuple[str, str], list[list[str]]] = {}
+    for one in scenarios:
+        parameters = one["params"]
+        for verdict, given in zip(one["cells"], one["overrides"], strict=True):
+            others = [text for text in shlex.split(given) if text.split("=")[0] not in SWEPT]
+            key = (parameters["dataset"], shlex.join(others))
+            sweeps.setdefault(key, []).append([parameters["scenario"], *verdict.cell.split("/")])
+    commands = []
+    for (dataset, more), cells in sweeps.items():
+        columns = zip(("scenario", "metric", "formula"), zip(*cells, strict=True), strict=True)
+        groups = [f"{group}={','.join(dict.fromkeys(names))}" for group, names in columns]
+        words = ["python -m mico_exp", f"dataset={dataset}", *groups, *([more] if more else [])]
+        commands.append(" ".join([*words, "-m"]))
+    typed = shlex.join(HydraConfig.get().overrides.task)
+    last = [f"python -m mico_exp.{name} {typed}".rstrip() for name in ("select_best", "report")]
+    return commands + last
+
+
+if __name__ == "__main__":
+    cli.launch(command, "report")
