@@ -46,7 +46,7 @@ def coverage(repeats, models=100, points=40, seed=0):
     return held / repeats
 
 
-def point_intervals(truth, scores, random, draws=300):
+def point_intervals(truth, scores, random, draws=200):
     """Intervals of TPR and AUC where points are drawn one by one, whatever their model."""
     order = np.argsort(-scores)
     is_member = truth[order]

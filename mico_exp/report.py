@@ -32,7 +32,7 @@ SWEPT = {"dataset", "scenario", "metric", "formula", "metrics", "plots"}  # said
 def command(cfg: "DictConfig") -> None:
     """Compare, draw and write."""
     from mico_exp.atomic import write_text
-    from mico_exp.select_best import check_selection, choose, find_scenarios
+    from mico_exp.choosing import check_selection, choose, find_scenarios
     from mico_exp.tracking import Tracker
 
     check_selection(cfg)
@@ -54,7 +54,7 @@ def _page(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from mico_exp import provenance
-    from mico_exp.select_best import describe_rule
+    from mico_exp.choosing import describe_rule
 
     pages = Environment(
         loader=PackageLoader("mico_exp"),
@@ -93,7 +93,7 @@ def _scenario(
     name: str, selected: "Selected", runs: Mapping[str, "LoggedRun"], content: str
 ) -> dict[str, Any]:
     """Gather what the page shows of one scenario."""
-    from mico_exp.select_best import FINAL
+    from mico_exp.choosing import FINAL
 
     of_cells = [runs[verdict.run_id] for verdict in selected.cells]
     best = runs[selected.best.run_id]

@@ -4,41 +4,127 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mico_exp.figures import roc_figure
+from mico_exp.figures import PHASE_STYLE, Curve, heatmap, roc_figure, scores_figure
 from mico_exp.scoring import OFFICIAL_FPRS, roc
+from mico_exp.selection import Candidate, Selected, Verdict
+from mico_exp.statistics import intervals
+
+
+@pytest.fixture(scope="module")
+def world():
+    random = np.random.default_rng(0)
+    truth = np.tile([True, False], (10, 50))
+    predictions = random.normal(size=truth.shape) + truth
+    low, high = predictions.min(), predictions.max()
+    return truth, ((predictions - low) / (high - low)).astype(np.float32)
 
 
 @pytest.fixture
-def curve():
-    random = np.random.default_rng(0)
-    truth = np.tile([True, False], (10, 50))
-    return roc(truth, random.normal(size=truth.shape) + truth)
+def curves(world):
+    curve = roc(*world)
+    return [
+        Curve("validation", curve, 1000, PHASE_STYLE["validation"], *world),
+        Curve("final", curve, 1000, PHASE_STYLE["final"]),
+    ]
 
 
-def test_both_scales_show_the_curve_and_the_official_points(curve):
-    points = {"validation": 1000, "final": 1000}
-    figure = roc_figure("digits_inf", {"validation": curve, "final": curve}, points)
+def picture(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    buffer.seek(0)
+    return imread(buffer)
+
+
+def test_both_scales_show_the_curves_and_the_official_points(curves):
+    figure = roc_figure("digits_inf", curves)
     linear, logarithmic = figure.axes
     assert linear.get_xscale() == "linear"
     assert (logarithmic.get_xscale(), logarithmic.get_yscale()) == ("log", "log")
     assert logarithmic.get_xlim()[0] == pytest.approx(1 / 1000)
     for axes in figure.axes:
-        lines = {line.get_label(): line for line in axes.get_lines()}
-        shown = next(line for label, line in lines.items() if label.startswith("validation"))
-        assert np.array_equal(shown.get_xdata(), curve.fpr)
-        assert np.array_equal(shown.get_ydata(), curve.tpr)
-        assert list(lines["official FPRs"].get_xdata()) == list(OFFICIAL_FPRS)
-        assert lines["official FPRs"].get_ydata()[3] == curve.tpr_at(0.1)
+        lines = axes.get_lines()
+        (shown,) = (line for line in lines if line.get_label().startswith("validation"))
+        assert np.array_equal(shown.get_xdata(), curves[0].roc.fpr)
+        assert np.array_equal(shown.get_ydata(), curves[0].roc.tpr)
+        marked = [line for line in lines if list(line.get_xdata()) == list(OFFICIAL_FPRS)]
+        assert marked[0].get_ydata()[3] == curves[0].roc.tpr_at(0.1)
         assert "rate" in axes.get_xlabel()
         assert "rate" in axes.get_ylabel()
-    texts = [text.get_text() for text in linear.get_legend().get_texts()]
+    texts = [text.get_text() for text in logarithmic.get_legend().get_texts()]
     assert any("n = 1,000" in text for text in texts)
+    assert any("95 % interval over models" in text for text in texts)
 
 
-def test_it_is_a_picture(curve):
-    buffer = io.BytesIO()
-    roc_figure("title", {"validation": curve}, {"validation": 1000}).savefig(buffer, format="png")
-    buffer.seek(0)
-    picture = imread(buffer)
-    assert picture.shape[:2] == (460, 960)
-    assert picture[..., :3].min() < 0.1
+def test_the_band_is_the_interval(curves, world):
+    figure = roc_figure("digits_inf", curves[:1])
+    (band,) = (c for c in figure.axes[1].collections if c.get_paths())
+    corners = band.get_paths()[0].vertices
+    known = intervals(*world, count=200)["tpr_at_fpr_0.2"]
+    at = corners[np.isclose(corners[:, 0], 0.2)][:, 1]
+    assert at.min() == pytest.approx(known.low)
+    assert at.max() == pytest.approx(known.high)
+
+
+def test_they_are_pictures(curves, world):
+    assert picture(roc_figure("title", curves)).shape[:2] == (460, 960)
+    counts = np.random.default_rng(0).integers(0, 90, size=world[0].shape)
+    for out_models in (counts, np.zeros_like(counts), counts % 3):
+        shown = picture(scores_figure("title", *world, out_models, 0.6))
+        assert shown.shape[:2] == (400, 960)
+        assert shown[..., :3].min() < 0.1
+
+
+def test_the_histogram_holds_every_point_and_the_threshold(world):
+    truth, predictions = world
+    figure = scores_figure("title", truth, predictions, np.full(truth.shape, 5), 0.625)
+    histogram, counts = figure.axes
+    steps = [patch for patch in histogram.patches if patch.get_label().startswith("members")]
+    assert steps[0].get_data().values.sum() == pytest.approx(1)
+    assert "n = 500" in steps[0].get_label()
+    (line,) = histogram.get_lines()
+    assert list(line.get_xdata()) == [0.625, 0.625]
+    medians = {line.get_label(): line for line in counts.get_lines()}
+    assert medians["members: median"].get_xdata() == [5]
+    assert medians["members: median"].get_ydata() == pytest.approx([np.median(predictions[truth])])
+
+
+def test_constant_scores_can_be_drawn(world):
+    truth = world[0]
+    constant = np.full(truth.shape, 0.5, np.float32)
+    curve = roc(truth, constant)
+    threshold = float(curve.threshold[curve.place(0.1)])
+    assert threshold == np.inf
+    picture(scores_figure("title", truth, constant, np.zeros(truth.shape, int), threshold))
+    shown = Curve("validation", curve, 1000, PHASE_STYLE["validation"], truth, constant)
+    picture(roc_figure("title", [shown]))
+
+
+def verdict(cell, tpr, like=False):
+    return Verdict(cell, "run", tpr, (tpr - 0.01, tpr + 0.03), 0.6, 0, (0, 0), 0.5, like)
+
+
+def test_a_heatmap_names_every_cell_frames_the_chosen_and_marks_its_likes():
+    cells = [verdict("loss/0", 0.2, like=True), verdict("loss/1", 0.1), verdict("other/1", 0.22)]
+    best = Candidate("run", "digits_inf", "other", "1", 0, "", {})
+    grid = Selected(best, cells[2], cells, 0.2, (0.1, 0.3))
+    figure = heatmap("title", grid, ["loss", "other"], ["0", "1"], "n = 20")
+    axes = figure.axes[0]
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert texts == {
+        (0, 0): "≈ 0.200\n±0.020",
+        (1, 0): "0.100\n±0.020",
+        (0, 1): "–",
+        (1, 1): "0.220\n±0.020",
+    }
+    (frame,) = axes.patches
+    assert (round(frame.get_x()), round(frame.get_y())) == (1, 1)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["loss", "other"]
+    assert "n = 20" in axes.get_xlabel()
+    picture(figure)
+
+
+def test_a_heatmap_of_one_cell():
+    cells = [verdict("loss/0", 0.2, like=True)]
+    best = Candidate("run", "digits_inf", "loss", "0", 0, "", {})
+    grid = Selected(best, cells[0], cells, None, None)
+    picture(heatmap("title", grid, ["loss"], ["0"], ""))

@@ -1,70 +1,94 @@
 import itertools
+import json
 import random
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 
-from mico_exp.selection import AUC, TPR, Candidate, select
+from mico_exp.errors import InputError
+from mico_exp.selection import Candidate, highest, make_rule, newest, selected
+from mico_exp.statistics import compare
 
 METRICS, FORMULAS = ["confidence", "loss"], ["0", "1", "2"]
 
 
-def candidate(metric, formula, tpr, auc=0.6, started=0):
+def candidate(metric, formula, started=0, **figures):
     name = f"{metric}-{formula}-{started}"
-    return Candidate(name, "inf", metric, formula, started, "abc", {TPR: tpr, AUC: auc})
-
-
-def test_the_highest_tpr_wins_and_the_next_is_named():
-    cells = [
-        candidate("loss", "0", 0.2, auc=0.9),
-        candidate("loss", "1", 0.3),
-        candidate("confidence", "2", 0.25),
-    ]
-    found = select(cells, METRICS, FORMULAS)
-    assert found.best is cells[1]
-    assert found.runner_up is cells[2]
-    assert found.compared == 3
-
-
-def test_ties_go_to_auc_then_to_the_order_of_the_options():
-    auc = [candidate("confidence", "0", 0.3, auc=0.6), candidate("loss", "2", 0.3, auc=0.7)]
-    assert select(auc, METRICS, FORMULAS).best is auc[1]
-    tied = [candidate(m, f, 0.3) for m, f in itertools.product(["loss", "confidence"], "210")]
-    for seed in range(5):
-        random.Random(seed).shuffle(tied)
-        best = select(tied, METRICS, FORMULAS).best
-        assert (best.metric, best.formula) == ("confidence", "0")
+    return Candidate(name, "inf", metric, formula, started, "abc", figures)
 
 
 def test_only_the_newest_run_of_a_cell_counts():
-    lucky_but_old = candidate("loss", "1", 0.9, started=1)
-    newer = candidate("loss", "1", 0.2, started=2)
-    other = candidate("loss", "0", 0.3, started=0)
-    found = select([newer, lucky_but_old, other], METRICS, FORMULAS)
-    assert found.best is other
-    assert found.runner_up is newer
-    assert found.compared == 2
+    old, new = candidate("loss", "1", started=1), candidate("loss", "1", started=2)
+    other = candidate("loss", "0", started=0)
+    assert newest([new, old, other], METRICS, FORMULAS) == [other, new]
 
 
-def test_one_cell_has_no_runner_up():
-    assert select([candidate("loss", "1", 0.2)], METRICS, FORMULAS).runner_up is None
+def test_cells_come_in_the_order_of_the_options_and_removed_ones_last():
+    cells = [candidate(m, f) for m, f in itertools.product(["old", *METRICS], ["9", *FORMULAS])]
+    for seed in range(5):
+        random.Random(seed).shuffle(cells)
+        found = [(c.metric, c.formula) for c in newest(cells, METRICS, FORMULAS)]
+        expected = itertools.product([*METRICS, "old"], [*FORMULAS, "9"])
+        assert found == list(expected)
 
 
-def test_an_option_that_is_gone_comes_last_in_a_tie():
-    cells = [candidate("a_removed_one", "1", 0.3), candidate("loss", "1", 0.3)]
-    assert select(cells, METRICS, FORMULAS).best is cells[1]
+def test_a_rule_by_its_name():
+    cells = [candidate("loss", "0"), candidate("confidence", "1"), candidate("new", "1")]
+    assert make_rule("max", cells, [], []) is highest
+    rule = make_rule("one_se", cells, ["loss", "confidence"], ["1", "0"])
+    tpr, error = np.array([[0.3, 0.28, 0.29]]), np.full((1, 3), 0.05)
+    assert rule(tpr, tpr, error) == [1]  # formula 1 before 0; then what is listed
+    assert rule(tpr, tpr, error / 4) == [2]
+    assert rule(tpr, tpr, error / 100) == [0]
+    with pytest.raises(InputError, match=r"`selection\.rule` must be one of max, one_se, got best"):
+        make_rule("best", cells, [], [])
 
 
-def test_truth_of_dev_and_final_is_never_asked():
+@pytest.fixture(scope="module")
+def judged():
+    generator = np.random.default_rng(0)
+    truth = np.tile([True, False], (30, 20))
+    strength = {"0": 0.3, "1": 1.0, "2": 0.95}
+    cells = [candidate("loss", formula) for formula in FORMULAS]
+    noise = generator.normal(size=truth.shape)
+    predictions = [(truth, noise + strength[c.formula] * truth) for c in cells]
+    return selected(cells, compare(predictions, highest, count=200, halvings=20)), predictions
+
+
+def test_the_verdicts(judged):
+    found, _ = judged
+    assert found.best.formula == "1"
+    assert found.verdict.cell == "loss/1"
+    assert [v.cell for v in found.cells] == ["loss/0", "loss/1", "loss/2"]
+    weak, chosen, near = found.cells
+    assert chosen.difference == 0
+    assert chosen.like_chosen
+    assert not weak.like_chosen
+    assert weak.difference_interval[0] > 0
+    assert weak.tpr == pytest.approx(chosen.tpr - weak.difference)
+    assert found.like_best == (["loss/2"] if near.like_chosen else [])
+    assert sum(v.probability_best for v in found.cells) == pytest.approx(1)
+    assert found.procedure_interval[0] < found.procedure < found.procedure_interval[1]
+
+
+def test_it_can_be_written_down(judged):
+    found, _ = judged
+    again = json.loads(json.dumps(asdict(found)))
+    assert again["best"]["run_id"] == "loss-1-0"
+    assert again["cells"][0]["tpr_interval"] == list(found.cells[0].tpr_interval)
+
+
+def test_truth_of_dev_and_final_is_never_asked(judged):
+    _, predictions = judged
+
     class Guarded(dict):
         def __getitem__(self, key):
-            assert key.startswith("val/")
-            return super().__getitem__(key)
+            raise AssertionError(key)
 
-    figures = Guarded({TPR: 0.2, AUC: 0.6, "final/tpr_at_fpr_0.1": 1.0})
-    one = Candidate("a", "inf", "loss", "1", 0, "abc", figures)
-    assert select([one, candidate("loss", "0", 0.3)], METRICS, FORMULAS).best.formula == "0"
-
-
-def test_nothing_to_choose_from_is_a_defect():
-    with pytest.raises(IndexError):
-        select([], METRICS, FORMULAS)
+    cells = [
+        Candidate(str(i), "inf", "loss", formula, 0, "abc", Guarded({"final/tpr_at_fpr_0.1": 1.0}))
+        for i, formula in enumerate(FORMULAS)
+    ]
+    comparison = compare(predictions, highest, count=100, halvings=4)
+    assert selected(newest(cells, METRICS, FORMULAS), comparison).best.formula == "1"

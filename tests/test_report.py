@@ -1,0 +1,227 @@
+"""The report and the runs table as a person sees them: in a browser, after a small sweep."""
+
+import html
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from browser import open_page
+from commands import run
+from mlflow import MlflowClient
+
+SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
+SMALL = [
+    *SIZES,
+    "dataset.phases.train=8",
+    "dataset.phases.dev=2",
+    "dataset.phases.final=2",
+    "dataset.recipe.steps=60",
+]
+SCENARIOS = ["digits_inf", "digits_hi", "digits_lo"]
+CELLS = [f"{metric}/{formula}" for metric in ("confidence", "loss") for formula in "01"]
+
+PROBE = """
+<script>
+window.addEventListener("load", () => {
+  const column = (table, name) => {
+    const heads = [...document.querySelectorAll(`#${table} th`)];
+    const index = heads.findIndex(head => head.textContent === name);
+    const read = () => [...document.querySelector(`#${table}`).tBodies[0].rows]
+      .map(row => row.cells[index].textContent.trim());
+    return [heads[index], read];
+  };
+  const found = {};
+  found.images = [...document.images].map(image => [image.complete, image.naturalWidth, image.alt]);
+  const [tpr, values] = column("all-cells", "TPR@0.1");
+  found.before = values();
+  tpr.querySelector("button").click();
+  found.once = [tpr.getAttribute("aria-sort"), values()];
+  tpr.querySelector("button").click();
+  found.twice = [tpr.getAttribute("aria-sort"), values()];
+  const [scenario, names] = column("all-cells", "scenario");
+  scenario.querySelector("button").click();
+  found.names = [scenario.getAttribute("aria-sort"), tpr.getAttribute("aria-sort"), names()];
+  found.width = [document.documentElement.scrollWidth, window.innerWidth];
+  found.background = getComputedStyle(document.body).backgroundColor;
+  const pre = document.createElement("pre");
+  pre.id = "found";
+  pre.textContent = JSON.stringify(found);
+  document.body.append(pre);
+});
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("user")
+    grid = run("mico_exp", "metric=loss,confidence", "formula=0,1", *SMALL, "-m", cwd=folder)
+    selection = run("mico_exp.select_best", *SIZES, cwd=folder)
+    report = run("mico_exp.report", *SIZES, cwd=folder)
+    return folder, grid.stdout, selection.stdout, report.stdout
+
+
+@pytest.fixture
+def page(reported):
+    return (reported[0] / "reports" / "digits.html").read_text(encoding="utf-8")
+
+
+def probe(folder, page, *flags, **options):
+    path = folder / "probed.html"
+    path.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    shown, console = open_page(path.as_uri(), "--dump-dom", *flags, **options)
+    found = re.search(r'<pre id="found">(.*?)</pre>', shown, flags=re.S)
+    return json.loads(html.unescape(found[1])), console
+
+
+def test_it_stands_alone(reported, page):
+    assert f"Report: file://{reported[0]}/reports/digits.html" in reported[3]
+    links = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(links) > 10
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert "@import" not in page
+    assert "url(" not in page
+    targets = set(re.findall(r'href="#(\w+)"', page))
+    assert targets == set(re.findall(r'<section id="(\w+)"', page))
+
+
+def test_it_says_what_the_selection_says(reported, page):
+    selection = json.loads((reported[0] / "submissions" / "selection_digits.json").read_text())
+    for name in SCENARIOS:
+        found = selection["scenarios"][name]
+        verdict = found["verdict"]
+        row = re.search(rf'<tr><td class="text">{name}</td>.*?</tr>', page, flags=re.S)[0]
+        shown = re.findall(r"<td[^>]*>(.*?)</td>", row)
+        low, high = found["procedure_interval"]
+        assert shown[1:3] == [verdict["cell"], f"{verdict['tpr']:.4f}"]
+        assert shown[4:6] == [f"{found['procedure']:.4f}", f"{low:.3f} – {high:.3f}"]
+        assert shown[-1] == f"{found['final']:.4f}"
+        assert selection["contents"][name] in page
+        assert [one["cell"] for one in found["cells"]] == CELLS
+    for command in re.findall(r"<pre>(.*?)</pre>", page, flags=re.S)[0].strip().splitlines():
+        assert command.startswith("python -m mico_exp")
+    assert "scenario=inf,hi,lo metric=confidence,loss formula=0,1" in page
+    assert " ".join(SMALL) in page
+    assert "DP-SGD, ε = 10" in page
+
+
+def test_in_a_browser(reported, page):
+    found, console = probe(reported[0], page)
+    assert not console
+    assert len(found["images"]) == len(SCENARIOS) + 2
+    for complete, width, alt in found["images"]:
+        assert complete
+        assert width > 300
+        assert "TPR" in alt
+    values = found["before"]
+    assert len(values) == len(SCENARIOS) * len(CELLS)
+    assert found["once"] == ["descending", sorted(values, key=float, reverse=True)]
+    assert found["twice"] == ["ascending", sorted(values, key=float)]
+    by_name = sorted(name for name in SCENARIOS for _ in CELLS)
+    assert found["names"] == ["ascending", None, by_name]
+    assert found["background"] == "rgb(255, 255, 255)"
+
+
+def test_on_a_phone_and_in_the_dark(reported, page):
+    dark = "--blink-settings=preferredColorScheme=0"
+    found, console = probe(reported[0], page, dark, width=500, height=900)
+    assert not console
+    assert found["width"][0] <= found["width"][1]  # wide tables scroll by themselves
+    assert found["background"] == "rgb(15, 20, 25)"
+
+
+def test_on_paper(reported):
+    path = reported[0] / "report.pdf"
+    address = (reported[0] / "reports" / "digits.html").as_uri()
+    open_page(address, f"--print-to-pdf={path}", "--no-pdf-header-footer")
+    printed = path.read_bytes()
+    assert printed.startswith(b"%PDF")
+    assert len(printed) > 50_000
+
+
+@pytest.fixture(scope="module")
+def ui(reported):
+    """Address of `mlflow ui` in the user's folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--port", str(port)]
+    with (reported[0].parent / "ui.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=reported[0], stdout=log, stderr=log)
+        try:
+            for _ in range(120):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def test_the_runs_table_at_the_printed_address(reported, ui):
+    printed = [re.search(r"Runs: (\S+)", text)[1] for text in reported[1:3]]
+    assert printed[0] == printed[1]
+    address = printed[0].replace("http://127.0.0.1:5000", ui)
+    shown, _ = open_page(address, width=2600, milliseconds=30_000)
+    text = re.sub(r"<[^>]+>", "\n", shown)
+    for column in ("scenario", "metric", "formula", "val/tpr_at_fpr_0.1", "val/auc"):
+        assert f"\n{column}\n" in text
+    assert "val/tpr_at_fpr_0.1_low" in text
+    assert "12\n matching runs" in text
+    client = MlflowClient(f"sqlite:///{reported[0] / 'mlflow.db'}")
+    cells = client.search_runs(["1"], "tags.kind = 'cell'")
+    cells.sort(key=lambda one: -one.data.metrics["val/tpr_at_fpr_0.1"])
+    best = cells[0]
+    names = [
+        line for line in text.split("\n") if line.count("/") == 2 and line[:2] in ("in", "hi", "lo")
+    ]
+    assert {one.info.run_name for one in cells} == set(names)
+    assert best.data.metrics["val/tpr_at_fpr_0.1"] == max(
+        one.data.metrics["val/tpr_at_fpr_0.1"] for one in cells if one.info.run_name == names[0]
+    )
+    page = f"{ui}/#/experiments/1/runs/{best.info.run_id}/artifacts/roc.png"
+    shown, _ = open_page(page, milliseconds=30_000)
+    assert re.search(r"<img[^>]+(blob:|roc\.png)", shown)
+
+
+def test_the_sweep_left_its_heatmaps_and_a_run_of_its_own(reported):
+    (sweep,) = (reported[0] / "multirun").glob("2*")
+    drawn = {path.name for path in sweep.glob("*.png")}
+    assert drawn == {f"heatmap_{name}.png" for name in SCENARIOS}
+    client = MlflowClient(f"sqlite:///{reported[0] / 'mlflow.db'}")
+    (logged,) = client.search_runs(["1"], "tags.kind = 'sweep'")
+    assert logged.info.run_name == "sweep"
+    assert {one.path for one in client.list_artifacts(logged.info.run_id)} == drawn
+    assert logged.data.params["digits_inf/cells"] == "4"
+
+
+def test_a_run_logs_its_intervals_and_operating_points(reported):
+    client = MlflowClient(f"sqlite:///{reported[0] / 'mlflow.db'}")
+    for one in client.search_runs(["1"], "tags.kind = 'cell'"):
+        metrics = one.data.metrics
+        artifacts = {file.path for file in client.list_artifacts(one.info.run_id)}
+        assert artifacts == {"config.yaml", "predictions.npz", "roc.png", "scores.png"}
+        for phase in ("val", "dev", "final"):
+            for x in (0.001, 0.01, 0.05, 0.1, 0.15, 0.2):
+                figure = f"{phase}/tpr_at_fpr_{x}"
+                assert metrics[f"{figure}_low"] <= metrics[f"{figure}_high"]
+                assert metrics[f"{phase}/fpr_below_{x}"] < x
+                assert 0 <= metrics[f"{phase}/tied_at_fpr_{x}"] <= 1
+            assert metrics[f"{phase}/auc_low"] <= metrics[f"{phase}/auc"]
+            assert metrics[f"{phase}/auc"] <= metrics[f"{phase}/auc_high"]
+        path = client.download_artifacts(one.info.run_id, "predictions.npz")
+        with np.load(path) as found:
+            truth, predictions = found["train_solution"], found["train"]
+        threshold = metrics["val/threshold_at_fpr_0.1"]
+        assert (predictions[truth] >= threshold).mean() == metrics["val/tpr_at_fpr_0.1"]
+        assert (predictions[~truth] >= threshold).mean() == metrics["val/fpr_below_0.1"]
+        assert (predictions == np.float32(threshold)).mean() == metrics["val/tied_at_fpr_0.1"]
