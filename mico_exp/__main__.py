@@ -97,6 +97,7 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
     from mico_exp import choices, provenance
     from mico_exp.cell import evaluate
     from mico_exp.challenge import read_truth
+    from mico_exp.errors import InputError
     from mico_exp.fingerprints import FileFingerprints
 
     truth = read_truth(choices.root(cfg), scenario)
@@ -118,7 +119,10 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
         scores = extraction.read(cfg.metric.name, choices.metric(cfg))
         assert scores is not None
     run.metrics["nan_models"] = scores.nan_models
-    return evaluate(scores, points, choices.formula(cfg), truth)
+    try:
+        return evaluate(scores, points, choices.formula(cfg), truth)
+    except InputError as error:
+        raise InputError(f"{cfg.metric.name}/{cfg.formula.name}: {error}") from error
 
 
 def _compute(extraction: "Extraction", metrics: "dict[str, Metric]", chosen: str) -> int:

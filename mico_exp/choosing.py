@@ -66,7 +66,8 @@ def choose(cfg: "DictConfig", tracker: "Tracker", contents: dict[str, str]) -> d
             stale += len(of_scenario)
             continue
         if wanted is None and (others := len(of_scenario) - len(current)):
-            log.warning("%s: %d runs of other data, models or code are left out", name, others)
+            about = f"{others} of {len(of_scenario)} runs are of other data, models or code"
+            log.warning("%s: %s, and left out", name, about)
         chosen[name] = newest(current, option_names("metric"), option_names("formula"))
     if missing:
         about = f" ({stale} are of other cells, data, models or code)" if stale else ""

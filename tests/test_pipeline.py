@@ -127,8 +127,11 @@ def test_the_best_of_each_scenario_was_chosen_by_validation(swept):
         selected = report["scenarios"][f"digits_{scenario}"]
         figures = selected["best"]["figures"]
         assert (figures["val/tpr_at_fpr_0.1"], figures["val/auc"]) == highest
-        assert selected["compared"] == 6
+        assert len(selected["cells"]) == 6
+        assert selected["verdict"]["tpr"] == highest[0]
+        assert selected["procedure"] is not None
         assert f"{highest[0]:.4f}" in shown
+        assert f"{selected['procedure']:.4f}" in shown
     (logged,) = runs(folder, kind="selection")
     assert logged.info.run_name == "selection"
     zipped = folder / "submissions" / "predictions_digits.zip"
@@ -280,6 +283,55 @@ def test_a_metric_of_ones_own_as_the_readme_says(copy):
         "`name` must be that of its file"
         in run("mico_exp", "metric=liar", *own, cwd=copy, status=1).stderr
     )
+
+
+def test_a_formula_that_gives_nan_is_a_failed_cell_that_the_choice_goes_on_without(copy):
+    (copy / "mine.py").write_text(BROKEN)
+    options = copy / "options" / "formula"
+    options.mkdir(parents=True)
+    function = "function:\n  _target_: mine.broken\n  _partial_: true\n"
+    (options / "broken.yaml").write_text(f"name: broken\n{function}")
+    grid = ["--config-dir=options", "metric=loss", "formula=1,broken", "scenario=inf,hi", *SMALL]
+    done = run("mico_exp", *grid, "-m", cwd=copy, status=1)
+    assert "loss/broken: 1 of 200 calibrated scores are not finite" in done.stderr
+    assert "target 3" in done.stderr
+    assert "inf/loss/1: validation" in done.stdout
+    assert "hi/loss/1: validation" in done.stdout
+    failed = [r for r in runs(copy, kind="cell") if r.info.status == "FAILED"]
+    assert {r.info.run_name for r in failed} == {"inf/loss/broken", "hi/loss/broken"}
+    chosen = run("mico_exp.select_best", *SIZES, cwd=copy).stdout
+    assert "digits_inf: the last run of loss/broken failed, it is left out" in chosen
+    assert "1 of 200 calibrated scores are not finite" in chosen
+
+
+BROKEN = """
+def broken(score, shadow, is_in, is_out):
+    result = score.copy()
+    result[3:4, 5] = float("nan")
+    return result
+"""
+
+
+def test_runs_of_other_contents_in_one_experiment_are_left_out_and_counted(copy):
+    other = run(
+        "mico_exp", "metric=loss", "formula=0", *SMALL, "seed=1", "paths.data=d", "-m", cwd=copy
+    )
+    assert other.stdout.count("validation TPR") == 3
+    shown = run("mico_exp.select_best", *SIZES, cwd=copy).stdout
+    for scenario in ("inf", "hi", "lo"):
+        assert f"digits_{scenario}: 1 of 7 runs are of other data, models or code" in shown
+    assert "of 5" in shown
+
+
+def test_a_tracking_server_that_is_down_is_told_before_the_sweep(tmp_path):
+    started = time.monotonic()
+    server = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    done = run(*GRID, *SMALL, cwd=tmp_path, status=1, **server)
+    assert "MLflow at http://127.0.0.1:9 cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Launching" not in done.stdout
+    assert not (tmp_path / "data").exists()
+    assert time.monotonic() - started < 60
 
 
 MARGIN = """

@@ -117,14 +117,17 @@ def test_eight_processes_of_a_sweep_start_on_an_empty_folder(tmp_path):
     run("mico_exp", *grid, *spread, cwd=tmp_path, OMP_NUM_THREADS="1")
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")
-    found = client.search_runs([experiment.experiment_id])
+    found = client.search_runs([experiment.experiment_id], "tags.kind = 'cell'")
     assert sorted(one.info.run_name for one in found) == sorted(
         f"inf/{metric}/{formula}"
         for metric in ("loss", "confidence")
         for formula in ("0", "1", "2", "none")
     )
     assert {one.info.status for one in found} == {"FINISHED"}
-    assert len({one.data.tags["sweep"] for one in found}) == 1
+    (sweep,) = {one.data.tags["sweep"] for one in found}
+    (drawn,) = client.search_runs([experiment.experiment_id], "tags.kind = 'sweep'")
+    assert drawn.data.tags["sweep"] == sweep
+    assert drawn.data.params["digits_inf/cells"] == "8"
 
 
 def test_submitit_runs_a_sweep_as_jobs(tmp_path):

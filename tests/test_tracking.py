@@ -133,3 +133,24 @@ def test_a_server_that_cannot_be_used_is_an_error_at_once(tmp_path, monkeypatch,
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(InputError, match=f"MLflow at {uri} cannot be used"):
         Tracker("team", tmp_path)
+
+
+def test_an_experiment_of_five_thousand_runs(tmp_path):
+    """Made in SQL from one real run: all of them are found, by their pages."""
+    tracker = Tracker("many", tmp_path)
+    with tracker.run("inf/loss/0", {"kind": "cell"}) as run:
+        run.params["metric"] = "loss"
+        run.metrics["val/auc"] = 0.6
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        for table in ("runs", "params", "latest_metrics", "tags"):
+            names = [row[1] for row in database.execute(f"pragma table_info({table})")]
+            read = ", ".join("? || run_uuid" if name == "run_uuid" else name for name in names)
+            copy = f"insert into {table} ({', '.join(names)}) select {read} from {table} "
+            many = [(f"{i:04d}", run.id) for i in range(4999)]
+            database.executemany(f"{copy} where run_uuid = ?", many)
+    with tracker.run("inf/loss/1", {"kind": "selection"}):
+        pass
+    found = tracker.finished({"kind": "cell"})
+    assert len({one.id for one in found}) == 5000
+    assert {one.params["metric"] for one in found} == {"loss"}
+    assert {one.metrics["val/auc"] for one in found} == {0.6}

@@ -1,0 +1,121 @@
+import logging
+
+import numpy as np
+import pytest
+
+from mico_exp import formulas, scoring, statistics
+from mico_exp.calibration import calibrate, scale
+from mico_exp.cell import evaluate, read_predictions, read_validation, write_predictions
+from mico_exp.challenge import ChallengePoints
+from mico_exp.errors import InputError
+from mico_exp.extraction import Scores
+
+SHADOWS, TARGETS, POINTS, UNIQUE = 8, 3, 10, 40
+
+
+@pytest.fixture
+def world():
+    """Scores of train and dev models that leak, and where their points lie."""
+    random = np.random.default_rng(0)
+    columns = {
+        phase: np.stack([random.choice(UNIQUE, POINTS, replace=False) for _ in range(count)])
+        for phase, count in (("train", SHADOWS), ("dev", TARGETS))
+    }
+    is_member = random.random((SHADOWS, UNIQUE)) < 0.5
+    solution = np.take_along_axis(is_member, columns["train"], axis=1)
+    truth = {"dev": random.random((TARGETS, POINTS)) < 0.5}
+    points = ChallengePoints(columns, np.arange(UNIQUE), is_member, solution)
+    shadow = random.normal(size=(SHADOWS, UNIQUE)) + is_member
+    own = {
+        "train": np.take_along_axis(shadow, columns["train"], axis=1),
+        "dev": random.normal(size=truth["dev"].shape) + truth["dev"],
+    }
+    return Scores(shadow, own), points, truth
+
+
+def test_figures_intervals_and_operating_points(world):
+    scores, points, truth = world
+    found = evaluate(scores, points, formulas.midpoint, truth)
+    calibrated = calibrate(
+        formulas.midpoint,
+        scores.own["train"],
+        scores.shadow,
+        points.is_member,
+        points.columns("train"),
+        leave_one_out=True,
+    )
+    assert np.array_equal(found.predictions["train"], scale(calibrated.scores))
+    for name, phase, known in (("val", "train", points.solution), ("dev", "dev", truth["dev"])):
+        predictions = found.predictions[phase]
+        for figure, value in scoring.figures(known, predictions).items():
+            assert found.figures[f"{name}/{figure}"] == value
+        for figure, (low, high) in statistics.intervals(known, predictions).items():
+            assert found.figures[f"{name}/{figure}_low"] == low
+            assert found.figures[f"{name}/{figure}_high"] == high
+    for row in range(SHADOWS):
+        others = np.delete(points.is_member, row, axis=0)[:, points.columns("train")[row]]
+        assert np.array_equal(found.out_models[row], (~others).sum(axis=0))
+
+
+def test_all_scores_equal_are_guessing(world):
+    _, points, truth = world
+    own = {"train": np.zeros((SHADOWS, POINTS)), "dev": np.zeros((TARGETS, POINTS))}
+    found = evaluate(Scores(np.zeros((SHADOWS, UNIQUE)), own), points, formulas.midpoint, truth)
+    assert (found.predictions["train"] == 0.5).all()
+    assert found.figures["val/auc"] == found.figures["val/auc_low"] == 0.5
+    assert found.figures["val/tpr_at_fpr_0.1"] == found.figures["val/tpr_at_fpr_0.1_high"] == 0
+    assert found.figures["val/fpr_below_0.1"] == found.figures["val/tied_at_fpr_0.1"] == 0
+    assert "val/threshold_at_fpr_0.1" not in found.figures  # nobody is called a member
+
+
+def test_one_class_only(world, caplog):
+    scores, points, truth = world
+    with caplog.at_level(logging.WARNING):
+        alone = {"dev": np.ones_like(truth["dev"])}
+        found = evaluate(scores, points, formulas.midpoint, alone)
+    assert "All 30 challenge points of the dev models are members" in caplog.text
+    assert set(found.truth) == {"train"}
+    assert "dev" in found.predictions
+    assert not any(name.startswith("dev/auc") for name in found.figures)
+    one_class = ChallengePoints(
+        points.of_phase, points.unique, points.is_member, np.zeros_like(points.solution)
+    )
+    message = "All 80 challenge points of the train models are non-members"
+    with pytest.raises(InputError, match=message):
+        evaluate(scores, one_class, formulas.midpoint, truth)
+
+
+def test_a_single_dev_model_has_figures_and_no_intervals(world):
+    scores, points, truth = world
+    own = {"train": scores.own["train"], "dev": scores.own["dev"][:1]}
+    of_phase = {"train": points.of_phase["train"], "dev": points.of_phase["dev"][:1]}
+    alone = ChallengePoints(of_phase, points.unique, points.is_member, points.solution)
+    known = {"dev": truth["dev"][:1]}
+    found = evaluate(Scores(scores.shadow, own), alone, formulas.midpoint, known)
+    assert "dev/auc" in found.figures
+    assert "dev/auc_low" not in found.figures
+
+
+def test_a_single_train_model_cannot_be_calibrated(world):
+    scores, points, _ = world
+    own = {"train": scores.own["train"][:1]}
+    of_phase = {"train": points.of_phase["train"][:1]}
+    alone = ChallengePoints(of_phase, points.unique, points.is_member[:1], points.solution[:1])
+    with pytest.raises(InputError, match="at least one shadow model"):
+        evaluate(Scores(scores.shadow[:1], own), alone, formulas.midpoint, {})
+
+
+def test_predictions_are_kept_with_membership_for_validation_alone(world, tmp_path):
+    scores, points, truth = world
+    found = evaluate(scores, points, formulas.midpoint, truth)
+    path = tmp_path / "predictions.npz"
+    write_predictions(path, found.predictions, points.solution)
+    again = read_predictions(path)
+    assert again.keys() == {"train", "dev"}
+    assert np.array_equal(again["dev"], found.predictions["dev"])
+    solution, predictions = read_validation(path)
+    assert np.array_equal(solution, points.solution)
+    assert np.array_equal(predictions, found.predictions["train"])
+    np.savez(path, train=predictions)  # as an older version wrote it
+    with pytest.raises(InputError, match="cannot be read as predictions"):
+        read_validation(path)
