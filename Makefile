@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-run: $(VENV)/.installed ## Build the embedded challenge, sweep the grid, select, package and score
+run: $(VENV)/.installed ## Build the embedded challenge, sweep the grid, select, package, score and report
 	$(BIN)/python -m mico_exp metric=loss,confidence formula=0,1,2 -m
 	$(BIN)/python -m mico_exp.select_best
 	$(BIN)/python -m mico_exp.score submissions/predictions_digits.zip
+	$(BIN)/python -m mico_exp.report
 	@echo "Look at every run with:  $(BIN)/mlflow ui"
 
 test: $(VENV)/.installed ## Run all tests
@@ -24,9 +25,10 @@ check: $(VENV)/.installed ## Lint, check formatting and types
 
 bench: $(VENV)/.installed ## Measure what the README says about speed
 	$(BIN)/python benchmarks/main_job.py
+	$(BIN)/python benchmarks/selection_cost.py
 
 clean: ## Remove what runs have written: data, runs, scores, submissions
-	rm -rf data multirun mlruns mlflow.db .mlflow.db.lock submissions
+	rm -rf data multirun mlruns mlflow.db .mlflow.db.lock submissions reports
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
