@@ -4,6 +4,7 @@
 """
 
 import logging
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,13 +43,14 @@ def command(cfg: "DictConfig") -> None:
         "challenge": cfg.challenge,
         "code_version": provenance.code_version(),
         "versions": provenance.versions(),
-        "overrides": " ".join(HydraConfig.get().overrides.task),
-        "sweep": _sweep(),
+        "overrides": shlex.join(HydraConfig.get().overrides.task),
+        "sweep": cfg.sweep or HydraConfig.get().runtime.output_dir,
     }
     with tracker.run(cell, tags) as run:
         _log_choices(cfg, run)
         plots = choices.plots(cfg)
         choices.workers(cfg)  # what is wrong with them is said before anything is read or built
+        choices.named_metrics(cfg)
         records = choices.records(cfg)
         scenario = choices.scenario(cfg, records)
         result = _evaluate(cfg, records, scenario, run)
@@ -64,16 +66,6 @@ def command(cfg: "DictConfig") -> None:
         result.figures["val/auc"],
         time.perf_counter() - started,
     )
-
-
-def _sweep() -> str:
-    """Folder of the sweep that this job belongs to, or of this job if it stands alone."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    hydra_cfg = HydraConfig.get()
-    folder = Path(hydra_cfg.runtime.output_dir)
-    return str(folder.parent if hydra_cfg.mode == RunMode.MULTIRUN else folder)
 
 
 def _log_choices(cfg: "DictConfig", run: "Run") -> None:

@@ -252,20 +252,30 @@ def pass_metrics(cfg: DictConfig) -> dict[str, Metric]:
     """Make the metrics that a pass through a model computes: those of the sweep, or `metrics`.
 
     They come from the same logits, so a later cell finds its scores ready.
-
-    Raises:
-        InputError: `metrics` is no list of options.
     """
     chosen = {cfg.metric.name: metric(cfg)}
-    if cfg.metrics is None:
-        return chosen
-    known = option_names("metric")
-    wanted = known if cfg.metrics == "all" else list(cfg.metrics)
-    if unknown := [name for name in wanted if name not in known]:
+    others = [name for name in named_metrics(cfg) if name not in chosen]
+    return chosen | dict(_made_metrics(others))
+
+
+def named_metrics(cfg: DictConfig) -> list[str]:
+    """Names in `metrics`, which are computed beside the chosen one.
+
+    Raises:
+        InputError: it is no list of options.
+    """
+    known, wanted = option_names("metric"), cfg.metrics
+    if wanted is None:
+        return []
+    if wanted == "all":
+        return known
+    names = list(wanted) if OmegaConf.is_list(wanted) else [wanted]
+    unknown = [str(name) for name in names if name not in known]
+    if unknown:
         raise InputError(
             f"`metrics` must be null, all or a list of {', '.join(known)}, got {unknown[0]}."
         )
-    return chosen | {name: made for name, made in _made_metrics(wanted) if name not in chosen}
+    return names
 
 
 def all_metrics() -> dict[str, Metric]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mico_exp.tracking import LoggedRun, Tracker
 
 log = logging.getLogger(__name__)
-FINAL = "final/tpr_at_fpr_0.1"
+FIGURE = "tpr_at_fpr_0.1"
 
 
 def find_scenarios(cfg: "DictConfig") -> tuple[dict[str, "Scenario"], dict[str, str]]:
@@ -76,7 +76,8 @@ def choose(cfg: "DictConfig", tracker: "Tracker", contents: dict[str, str]) -> d
             f"{tracker.uri}{about}. {_advice(cfg, missing)}"
         )
     _tell_failed(tracker.failed(tags), chosen, contents)
-    return {name: judge(tracker, cells, **check_selection(cfg)) for name, cells in chosen.items()}
+    how = check_selection(cfg)
+    return {name: judge(tracker, cells, **how) for name, cells in chosen.items()}
 
 
 def check_selection(cfg: "DictConfig") -> dict[str, Any]:
@@ -88,10 +89,36 @@ def check_selection(cfg: "DictConfig") -> dict[str, Any]:
         raise InputError(f"`selection.resamples` must be a whole number ≥ 100, got {resamples}.")
     return {
         "rule": rule,
-        "simple_metrics": list(cfg.selection.simplicity.metric),
-        "simple_formulas": list(cfg.selection.simplicity.formula),
+        "simple_metrics": _simplicity(cfg, "metric"),
+        "simple_formulas": _simplicity(cfg, "formula"),
         "resamples": resamples,
     }
+
+
+def _simplicity(cfg: "DictConfig", group: str) -> list[str]:
+    from mico_exp.choices import option_names
+
+    names = [str(name) for name in cfg.selection.simplicity[group]]  # 0 is typed as a number
+    known = option_names(group)
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(
+            f"`selection.simplicity.{group}` must name options of {', '.join(known)}, "
+            f"got {unknown[0]}."
+        )
+    return names
+
+
+def came_out(selected: Selected) -> dict[str, dict[str, float]]:
+    """TPR of the chosen run on dev and final models where their truth is known, with intervals."""
+    figures = selected.best.figures
+    found = {}
+    for phase in ("dev", "final"):
+        names = {"value": "", "low": "_low", "high": "_high"}
+        values = {key: figures.get(f"{phase}/{FIGURE}{end}") for key, end in names.items()}
+        known = {key: value for key, value in values.items() if value is not None}
+        if "value" in known:
+            found[phase] = known
+    return found
 
 
 def _tell_failed(
@@ -104,7 +131,8 @@ def _tell_failed(
     for run in failed:
         name, cell = scenario_of(run), cell_of(run)
         there = {one.cell: one.started for one in cells.get(name, [])}
-        other = run.tags.get("content", contents.get(name)) != contents.get(name)
+        # A run without content was refused before it had read any data.
+        other = run.tags.get("content") != contents.get(name)
         if name not in cells or other or (name, cell) in told:
             continue
         told.add((name, cell))
@@ -162,5 +190,9 @@ def describe_rule(cfg: "DictConfig") -> str:
     if cfg.preset.cells is not None:
         return f"the cells of preset={cfg.preset.name}"
     if cfg.selection.rule == "one_se":
-        return "the simplest cell within one standard error of the highest validation TPR@0.1FPR"
+        order = [", ".join(map(str, cfg.selection.simplicity[g])) for g in ("formula", "metric")]
+        return (
+            "the simplest cell within one standard error of the highest validation TPR@0.1FPR "
+            f"(from the simplest on: formulas {order[0]}; then metrics {order[1]})"
+        )
     return "highest validation TPR@0.1FPR; ties: higher AUC, then the order of the options"

@@ -43,7 +43,13 @@ def launch(command: Callable[[DictConfig], Any], config_name: str = "config") ->
     except SystemExit:
         if _signals:  # Ray turns the status into 1
             sys.exit(128 + _signals[0])
+        _finish_sweep()  # Hydra does not, where a job has failed
         raise
+
+
+def _finish_sweep() -> None:
+    if "mico_exp.sweep" in sys.modules:
+        sys.modules["mico_exp.sweep"].finish()
 
 
 _signals: list[int] = []  # that ended this process

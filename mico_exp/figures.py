@@ -35,8 +35,10 @@ CLASS_STYLE: dict[str, dict[str, Any]] = {
     "members": {"color": ORANGE},
     "non-members": {"color": BLUE},
 }
+DOT: dict[str, Any] = {"markeredgecolor": "black", "markersize": 4.5}
 BINS = 60
-MOST_COUNTS = 25  # of out models that are shown one by one
+FEWEST = 50  # points, of which quantiles are drawn
+MOST_COUNTS = 25  # groups of numbers of out models
 BAND_POINTS = 18  # of the interval's band, up to an FPR of 0.2
 TPR_LABEL, FPR_LABEL = "True positive rate (of members)", "False positive rate (of non-members)"
 
@@ -74,7 +76,8 @@ def roc_figure(title: str, curves: Sequence[Curve]) -> Figure:
 
     The logarithmic one goes down to one error among all points.
     """
-    figure = new_figure(9.6, 4.6, title)
+    rows = -(-(len(curves) + 3) // 3)  # of the legend
+    figure = new_figure(9.6, 4.7 + 0.18 * rows, title)
     linear, logarithmic = figure.subplots(1, 2)
     lowest = 1 / max(curve.points for curve in curves)
     bands = [_band(curve, lowest) for curve in curves]
@@ -90,20 +93,22 @@ def roc_figure(title: str, curves: Sequence[Curve]) -> Figure:
                     fprs, low, high, color=curve.style["color"], alpha=0.2, linewidth=0,
                 )  # fmt: skip
         for curve in curves:
-            _mark_official(axes, curve.roc)
-        axes.plot([], [], "o", color="black", markersize=3.5, label="official FPRs")
+            _mark_official(axes, curve.roc, curve.style["color"])
+        axes.plot([], [], "o", color="white", **DOT, label="official FPRs")
         if any(band is not None for band in bands):
             axes.fill_between([], [], color="0.8", label=f"shade: {LEVEL} % interval over models")
         axes.set_xlabel(FPR_LABEL)
         axes.set_ylabel(TPR_LABEL)
         _grid(axes)
     linear.set(xlim=(0, 1), ylim=(0, 1))
-    logarithmic.legend(loc="lower right", fontsize=7.5, frameon=False)
+    handles, labels = linear.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=7.5, frameon=False)
     logarithmic.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1))
     for axis in (logarithmic.xaxis, logarithmic.yaxis):  # plain text is quicker than 10⁻³ as maths
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    figure.subplots_adjust(left=0.07, right=0.985, top=0.92, bottom=0.115, wspace=0.2)
+    below = (0.55 + 0.18 * rows) / figure.get_figheight()
+    figure.subplots_adjust(left=0.07, right=0.985, top=0.92, bottom=below, wspace=0.2)
     return figure
 
 
@@ -118,10 +123,10 @@ def _band(
     return None if found is None else (fprs, *found)
 
 
-def _mark_official(axes: Axes, curve: Roc) -> None:
+def _mark_official(axes: Axes, curve: Roc, color: str) -> None:
     """Mark TPR at the six official FPRs on a curve."""
     shown = [(x, curve.tpr_at(x)) for x in OFFICIAL_FPRS]
-    axes.plot(*zip(*shown, strict=True), "o", color="black", markersize=3.5)
+    axes.plot(*zip(*shown, strict=True), "o", color=color, **DOT)
 
 
 def scores_figure(
@@ -137,17 +142,25 @@ def scores_figure(
     """
     figure = new_figure(9.6, 4.0, title)
     histogram, counts = figure.subplots(1, 2)
-    edges = np.linspace(0, 1, BINS + 1)
+    low, high = np.quantile(predictions, [0.005, 0.995])
+    low, high = (low, high) if high > low else (0.0, 1.0)
+    edges = np.linspace(low, high, BINS + 1)
     groups = {"members": solution, "non-members": ~solution}
     for name, mask in groups.items():
-        heights = np.histogram(predictions[mask], bins=edges)[0] / max(mask.sum(), 1)
+        inside = predictions[mask].clip(low, high)
+        heights = np.histogram(inside, bins=edges)[0] / max(mask.sum(), 1)
         label = f"{name} (n = {mask.sum():,})"
         histogram.stairs(heights, edges, fill=True, alpha=0.25, **CLASS_STYLE[name])
         histogram.stairs(heights, edges, linewidth=1.2, label=label, **CLASS_STYLE[name])
     if np.isfinite(threshold):
         label = f"threshold at FPR {RANKING_FPR}"
         histogram.axvline(threshold, color="black", linewidth=1, linestyle=":", label=label)
-    histogram.set(xlabel="Prediction (scaled to 0 … 1)", ylabel="Share of its class", xlim=(0, 1))
+    histogram.set(
+        xlabel="Prediction (scaled to 0 … 1; the last 0.5 % of either end in the outermost bin)",
+        ylabel="Share of its class",
+        xlim=(low, high),
+    )
+    histogram.xaxis.label.set_fontsize(8.5)
     histogram.legend(fontsize=7.5, frameon=False)
     _grid(histogram)
     for name, mask in groups.items():
@@ -166,15 +179,13 @@ def scores_figure(
 def _against_counts(
     axes: Axes, name: str, predictions: NDArray[np.float32], out_models: NDArray[np.int64]
 ) -> None:
-    """Draw the median and the middle 80 % of predictions for each number of out models."""
+    """Draw the median and the middle 80 % of predictions against the number of out models."""
     if not out_models.size:
         return
-    values = np.unique(out_models)
-    if len(values) > MOST_COUNTS:  # groups of neighbours, equally many points in each
-        ends = np.quantile(out_models, np.linspace(0, 1, MOST_COUNTS + 1)[1:-1])
-        group = np.searchsorted(ends, out_models)
-    else:
-        group = np.searchsorted(values, out_models)
+    # Neighbouring counts with about equally many points together, so that quantiles hold.
+    groups = min(MOST_COUNTS, max(1, out_models.size // FEWEST))
+    ends = np.unique(np.quantile(out_models, np.linspace(0, 1, groups + 1)[1:-1]))
+    group = np.searchsorted(ends, out_models)
     order = np.argsort(group, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
     middle = [out_models[part].mean() for part in parts]
@@ -194,11 +205,11 @@ def heatmap(
     The chosen cell is framed, and cells that cannot be told from it are marked ≈.
 
     Args:
-        title: what was attacked.
+        title: the scenario.
         selected: the cells, compared.
         metrics: rows from the top.
         formulas: columns from the left.
-        caption: n, and whatever else belongs below.
+        caption: n.
     """
     cells = {verdict.cell: verdict for verdict in selected.cells}
     values = np.full((len(metrics), len(formulas)), np.nan)
@@ -207,7 +218,7 @@ def heatmap(
             if verdict := cells.get(f"{metric}/{formula}"):
                 values[i, j] = verdict.tpr
     width, height = 2.6 + 0.95 * len(formulas), 1.7 + 0.55 * len(metrics)
-    figure = new_figure(max(width, 5.2), height, title)
+    figure = new_figure(max(width, 5.2), height, f"{title}: validation TPR at FPR {RANKING_FPR}")
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     low, high = np.nanmin(values), np.nanmax(values)
@@ -233,6 +244,7 @@ def heatmap(
                 axes.add_patch(frame)
     axes.set_xticks(range(len(formulas)), formulas)
     axes.set_yticks(range(len(metrics)), metrics)
-    axes.set_xlabel(f"Formula\n\n{caption}\nframe: chosen; ≈: cannot be told from it")
+    about = f"± half of the {LEVEL} % interval over models; {caption}"
+    axes.set_xlabel(f"Formula\n\n{about}\nframe: chosen; ≈: cannot be told from it")
     axes.set_ylabel("Metric")
     return figure

@@ -1,7 +1,8 @@
 """The grid of a scenario, read back from its runs: which cells there are, and how they compare."""
 
+import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mico_exp.cell import PREDICTIONS_FILE, Membership, Predicted, read_validation
@@ -9,6 +10,8 @@ from mico_exp.errors import InputError
 from mico_exp.selection import Candidate, Selected, make_rule, selected
 from mico_exp.statistics import RESAMPLES, compare
 from mico_exp.tracking import LoggedRun, Tracker
+
+log = logging.getLogger(__name__)
 
 
 def scenario_of(run: LoggedRun) -> str:
@@ -53,24 +56,47 @@ def judge(
         resamples: draws of models.
 
     Raises:
-        InputError: a run's predictions cannot be read, or the rule is not known.
+        InputError: no run's predictions can be read (some that cannot are left out with a
+            warning), or the rule is not known.
     """
-    choose = make_rule(rule, candidates, simple_metrics, simple_formulas)
-    comparison = compare(_validation(tracker, candidates), choose, resamples, resamples // 2)
-    return selected(candidates, comparison)
-
-
-def _validation(
-    tracker: Tracker, candidates: Iterable[Candidate]
-) -> Iterator[tuple[Membership, Predicted]]:
-    """Read membership and validation predictions of cells, one at a time."""
+    readable, validation = [], []
     for one in candidates:
-        with tempfile.TemporaryDirectory() as folder:
-            path = tracker.artifact(one.run_id, PREDICTIONS_FILE, Path(folder))
-            try:
-                found = read_validation(path)
-            except InputError as error:
-                raise InputError(
-                    f"Run {one.run_id} ({one.scenario}/{one.cell}): {error} Run the cell again."
-                ) from error
-        yield found
+        try:
+            validation.append(_validation(tracker, one))
+            readable.append(one)
+        except InputError as error:
+            log.warning("%s/%s is left out: %s Run it again.", one.scenario, one.cell, error)
+    choose = make_rule(rule, readable, simple_metrics, simple_formulas)
+    comparison = compare(validation, choose, resamples, halvings(resamples))
+    return selected(readable, comparison)
+
+
+def halvings(resamples: int) -> int:
+    """How many random halvings of the models go with so many draws of them."""
+    return resamples // 2
+
+
+def _validation(tracker: Tracker, one: Candidate) -> tuple[Membership, Predicted]:
+    """Read membership and validation predictions of a cell."""
+    with tempfile.TemporaryDirectory() as folder:
+        return read_validation(tracker.artifact(one.run_id, PREDICTIONS_FILE, Path(folder)))
+
+
+def order_of(
+    selected: Selected, metrics: Sequence[str], formulas: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Metrics and formulas of the cells, in the order of the options given; others come last."""
+    cells = [verdict.cell.split("/") for verdict in selected.cells]
+    present = [list(dict.fromkeys(names)) for names in zip(*cells, strict=True)]
+    found = []
+    for names, order in zip(present, (metrics, formulas), strict=True):
+        places = {name: place for place, name in enumerate(order)}
+        found.append(sorted(names, key=lambda name: places.get(name, len(places))))
+    return found[0], found[1]
+
+
+def sizes_of(run: LoggedRun) -> str:
+    """Say how many points of how many models a run's validation pools."""
+    models = int(run.params["train_models"])
+    points = models * 2 * int(run.params["len_challenge"])
+    return f"n = {points:,} points of {models} models"

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from mico_exp.selection import Candidate, Selected
     from mico_exp.tracking import LoggedRun, Tracker
 
-SWEPT = {"dataset", "scenario", "metric", "formula", "metrics", "plots"}  # said by themselves
+SWEPT = {
+    "dataset",
+    "scenario",
+    "metric",
+    "formula",
+    "metrics",
+    "plots",
+    "sweep",
+}  # said by themselves
 
 
 def command(cfg: "DictConfig") -> None:
@@ -70,7 +78,7 @@ def _page(
         rule=describe_rule(cfg),
         resamples=f"{cfg.selection.resamples:,}",
         scenarios=scenarios,
-        knows_final=any(one["final"] is not None for one in scenarios),
+        phases=[p for p in ("dev", "final") if any(p in one["came_out"] for one in scenarios)],
         rocs=rocs,
         commands=_commands(scenarios),
         versions=[pair for one in scenarios for pair in one["versions"]],
@@ -93,7 +101,7 @@ def _scenario(
     name: str, selected: "Selected", runs: Mapping[str, "LoggedRun"], content: str
 ) -> dict[str, Any]:
     """Gather what the page shows of one scenario."""
-    from mico_exp.choosing import FINAL
+    from mico_exp.choosing import came_out
 
     of_cells = [runs[verdict.run_id] for verdict in selected.cells]
     best = runs[selected.best.run_id]
@@ -103,10 +111,10 @@ def _scenario(
         "name": name,
         "chosen": selected.verdict,
         "cells": selected.cells,
-        "like_best": selected.like_best,
+        "alike": selected.alike,
         "procedure": selected.procedure,
         "procedure_interval": selected.procedure_interval,
-        "final": best.metrics.get(FINAL),
+        "came_out": came_out(selected),
         "params": {"dev_models": None, "final_models": None, **best.params},
         "privacy": "none" if epsilon == "None" else f"DP-SGD, ε = {float(epsilon):g}",
         "heatmap": heatmap,
@@ -136,14 +144,12 @@ def _cost(runs: Sequence["LoggedRun"]) -> dict[str, float]:
 
 def _heatmap(name: str, selected: "Selected", run: "LoggedRun") -> tuple[str, str]:
     """Draw a scenario's grid, and say in words what it shows."""
+    from mico_exp.choices import option_names
     from mico_exp.figures import heatmap
+    from mico_exp.grid import order_of, sizes_of
 
-    cells = [verdict.cell.split("/") for verdict in selected.cells]
-    metrics, formulas = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
-    models = int(run.params["train_models"])
-    points = models * 2 * int(run.params["len_challenge"])
-    caption = f"± half of the 95 % interval over models; n = {points:,} points of {models} models"
-    figure = heatmap(f"{name}: validation TPR at FPR 0.1", selected, metrics, formulas, caption)
+    metrics, formulas = order_of(selected, option_names("metric"), option_names("formula"))
+    figure = heatmap(name, selected, metrics, formulas, sizes_of(run))
     values = "; ".join(f"{one.cell} {one.tpr:.3f}" for one in selected.cells)
     alt = f"Heatmap of {name}, metric by formula, validation TPR at FPR 0.1. {values}. "
     return _embedded(figure), f"{alt}Chosen: {selected.verdict.cell}."
@@ -214,22 +220,35 @@ def _commands(scenarios: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say what to type to have all this again: the sweeps, then the choice, then this report."""
     from hydra.core.hydra_config import HydraConfig
 
-    sweeps: dict[tuple[str, str], list[list[str]]] = {}
+    sweeps: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for one in scenarios:
         parameters = one["params"]
         for verdict, given in zip(one["cells"], one["overrides"], strict=True):
-            others = [text for text in shlex.split(given) if text.split("=")[0] not in SWEPT]
-            key = (parameters["dataset"], shlex.join(others))
-            sweeps.setdefault(key, []).append([parameters["scenario"], *verdict.cell.split("/")])
-    commands = []
-    for (dataset, more), cells in sweeps.items():
-        columns = zip(("scenario", "metric", "formula"), zip(*cells, strict=True), strict=True)
-        groups = [f"{group}={','.join(dict.fromkeys(names))}" for group, names in columns]
-        words = ["python -m mico_exp", f"dataset={dataset}", *groups, *([more] if more else [])]
-        commands.append(" ".join([*words, "-m"]))
-    typed = shlex.join(HydraConfig.get().overrides.task)
-    last = [f"python -m mico_exp.{name} {typed}".rstrip() for name in ("select_best", "report")]
-    return commands + last
+            others = [text for text in _words(given) if text.split("=")[0] not in SWEPT]
+            key = (parameters["dataset"], shlex.join(others), parameters["scenario"])
+            metric, formula = verdict.cell.split("/")
+            sweeps.setdefault(key, {}).setdefault(metric, []).append(formula)
+    rectangles: dict[tuple[str, str, str, str], list[str]] = {}
+    for (dataset, more, scenario), grid in sweeps.items():
+        for formulas in dict.fromkeys(map(tuple, grid.values())):
+            metrics = ",".join(name for name, have in grid.items() if tuple(have) == formulas)
+            key_of = (dataset, metrics, ",".join(formulas), more)
+            rectangles.setdefault(key_of, []).append(scenario)
+    commands = [
+        f"python -m mico_exp dataset={dataset} scenario={','.join(names)} metric={metrics} "
+        f"formula={formulas} {more} -m".replace("  ", " ")
+        for (dataset, metrics, formulas, more), names in rectangles.items()
+    ]
+    typed = [text for text in HydraConfig.get().overrides.task if not text.startswith("reports=")]
+    last = [f"python -m mico_exp.{name}" for name in ("select_best", "report")]
+    return commands + [f"{command} {shlex.join(typed)}".rstrip() for command in last]
+
+
+def _words(given: str) -> list[str]:
+    try:
+        return shlex.split(given)
+    except ValueError:  # of a version that joined them with blanks
+        return given.split()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from mico_exp import cli
-from mico_exp.choosing import FINAL, check_selection, choose, describe_rule, find_scenarios
+from mico_exp.choosing import came_out, check_selection, choose, describe_rule, find_scenarios
 from mico_exp.errors import InputError
 from mico_exp.selection import Candidate, Selected
 from mico_exp.terminal import as_text, show
@@ -78,17 +78,25 @@ def _write_report(
     path: Path, cfg: "DictConfig", chosen: dict[str, Selected], contents: dict[str, str]
 ) -> None:
     from mico_exp.atomic import write_text
+    from mico_exp.grid import halvings
+    from mico_exp.statistics import LEVEL
 
     report = {
         "challenge": cfg.challenge,
         "rule": describe_rule(cfg),
+        "selection": {
+            **check_selection(cfg),
+            "halvings": halvings(cfg.selection.resamples),
+            "level_per_cent": LEVEL,
+            "seed": 0,
+        },
         "scenarios": {
-            name: {**asdict(selected), "final": selected.best.figures.get(FINAL)}
+            name: {**asdict(selected), "came_out": came_out(selected)}
             for name, selected in chosen.items()
         },
         "contents": contents,
     }
-    write_text(path, json.dumps(report, indent=2) + "\n")
+    write_text(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def _log(
@@ -137,21 +145,29 @@ def table(challenge: str, chosen: dict[str, Selected]) -> Table:
     )
     for title in ("scenario", "cell"):
         result.add_column(title)
-    known = all(FINAL in selected.best.figures for selected in chosen.values())
-    titles = ["validation", "honest", "best in", "like it", "val AUC"]
-    for title in [*titles, *(["final"] if known else [])]:
+    known = [
+        phase
+        for phase in ("dev", "final")
+        if any(phase in came_out(selected) for selected in chosen.values())
+    ]
+    for title in ["validation", "honest", "best in", "like it", "val AUC", *known]:
         result.add_column(title, justify="right")
     for name, selected in chosen.items():
-        verdict = selected.verdict
-        honest = "–"
-        if selected.procedure is not None and selected.procedure_interval is not None:
-            honest = with_interval(selected.procedure, selected.procedure_interval)
-        row = [name, verdict.cell, with_interval(verdict.tpr, verdict.tpr_interval), honest]
-        row += [f"{verdict.probability_best:.0%}"]
-        row += [f"{len(selected.like_best)} of {len(selected.cells) - 1}", f"{verdict.auc:.4f}"]
-        row += [f"{selected.best.figures[FINAL]:.4f}"] if known else []
-        result.add_row(*row)
+        result.add_row(*_row(name, selected, known))
     return result
+
+
+def _row(name: str, selected: Selected, phases: list[str]) -> list[str]:
+    verdict, others = selected.verdict, len(selected.cells) - 1
+    row = [name, verdict.cell, with_interval(verdict.tpr, verdict.tpr_interval)]
+    if others and selected.procedure is not None and selected.procedure_interval is not None:
+        row.append(with_interval(selected.procedure, selected.procedure_interval))
+    else:
+        row.append("–")  # nothing was chosen, or there are too few models to halve them
+    row += [f"{verdict.probability_best:.0%}" if others else "–"]
+    row += [f"{len(selected.alike)} of {others}" if others else "–", f"{verdict.auc:.4f}"]
+    came = came_out(selected)
+    return row + [f"{came[phase]['value']:.4f}" if phase in came else "–" for phase in phases]
 
 
 def with_interval(value: float, interval: tuple[float, float]) -> str:

@@ -69,7 +69,7 @@ class Selected:
     procedure_interval: tuple[float, float] | None
 
     @property
-    def like_best(self) -> list[str]:
+    def alike(self) -> list[str]:
         """Other cells that cannot be told from the chosen one."""
         return [v.cell for v in self.cells if v.like_chosen and v is not self.verdict]
 

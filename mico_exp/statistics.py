@@ -72,8 +72,9 @@ class Ranked:
         # (K + 1, T): how many of each model rank at or above a score; none before the first.
         self.members = _counts(model, is_member, last, len(scores))
         self.others = _counts(model, ~is_member, last, len(scores))
-        below = self.others[-1] - (self.others[1:] + self.others[:-1]) / 2  # a tie counts half
-        self.pairs = np.diff(self.members, axis=0).T @ below  # (T, T) won by members of the first
+        below = self.others[-1] - (self.others[1:] + self.others[:-1]) / 2.0  # a tie counts half
+        # (T, T) pairs that members of the first model win; float64 counts all of them exactly.
+        self.pairs = np.diff(self.members, axis=0).T.astype(float) @ below.astype(float)
 
     def auc(self, weights: Weights) -> Floats:
         """AUC (R,) under weights (R, T), exactly; NaN where a class is missing."""
@@ -94,7 +95,8 @@ class Ranked:
                 middle = (low + high) // 2
                 is_below = self._at(self.others, middle, weights) / limit < fpr
                 low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
-            return self._at(self.members, low, weights) / self._total(self.members, weights)
+            found = self._at(self.members, low, weights) / self._total(self.members, weights)
+        return np.where(limit > 0, found, np.nan)
 
     @staticmethod
     def _at(counts: Weights, rows: NDArray[np.int64], weights: Weights) -> Floats:
@@ -222,6 +224,8 @@ def compare(
         rows.append((tpr, auc))
     if plan is None:
         raise InputError("There is no cell to compare.")
+    if plan.models < 2:
+        raise InputError("Cells of a single model cannot be compared.")
     every_tpr, every_auc = (np.stack(columns, axis=-1) for columns in zip(*rows, strict=True))
     return _compared(plan, every_tpr, every_auc, choose)
 
@@ -257,11 +261,13 @@ class _Plan:
 
 def _compared(plan: _Plan, tpr: Floats, auc: Floats, choose: Choose) -> Comparison:
     draws = tpr[plan.draws]
-    error = np.nanstd(draws, axis=0) if plan.models > 1 else np.full(tpr.shape[1], np.nan)
-    known = np.nan_to_num(error)
-    chosen = int(choose(tpr[:1], auc[:1], known[None])[0])
-    best = draws == np.nanmax(draws, axis=1, keepdims=True)
-    shares = best / np.maximum(best.sum(axis=1, keepdims=True), 1)
+    draws = draws[np.isfinite(draws).all(axis=1)]  # those with both classes
+    if not len(draws):
+        raise InputError("No draw of the models has members and non-members.")
+    error = draws.std(axis=0)
+    chosen = int(choose(tpr[:1], auc[:1], error[None])[0])
+    best = draws == draws.max(axis=1, keepdims=True)
+    shares = best / best.sum(axis=1, keepdims=True)
     difference = draws[:, [chosen]] - draws
     return Comparison(
         tpr=tpr[0],
@@ -272,7 +278,7 @@ def _compared(plan: _Plan, tpr: Floats, auc: Floats, choose: Choose) -> Comparis
         probability_best=shares.mean(axis=0),
         difference=tpr[0, chosen] - tpr[0],
         difference_interval=np.array([interval(column) for column in difference.T]),
-        procedure=_procedure(plan, tpr, auc, known, choose),
+        procedure=_procedure(plan, tpr, auc, error, choose),
     )
 
 
@@ -284,7 +290,9 @@ def _procedure(
         return None
     value = _crossed(plan.halves, tpr, auc, error, choose)
     drawn = _crossed(plan.drawn_halves, tpr, auc, error, choose)
-    return Estimate(float(value.mean()), interval(drawn))
+    if not (np.isfinite(value).any() and np.isfinite(drawn).any()):
+        return None  # no half has both classes
+    return Estimate(float(np.nanmean(value)), interval(drawn))
 
 
 def _crossed(

@@ -2,11 +2,13 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+import uuid
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
 from hydra.experimental.callback import Callback
@@ -15,42 +17,66 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mico_exp.errors import InputError
 
 if TYPE_CHECKING:
-    from mico_exp.selection import Candidate
-    from mico_exp.tracking import LoggedRun, Tracker
+    from mico_exp.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A sweep of this process: its name, its folder, its options in order, and whether to draw."""
+
+    name: str
+    folder: Path
+    metrics: list[str]
+    formulas: list[str]
+    plots: bool
+
+
+_running: list[Grid] = []  # at most one
+
+
 class Sweep(Callback):
-    """Hydra calls this before a sweep's first job and after its last."""
+    """Hydra calls this before a sweep's first job, and after its last if none has failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        """Stop where MLflow does not answer; tell every job the metrics of the sweep.
+        """Stop where MLflow does not answer; tell every job the sweep's name and its metrics.
 
         The first pass through a model computes them all.
         """
+        from mico_exp.choices import plots
         from mico_exp.tracking import reach
 
         try:
             reach(Path.cwd())
+            shown = plots(config)
         except InputError as error:  # Hydra would only warn of it, and go on
             print(error, file=sys.stderr)
             sys.exit(1)
-        if config.metrics is None and (names := swept("metric", config)):
-            with open_dict(config):
-                config.hydra.overrides.hydra.append(f"metrics=[{','.join(names)}]")
+        metrics, formulas = swept("metric", config), swept("formula", config)
+        grid = Grid(uuid.uuid4().hex[:12], Path(config.hydra.sweep.dir), metrics, formulas, shown)
+        _running[:] = [grid]
+        with open_dict(config):
+            config.hydra.overrides.hydra.append(f"sweep='{grid.name}'")
+            if config.metrics is None and metrics:
+                config.hydra.overrides.hydra.append(f"metrics=[{','.join(metrics)}]")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        """Draw the sweep's heatmaps, and say where the runs are."""
-        from mico_exp.choices import plots
-        from mico_exp.tracking import Tracker
+        """Finish the sweep."""
+        finish()
 
-        folder = Path(config.hydra.sweep.dir).absolute()
+
+def finish() -> None:
+    """Draw the heatmaps of this process's sweep, if there is one, and say where its runs are."""
+    from mico_exp.tracking import Tracker
+
+    while _running:
+        grid = _running.pop()
         try:
-            for challenge in _challenges(folder):
+            for challenge in _challenges(grid.folder):
                 tracker = Tracker(challenge, Path.cwd(), create=False)
-                if plots(config):
-                    draw_heatmaps(tracker, challenge, folder, config)
+                if grid.plots:
+                    draw_heatmaps(tracker, challenge, grid)
                 print(f"Runs: {tracker.address()}")
         except InputError as error:  # the runs themselves are there
             log.warning("%s", error)
@@ -58,54 +84,33 @@ class Sweep(Callback):
 
 def _challenges(folder: Path) -> list[str]:
     """Challenges that the jobs of a sweep belong to, from the configurations that they left."""
-    configs = [OmegaConf.load(path) for path in sorted(folder.glob("*/.hydra/config.yaml"))]
+    configs = [OmegaConf.load(path) for path in sorted(folder.rglob(".hydra/config.yaml"))]
     return list(dict.fromkeys(str(one.challenge) for one in configs))
 
 
-def draw_heatmaps(tracker: "Tracker", challenge: str, folder: Path, config: DictConfig) -> None:
+def draw_heatmaps(tracker: "Tracker", challenge: str, grid: Grid) -> None:
     """Draw the grid of every scenario of a sweep, beside its jobs and in a run of its own."""
     from mico_exp import provenance
-    from mico_exp.grid import judge, scenario_of
+    from mico_exp.figures import heatmap
+    from mico_exp.grid import candidate, judge, order_of, scenario_of, sizes_of
+    from mico_exp.selection import newest
 
-    runs = tracker.finished({"kind": "cell", "sweep": str(folder)})
-    runs.sort(key=scenario_of)
+    runs = sorted(tracker.finished({"kind": "cell", "sweep": grid.name}), key=scenario_of)
     scenarios = {name: list(group) for name, group in groupby(runs, key=scenario_of)}
     if not any(len(group) > 1 for group in scenarios.values()):
         return
-    tags = {"kind": "sweep", "challenge": challenge, "sweep": str(folder)}
+    tags = {"kind": "sweep", "challenge": challenge, "sweep": grid.name}
     tags["code_version"] = provenance.code_version()
     with tracker.run("sweep", tags) as run:
         for name, group in scenarios.items():
-            cells = _in_order(group, config)
-            selected = judge(tracker, cells)
-            path = folder / f"heatmap_{name}.png"
-            _draw(selected, group[0], cells, path)
+            selected = judge(tracker, newest(map(candidate, group), grid.metrics, grid.formulas))
+            path = grid.folder / f"heatmap_{name}.png"
+            rows, columns = order_of(selected, grid.metrics, grid.formulas)
+            heatmap(name, selected, rows, columns, sizes_of(group[0])).savefig(path)
             (run.artifacts / path.name).write_bytes(path.read_bytes())
-            run.params[f"{name}/cells"] = len(cells)
+            run.params[f"{name}/cells"] = len(selected.cells)
             run.metrics[f"{name}/tpr_at_fpr_0.1"] = selected.verdict.tpr
-    log.info("Heatmaps: %s", folder / "heatmap_*.png")
-
-
-def _in_order(runs: "Sequence[LoggedRun]", config: DictConfig) -> "list[Candidate]":
-    """Take cells in the order in which the sweep names metrics and formulas."""
-    from mico_exp.grid import candidate
-    from mico_exp.selection import newest
-
-    return newest(map(candidate, runs), swept("metric", config), swept("formula", config))
-
-
-def _draw(selected: Any, run: "LoggedRun", cells: "Sequence[Candidate]", path: Path) -> None:
-    from mico_exp.figures import heatmap
-
-    models = int(run.params["train_models"])
-    points = models * 2 * int(run.params["len_challenge"])
-    heatmap(
-        f"{selected.best.scenario}: validation TPR at FPR 0.1",
-        selected,
-        list(dict.fromkeys(one.metric for one in cells)),
-        list(dict.fromkeys(one.formula for one in cells)),
-        f"± half of the 95 % interval over models; n = {points:,} points of {models} models",
-    ).savefig(path)
+    log.info("Heatmaps: %s", grid.folder / "heatmap_*.png")
 
 
 def swept(group: str, config: DictConfig) -> list[str]:
@@ -126,4 +131,14 @@ def swept(group: str, config: DictConfig) -> list[str]:
             else:
                 values = value.list if isinstance(value, ChoiceSweep) else [value]
                 names = [v.text if isinstance(v, QuotedString) else str(v) for v in values]
-    return names
+    return list(dict.fromkeys(_real_name(group, name) for name in names))
+
+
+def _real_name(group: str, name: str) -> str:
+    """Name that an option gives itself: ``formula=midpoint`` is 0."""
+    from mico_exp.choices import option_names
+
+    if name not in option_names(group):
+        return name  # Hydra itself will refuse it
+    composed: Any = compose("config", overrides=[f"{group}='{name}'"])
+    return str(composed[group].name)

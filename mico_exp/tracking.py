@@ -8,6 +8,7 @@ import getpass
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -76,8 +77,13 @@ def reach(folder: Path) -> None:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _local_database(folder, create=True)
     try:
         MlflowClient(uri).search_experiments(max_results=1)
-    except MlflowException as error:
-        raise InputError(f"MLflow at {uri} cannot be used: {_first_line(error)}") from error
+    except Exception as error:  # of MLflow, of the database, of the network
+        shown = _without_password(uri)
+        raise InputError(f"MLflow at {shown} cannot be used: {_first_line(error)}") from error
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)
 
 
 class Tracker:
@@ -97,12 +103,16 @@ class Tracker:
         location = None if uri else (folder / "mlruns" / experiment).absolute().as_uri()
         if not uri:
             uri = _local_database(folder, create)
-        self.uri = uri
+        self.uri = _without_password(uri)
         try:
             self.client = MlflowClient(uri)
             self.experiment_id = self._experiment(experiment, location, create)
-        except MlflowException as error:
-            raise InputError(f"MLflow at {uri} cannot be used: {_first_line(error)}") from error
+        except InputError:
+            raise
+        except Exception as error:  # of MLflow, of the database, of the network
+            raise InputError(
+                f"MLflow at {self.uri} cannot be used: {_first_line(error)}"
+            ) from error
 
     def _experiment(self, name: str, location: str | None, create: bool) -> str:
         if known := self.client.get_experiment_by_name(name):

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -310,6 +311,24 @@ def broken(score, shadow, is_in, is_out):
     result[3:4, 5] = float("nan")
     return result
 """
+
+
+def test_a_run_whose_predictions_are_gone_is_left_out_and_named(copy):
+    report = json.loads((copy / "submissions" / "selection_digits.json").read_text())
+    found = report["scenarios"]["digits_hi"]
+    other = next(one for one in found["cells"] if one["cell"] != found["verdict"]["cell"])
+    with sqlite3.connect(copy / "mlflow.db") as database:
+        where = (str(copy / "nowhere"), other["run_id"])
+        database.execute("update runs set artifact_uri = ? where run_uuid = ?", where)
+    shown = run("mico_exp.select_best", *SIZES, cwd=copy).stdout
+    assert f"digits_hi/{other['cell']} is left out" in shown
+    numbers = ["selection.rule=one_se", "selection.simplicity.formula=[2,0,1]"]
+    run("mico_exp.select_best", *SIZES, *numbers, cwd=copy)
+    simple = json.loads((copy / "submissions" / "selection_digits.json").read_text())
+    assert simple["selection"]["simple_formulas"] == ["2", "0", "1"]
+    unknown = "selection.simplicity.metric=[foo]"
+    refused = run("mico_exp.select_best", *SIZES, unknown, cwd=copy, status=1).stderr
+    assert "`selection.simplicity.metric` must name options" in refused
 
 
 def test_runs_of_other_contents_in_one_experiment_are_left_out_and_counted(copy):

@@ -101,7 +101,9 @@ def test_it_says_what_the_selection_says(reported, page):
         low, high = found["procedure_interval"]
         assert shown[1:3] == [verdict["cell"], f"{verdict['tpr']:.4f}"]
         assert shown[4:6] == [f"{found['procedure']:.4f}", f"{low:.3f} – {high:.3f}"]
-        assert shown[-1] == f"{found['final']:.4f}"
+        final = found["came_out"]["final"]
+        assert shown[-2] == f"{final['value']:.4f}"
+        assert shown[-1] == f"{final['low']:.3f} – {final['high']:.3f}"
         assert selection["contents"][name] in page
         assert [one["cell"] for one in found["cells"]] == CELLS
     for command in re.findall(r"<pre>(.*?)</pre>", page, flags=re.S)[0].strip().splitlines():

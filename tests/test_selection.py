@@ -67,7 +67,7 @@ def test_the_verdicts(judged):
     assert not weak.like_chosen
     assert weak.difference_interval[0] > 0
     assert weak.tpr == pytest.approx(chosen.tpr - weak.difference)
-    assert found.like_best == (["loss/2"] if near.like_chosen else [])
+    assert found.alike == (["loss/2"] if near.like_chosen else [])
     assert sum(v.probability_best for v in found.cells) == pytest.approx(1)
     assert found.procedure_interval[0] < found.procedure < found.procedure_interval[1]
 

@@ -91,6 +91,18 @@ def test_draws_without_a_class_do_not_count():
     scores = np.array([[0.9, 0.8], [0.1, 0.2], [0.7, 0.3]])
     found = statistics.intervals(truth, scores)
     assert found["auc"] == (1, 1)
+    assert found["tpr_at_fpr_0.1"] == (1, 1)
+    ranked = statistics.Ranked(truth, scores)
+    weights = np.array([[2, 0, 0], [0, 2, 0], [1, 1, 0]], np.float32)
+    assert np.array_equal(ranked.tpr_at(0.1, weights), [np.nan, np.nan, 1], equal_nan=True)
+    assert np.array_equal(ranked.auc(weights), [np.nan, np.nan, 1], equal_nan=True)
+    found = statistics.compare([(truth, scores), (truth, -scores)], highest, halvings=50)
+    assert found.probability_best == pytest.approx([1, 0])
+    assert (found.difference_interval[1] == 1).all()
+    apart = np.array([[True, True], [False, False]] * 2), np.arange(8.0).reshape(4, 2)
+    found = statistics.compare([apart, apart], highest)
+    assert found.probability_best == pytest.approx([0.5, 0.5])
+    assert found.procedure is None or np.isfinite(found.procedure.value)
 
 
 @pytest.mark.parametrize("value", [0.5, 0.0])
@@ -111,6 +123,8 @@ def test_what_cannot_be_ranked():
         statistics.Ranked(truth, scores[:4])
     with pytest.raises(InputError, match="no cell"):
         statistics.compare([], highest)
+    with pytest.raises(InputError, match="a single model"):
+        statistics.compare([(truth[:1], scores[:1])], highest)
     with pytest.raises(InputError, match="of 5 and of 4 models"):
         statistics.compare([(truth, scores), (truth[:4], scores[:4])], highest)
 

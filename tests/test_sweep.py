@@ -40,6 +40,8 @@ def test_options_that_a_sweep_takes(typed, names):
         assert swept("metric", config) == names
         config.hydra.sweeper.params.metric = "confidence,mod_entropy"
         assert swept("metric", config) == (names or ["confidence", "mod_entropy"])
+        config.hydra.overrides.task = ["formula=standardized,none,midpoint,0"]
+        assert swept("formula", config) == ["2", "none", "0"]
 
 
 def stored(folder):
@@ -53,5 +55,40 @@ def test_the_first_cell_computes_what_the_sweep_needs(tmp_path):
     wrong = run("mico_exp", "metric=mod_entropy", "metrics=[losss]", *one, cwd=tmp_path, status=1)
     assert "`metrics` must be null, all or a list of confidence" in wrong.stderr
     assert "got losss" in wrong.stderr
+    again = run("mico_exp", "metric=loss", "metrics=5", *one, cwd=tmp_path, status=1)
+    assert "got 5" in again.stderr
     run("mico_exp", "metric=mod_entropy", "metrics=all", *one, cwd=tmp_path)
     assert "mod_entropy" in stored(tmp_path)
+
+
+BROKEN = """
+def broken(score, shadow, is_in, is_out):
+    return score * float("nan")
+"""
+
+
+def test_a_sweep_with_a_failed_cell_still_ends_with_its_grid_and_address(tmp_path):
+    """In a folder with an apostrophe, which MLflow's filters could trip over."""
+    folder = tmp_path / "it's"
+    options = folder / "options" / "formula"
+    options.mkdir(parents=True)
+    (folder / "mine.py").write_text(BROKEN)
+    function = "function:\n  _target_: mine.broken\n  _partial_: true\n"
+    (options / "broken.yaml").write_text(f"name: broken\n{function}")
+    drawn = [text for text in SMALL if text != "plots=off"]
+    one = ["--config-dir=options", "metric=loss", "scenario='inf'", *drawn]
+    grid = [*one, "formula=broken,0,1", "hydra.sweep.dir=./x/../swept", "-m"]
+    done = run("mico_exp", *grid, cwd=folder, status=1)
+    assert "Runs: http://127.0.0.1:5000/#/experiments/1/runs" in done.stdout
+    assert [path.name for path in (folder / "swept").glob("*.png")] == ["heatmap_digits_inf.png"]
+    all_fail = run("mico_exp", *one, "formula=broken", "-m", cwd=folder, status=1)
+    assert "Runs: http://127.0.0.1:5000" in all_fail.stdout
+    assert "Traceback" not in done.stderr + all_fail.stderr + all_fail.stdout
+
+
+def test_what_is_no_database_is_told_before_the_sweep(tmp_path):
+    (tmp_path / "mlflow.db").write_text("garbage" * 1000)
+    done = run("mico_exp", "metric=loss", "formula=0,1", *SMALL, "-m", cwd=tmp_path, status=1)
+    assert "mlflow.db cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
