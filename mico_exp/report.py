@@ -26,15 +26,8 @@ if TYPE_CHECKING:
     from mico_exp.selection import Candidate, Selected
     from mico_exp.tracking import LoggedRun, Tracker
 
-SWEPT = {
-    "dataset",
-    "scenario",
-    "metric",
-    "formula",
-    "metrics",
-    "plots",
-    "sweep",
-}  # said by themselves
+# Overrides that a repeated sweep says by itself, or need not say.
+SWEPT = {"dataset", "scenario", "metric", "formula", "metrics", "plots", "sweep"}
 
 
 def command(cfg: "DictConfig") -> None:

@@ -172,8 +172,8 @@ def _row(name: str, selected: Selected, phases: list[str]) -> list[str]:
 
 def with_interval(value: float, interval: tuple[float, float]) -> str:
     """Write a figure with its interval."""
-    low, high = interval
-    return f"{value:.4f} ({low:.3f}–{high:.3f})"
+    low, high = (f"{bound:.3f}".removeprefix("0") for bound in interval)
+    return f"{value:.4f} ({low}–{high})"
 
 
 if __name__ == "__main__":
