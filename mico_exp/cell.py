@@ -17,7 +17,7 @@ from mico_exp.calibration import Formula, calibrate, scale
 from mico_exp.challenge import ChallengePoints
 from mico_exp.errors import InputError
 from mico_exp.extraction import Scores
-from mico_exp.scoring import Roc, figures, operating_points, roc
+from mico_exp.scoring import Roc, figures_of, operating_points, roc
 from mico_exp.statistics import intervals
 
 Predicted = NDArray[np.float32]
@@ -92,7 +92,7 @@ def evaluate(
 
 
 def _figures(solution: Membership, predictions: Predicted, curve: Roc) -> dict[str, float]:
-    found = figures(solution, predictions) | operating_points(curve, predictions)
+    found = figures_of(curve) | operating_points(curve, predictions)
     for figure, (low, high) in intervals(solution, predictions).items():
         found |= {f"{figure}_low": low, f"{figure}_high": high}
     return found

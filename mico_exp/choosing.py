@@ -41,7 +41,18 @@ def find_scenarios(cfg: "DictConfig") -> tuple[dict[str, "Scenario"], dict[str, 
     return scenarios, contents
 
 
-def choose(cfg: "DictConfig", tracker: "Tracker", contents: dict[str, str]) -> dict[str, Selected]:
+def finished_cells(cfg: "DictConfig", tracker: "Tracker") -> "list[LoggedRun]":
+    """All finished cells of the challenge, whatever their content."""
+    return tracker.finished(_tags(cfg))
+
+
+def _tags(cfg: "DictConfig") -> dict[str, str]:
+    return {"kind": "cell", "challenge": cfg.challenge}
+
+
+def choose(
+    cfg: "DictConfig", tracker: "Tracker", runs: "list[LoggedRun]", contents: dict[str, str]
+) -> dict[str, Selected]:
     """Choose a cell for every scenario among the runs of its present content.
 
     Without a preset by the rule on validation; with one the cell that it names.
@@ -49,8 +60,7 @@ def choose(cfg: "DictConfig", tracker: "Tracker", contents: dict[str, str]) -> d
     from mico_exp.choices import code_of_cells, option_names
     from mico_exp.grid import candidate, judge, scenario_of
 
-    tags = {"kind": "cell", "challenge": cfg.challenge}
-    runs, code = tracker.finished(tags), code_of_cells()
+    code = code_of_cells()
     chosen, missing = {}, []
     stale = 0
     for name, content in contents.items():
@@ -75,7 +85,7 @@ def choose(cfg: "DictConfig", tracker: "Tracker", contents: dict[str, str]) -> d
             f"No finished run of {', '.join(missing)} for the challenge {cfg.challenge} in "
             f"{tracker.uri}{about}. {_advice(cfg, missing)}"
         )
-    _tell_failed(tracker.failed(tags), chosen, contents)
+    _tell_failed(tracker.failed(_tags(cfg)), chosen, contents)
     how = check_selection(cfg)
     return {name: judge(tracker, cells, **how) for name, cells in chosen.items()}
 

@@ -33,15 +33,16 @@ SWEPT = {"dataset", "scenario", "metric", "formula", "metrics", "plots", "sweep"
 def command(cfg: "DictConfig") -> None:
     """Compare, draw and write."""
     from mico_exp.atomic import write_text
-    from mico_exp.choosing import check_selection, choose, find_scenarios
+    from mico_exp.choosing import check_selection, choose, find_scenarios, finished_cells
     from mico_exp.tracking import Tracker
 
     check_selection(cfg)
     scenarios, contents = find_scenarios(cfg)
     tracker = Tracker(cfg.challenge, Path.cwd(), create=False)
-    chosen = choose(cfg, tracker, contents)
-    runs = {run.id: run for run in tracker.finished({"kind": "cell", "challenge": cfg.challenge})}
-    shown = [_scenario(name, selected, runs, contents[name]) for name, selected in chosen.items()]
+    runs = finished_cells(cfg, tracker)
+    chosen = choose(cfg, tracker, runs, contents)
+    by_id = {run.id: run for run in runs}
+    shown = [_scenario(name, selected, by_id, contents[name]) for name, selected in chosen.items()]
     rocs = _rocs(cfg, tracker, scenarios, chosen)
     path = Path(cfg.reports) / f"{cfg.challenge}.html"
     write_text(path, _page(cfg, shown, rocs))
@@ -61,7 +62,6 @@ def _page(
         loader=PackageLoader("mico_exp"),
         autoescape=True,
         undefined=StrictUndefined,
-        trim_blocks=False,
     )
     pages.filters |= {"interval": _interval, "number": _number, "count": _count}
     return pages.get_template("report.html").render(

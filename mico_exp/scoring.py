@@ -48,17 +48,8 @@ def roc(solution: ArrayLike, predictions: ArrayLike) -> Roc:
     Raises:
         InputError: shapes differ, values are not finite, or one class is missing.
     """
-    truth, scores = np.asarray(solution), np.asarray(predictions)
-    if truth.shape != scores.shape:
-        raise InputError(f"solution has shape {truth.shape}, but predictions {scores.shape}.")
-    if not np.isfinite(scores).all():
-        raise InputError(f"{(~np.isfinite(scores)).sum()} of {scores.size} predictions are NaN.")
-    if truth.all() or not truth.any():
-        raise InputError("A ROC curve needs members and non-members, got one class only.")
-    order = np.argsort(-scores, axis=None, kind="stable")
-    ranked = scores.ravel()[order]
-    last = np.append(np.flatnonzero(np.diff(ranked)), ranked.size - 1)  # of each run of ties
-    members = np.cumsum(truth.ravel()[order], dtype=np.int64)[last]
+    _, is_member, ranked, last = rank(solution, predictions)
+    members = np.cumsum(is_member, dtype=np.int64)[last]
     others = last + 1 - members
     corners = np.ones(len(last), dtype=bool)  # none lies on a line between others
     corners[1:-1] = (np.diff(members, 2) != 0) | (np.diff(others, 2) != 0)
@@ -66,13 +57,41 @@ def roc(solution: ArrayLike, predictions: ArrayLike) -> Roc:
     return Roc(fpr, tpr, np.append(np.inf, ranked[last[corners]]))
 
 
+def rank(
+    solution: ArrayLike, predictions: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.floating], NDArray[np.int64]]:
+    """Put pooled predictions in descending order.
+
+    Returns the order (N,) of the flattened arrays, membership and predictions in it, and the last
+    place (K,) of every run of equal predictions.
+
+    Raises:
+        InputError: shapes differ, values are not finite, or one class is missing.
+    """
+    truth, scores = np.asarray(solution, dtype=bool), np.asarray(predictions)
+    if truth.shape != scores.shape:
+        raise InputError(f"solution has shape {truth.shape}, but predictions {scores.shape}.")
+    if not np.isfinite(scores).all():
+        raise InputError(f"{(~np.isfinite(scores)).sum()} of {scores.size} predictions are NaN.")
+    if truth.all() or not truth.any():
+        raise InputError("Members and non-members are needed, got one class only.")
+    order = np.argsort(-scores, axis=None, kind="stable")
+    ranked = scores.ravel()[order]
+    last = np.append(np.flatnonzero(np.diff(ranked)), ranked.size - 1)
+    return order, truth.ravel()[order], ranked, last
+
+
 def figures(solution: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
-    """Compute all official figures of predictions (T, P) for membership (T, P), by name.
+    """Compute all official figures of predictions (T, P) for membership (T, P), by name."""
+    return figures_of(roc(solution, predictions))
+
+
+def figures_of(curve: Roc) -> dict[str, float]:
+    """Read all official figures off a curve, by name.
 
     ``tpr_at_fpr_<x>`` for every official x, ``auc``, ``advantage`` = max(TPR − FPR) and
     ``accuracy`` = max(1 − (FPR + 1 − TPR)/2).
     """
-    curve = roc(solution, predictions)
     result = {f"tpr_at_fpr_{x}": curve.tpr_at(x) for x in OFFICIAL_FPRS}
     result["auc"] = curve.auc
     result["advantage"] = float((curve.tpr - curve.fpr).max())

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from mico_exp import cli
-from mico_exp.choosing import came_out, check_selection, choose, describe_rule, find_scenarios
+from mico_exp.choosing import (
+    came_out,
+    check_selection,
+    choose,
+    describe_rule,
+    find_scenarios,
+    finished_cells,
+)
 from mico_exp.errors import InputError
 from mico_exp.selection import Candidate, Selected
 from mico_exp.terminal import as_text, show
@@ -36,7 +43,7 @@ def command(cfg: "DictConfig") -> None:
     check_selection(cfg)  # what is wrong with it is said first
     scenarios, contents = find_scenarios(cfg)
     tracker = Tracker(cfg.challenge, Path.cwd(), create=False)
-    chosen = choose(cfg, tracker, contents)
+    chosen = choose(cfg, tracker, finished_cells(cfg, tracker), contents)
     predictions = {
         name: _predictions(tracker, chosen[name].best, scenario)
         for name, scenario in scenarios.items()

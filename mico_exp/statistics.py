@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mico_exp.errors import InputError
-from mico_exp.scoring import OFFICIAL_FPRS, RANKING_FPR, roc
+from mico_exp.scoring import OFFICIAL_FPRS, RANKING_FPR, rank, roc
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.float32]
@@ -56,22 +56,12 @@ class Ranked:
     """
 
     def __init__(self, solution: ArrayLike, predictions: ArrayLike) -> None:
-        truth, scores = np.asarray(solution, dtype=bool), np.asarray(predictions)
-        if truth.ndim != 2 or truth.shape != scores.shape:
-            raise InputError(f"solution has shape {truth.shape}, but predictions {scores.shape}.")
-        if not np.isfinite(scores).all():
-            raise InputError(
-                f"{(~np.isfinite(scores)).sum()} of {scores.size} predictions are NaN."
-            )
-        if truth.all() or not truth.any():
-            raise InputError("Members and non-members are needed, got one class only.")
-        order = np.argsort(-scores, axis=None, kind="stable")
-        ranked = scores.ravel()[order]
-        last = np.append(np.flatnonzero(np.diff(ranked)), ranked.size - 1)  # of each run of ties
-        model, is_member = order // scores.shape[1], truth.ravel()[order]
+        order, is_member, _, last = rank(solution, predictions)
+        models, points = np.shape(predictions)
+        model = order // points
         # (K + 1, T): how many of each model rank at or above a score; none before the first.
-        self.members = _counts(model, is_member, last, len(scores))
-        self.others = _counts(model, ~is_member, last, len(scores))
+        self.members = _counts(model, is_member, last, models)
+        self.others = _counts(model, ~is_member, last, models)
         below = self.others[-1] - (self.others[1:] + self.others[:-1]) / 2.0  # a tie counts half
         # (T, T) pairs that members of the first model win; float64 counts all of them exactly.
         self.pairs = np.diff(self.members, axis=0).T.astype(float) @ below.astype(float)
