@@ -31,7 +31,7 @@ from mico_exp.challenge import (
 )
 from mico_exp.columns import ScoreStore
 from mico_exp.datasets import Records
-from mico_exp.errors import InputError
+from mico_exp.errors import InputError, first_line
 from mico_exp.evaluation import Metric, Processor
 from mico_exp.extraction import Extraction
 from mico_exp.fingerprints import definition
@@ -289,7 +289,7 @@ def _made_metrics(names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
             option: Any = compose("config", overrides=[f"metric={name}"])
             yield name, make(option.metric.function)
         except Exception as error:  # whatever it is, it is no reason to stop the other metrics
-            reason = next(iter(str(error).splitlines()), "")
+            reason = first_line(error)
             log.warning("conf/metric/%s.yaml cannot be used, and is left out: %s", name, reason)
 
 

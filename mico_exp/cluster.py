@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mico_exp.errors import InputError
+from mico_exp.errors import InputError, first_line
 from mico_exp.evaluation import Processor, Shard
 
 Result = TypeVar("Result")
@@ -202,5 +202,5 @@ def _get(done: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(f"Ray could not finish a shard of models: {reason}") from error

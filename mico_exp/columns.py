@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mico_exp.atomic import write_bytes
 from mico_exp.challenge import Indices
+from mico_exp.errors import first_line
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
@@ -105,7 +106,7 @@ class StoredFile:
         try:
             key, _ = _read(self.path)
         except DAMAGED as error:
-            return next(iter(str(error).splitlines()), type(error).__name__)
+            return first_line(error)
         short = self.path.stem.rpartition("-")[2]
         return None if key[:KEY_IN_NAME] == short else f"its key is {key[:KEY_IN_NAME]}"
 

@@ -1,4 +1,4 @@
-"""The one exception whose message is meant for the user and needs no traceback."""
+"""The exception whose message is meant for the user, and the first line of all others."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,8 @@ class InputError(ValueError):
 
 class MetricError(InputError):
     """A metric cannot be computed; another metric of the same pass perhaps can."""
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error's message, or its kind where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

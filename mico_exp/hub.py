@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mico_exp.archive import check_free_disk
-from mico_exp.errors import InputError
+from mico_exp.errors import InputError, first_line
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Hub:
         return self.folder
 
     def _unreachable(self, error: Exception) -> InputError:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         return InputError(
             f"{self.repository} on the Hugging Face hub cannot be read: {reason}. "
             "With an archive at hand: --from FILE."

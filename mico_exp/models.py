@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mico_exp.errors import InputError
+from mico_exp.errors import InputError, first_line
 from mico_exp.fingerprints import definition, digest
 
 State = Mapping[str, Tensor]
@@ -245,7 +245,7 @@ def load_state(path: Path, like: nn.Module, *, mapped: bool = False) -> dict[str
     try:
         loaded = _read_tensors(path, mapped)
     except Exception as error:  # zip, pickle and OS errors alike mean: this file is no model
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(f"{path}: cannot be read as a state dict: {reason}") from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise InputError(f"{path}: expected a state dict of tensors, got {type(loaded).__name__}.")

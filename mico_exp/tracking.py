@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 from packaging.version import Version
 
 from mico_exp.atomic import exclusive
-from mico_exp.errors import InputError
+from mico_exp.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -75,11 +75,20 @@ def reach(folder: Path) -> None:
         InputError: it does not.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _local_database(folder, create=True)
-    try:
+    with _opening(uri):
         MlflowClient(uri).search_experiments(max_results=1)
-    except Exception as error:  # of MLflow, of the database, of the network
+
+
+@contextmanager
+def _opening(uri: str) -> Iterator[None]:
+    """Name the server in whatever goes wrong: of MLflow, of the database, of the network."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
         shown = _without_password(uri)
-        raise InputError(f"MLflow at {shown} cannot be used: {_first_line(error)}") from error
+        raise InputError(f"MLflow at {shown} cannot be used: {first_line(error)}") from error
 
 
 def _without_password(uri: str) -> str:
@@ -104,15 +113,9 @@ class Tracker:
         if not uri:
             uri = _local_database(folder, create)
         self.uri = _without_password(uri)
-        try:
+        with _opening(uri):
             self.client = MlflowClient(uri)
             self.experiment_id = self._experiment(experiment, location, create)
-        except InputError:
-            raise
-        except Exception as error:  # of MLflow, of the database, of the network
-            raise InputError(
-                f"MLflow at {self.uri} cannot be used: {_first_line(error)}"
-            ) from error
 
     def _experiment(self, name: str, location: str | None, create: bool) -> str:
         if known := self.client.get_experiment_by_name(name):
@@ -144,7 +147,7 @@ class Tracker:
         try:
             created = self.client.create_run(self.experiment_id, tags={**system, **tags})
         except MlflowException as error:
-            raise InputError(f"MLflow at {self.uri} takes no run: {_first_line(error)}") from error
+            raise InputError(f"MLflow at {self.uri} takes no run: {first_line(error)}") from error
         status = "FINISHED"
         with tempfile.TemporaryDirectory() as folder:
             run = Run(created.info.run_id, Path(folder))
@@ -238,10 +241,6 @@ class Tracker:
             raise InputError(
                 f"Run {run_id} in {self.uri} has no artifact {name}: {error}"
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _logged(run: StoredRun) -> LoggedRun:
