@@ -231,11 +231,10 @@ def heatmap(
             if verdict is None:
                 axes.text(j, i, "–", ha="center", va="center", color="0.5")
                 continue
-            half = (verdict.tpr_interval[1] - verdict.tpr_interval[0]) / 2
             chosen = verdict.cell == selected.verdict.cell
             mark = "≈ " if verdict.like_chosen and not chosen else ""
             dark = np.mean(colormaps["cividis"]((verdict.tpr - low) / (high - low))[:3]) < 0.5
-            text = f"{mark}{verdict.tpr:.3f}\n±{half:.3f}"
+            text = f"{mark}{verdict.tpr:.3f}\n±{verdict.tpr_interval.half_width:.3f}"
             color = "white" if dark else "black"
             axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color=color)
             if chosen:

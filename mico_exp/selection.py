@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mico_exp.errors import InputError
-from mico_exp.statistics import Choose, Comparison, Floats
+from mico_exp.statistics import Choose, Comparison, Floats, Interval
 
 RULES = ("max", "one_se")
 
@@ -46,10 +46,10 @@ class Verdict:
     cell: str
     run_id: str
     tpr: float
-    tpr_interval: tuple[float, float]
+    tpr_interval: Interval
     auc: float
     difference: float
-    difference_interval: tuple[float, float]
+    difference_interval: Interval
     probability_best: float
     like_chosen: bool
 
@@ -66,7 +66,7 @@ class Selected:
     verdict: Verdict
     cells: list[Verdict]
     procedure: float | None
-    procedure_interval: tuple[float, float] | None
+    procedure_interval: Interval | None
 
     @property
     def alike(self) -> list[str]:
@@ -148,10 +148,10 @@ def selected(candidates: Sequence[Candidate], comparison: Comparison) -> Selecte
             cell=candidate.cell,
             run_id=candidate.run_id,
             tpr=float(comparison.tpr[i]),
-            tpr_interval=_pair(comparison.tpr_interval[i]),
+            tpr_interval=Interval(*map(float, comparison.tpr_interval[i])),
             auc=float(comparison.auc[i]),
             difference=float(comparison.difference[i]),
-            difference_interval=_pair(comparison.difference_interval[i]),
+            difference_interval=Interval(*map(float, comparison.difference_interval[i])),
             probability_best=float(comparison.probability_best[i]),
             like_chosen=bool(comparison.like_chosen[i]),
         )
@@ -163,10 +163,5 @@ def selected(candidates: Sequence[Candidate], comparison: Comparison) -> Selecte
         verdict=cells[comparison.chosen],
         cells=cells,
         procedure=procedure.value if procedure else None,
-        procedure_interval=_pair(procedure.interval) if procedure else None,
+        procedure_interval=procedure.interval if procedure else None,
     )
-
-
-def _pair(interval: Sequence[float] | Floats) -> tuple[float, float]:
-    low, high = interval
-    return float(low), float(high)

@@ -7,7 +7,7 @@ from matplotlib.image import imread
 from mico_exp.figures import PHASE_STYLE, Curve, heatmap, roc_figure, scores_figure
 from mico_exp.scoring import OFFICIAL_FPRS, roc
 from mico_exp.selection import Candidate, Selected, Verdict
-from mico_exp.statistics import intervals
+from mico_exp.statistics import Interval, intervals
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,9 @@ def test_constant_scores_can_be_drawn(world):
 
 
 def verdict(cell, tpr, like=False):
-    return Verdict(cell, "run", tpr, (tpr - 0.01, tpr + 0.03), 0.6, 0, (0, 0), 0.5, like)
+    return Verdict(
+        cell, "run", tpr, Interval(tpr - 0.01, tpr + 0.03), 0.6, 0, Interval(0, 0), 0.5, like
+    )
 
 
 def test_a_heatmap_names_every_cell_frames_the_chosen_and_marks_its_likes():
