@@ -3,6 +3,7 @@
 ``python -m mico_exp metric=loss,confidence formula=0,1,2 -m`` sweeps the three scenarios too.
 """
 
+import json
 import logging
 import shlex
 import time
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from mico_exp.challenge import Scenario
     from mico_exp.datasets import Records
     from mico_exp.evaluation import Metric
-    from mico_exp.extraction import Extraction
+    from mico_exp.extraction import Extraction, Pass
     from mico_exp.tracking import Run
 
 log = logging.getLogger("mico_exp")
@@ -28,7 +29,8 @@ def command(cfg: "DictConfig") -> None:
     """Run one cell, as one MLflow run."""
     from hydra.core.hydra_config import HydraConfig
 
-    from mico_exp import choices, provenance  # what is heavy is imported once a command runs
+    # what is heavy is imported once a command runs
+    from mico_exp import choices, options, provenance
     from mico_exp.tracking import Tracker
 
     started = time.perf_counter()
@@ -37,7 +39,8 @@ def command(cfg: "DictConfig") -> None:
     scenario_label = cfg.scenario.name
     if cfg.challenge != cfg.dataset.name:
         scenario_label = choices.scenario_name(cfg)
-    cell = f"{scenario_label}/{cfg.metric.name}/{cfg.formula.name}"
+    options.check_cell(cfg)
+    cell = f"{scenario_label}/{options.label(cfg, 'metric')}/{options.label(cfg, 'formula')}"
     tags = {
         "kind": "cell",
         "challenge": cfg.challenge,
@@ -50,7 +53,7 @@ def command(cfg: "DictConfig") -> None:
         _log_choices(cfg, run)
         plots = choices.plots(cfg)
         choices.workers(cfg)  # what is wrong with them is said before anything is read or built
-        choices.named_metrics(cfg)
+        options.named_metrics(cfg)
         records = choices.records(cfg)
         scenario = choices.scenario(cfg, records)
         result = _evaluate(cfg, records, scenario, run)
@@ -71,22 +74,27 @@ def command(cfg: "DictConfig") -> None:
 def _log_choices(cfg: "DictConfig", run: "Run") -> None:
     from omegaconf import OmegaConf
 
-    from mico_exp import choices
+    from mico_exp import options
 
-    for group in ("dataset", "scenario", "metric", "formula"):
+    for group in ("dataset", "scenario"):
         run.params[group] = cfg[group].name
+    for group in ("metric", "formula"):
+        run.params[group] = options.label(cfg, group)
     run.params["len_training"] = cfg.dataset.len_training
     run.params["len_challenge"] = cfg.dataset.len_challenge
     run.params["seed"] = cfg.seed
     run.params["epsilon"] = cfg.scenario.epsilon
-    for group, made in (("metric", choices.metric(cfg)), ("formula", choices.formula(cfg))):
-        run.tags[f"{group}_code"] = choices.code_of(made)
+    options.metrics_of_cell(cfg)
+    options.formula(cfg)
+    for group in ("metric", "formula"):
+        run.tags[f"{group}_code"] = options.code(cfg, group)
+        run.tags[f"{group}_changes"] = json.dumps(options.changes(cfg, group))
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
     (run.artifacts / "config.yaml").write_text(resolved, encoding="utf-8")
 
 
 def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: "Run") -> "Result":
-    from mico_exp import choices, provenance
+    from mico_exp import choices, options, provenance
     from mico_exp.cell import evaluate
     from mico_exp.challenge import read_truth
     from mico_exp.errors import InputError
@@ -102,35 +110,34 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
     files = FileFingerprints(store.fingerprints(scenario.path))
     run.tags["content"] = provenance.content(scenario, records, files)
     extraction = choices.extraction(cfg, scenario, points, records)
-    scores = extraction.read(cfg.metric.name, choices.metric(cfg))
-    if scores is None:
-        started = time.perf_counter()
-        computed = _compute(extraction, choices.pass_metrics(cfg), cfg.metric.name)
-        run.metrics["extracted_models"] = computed
-        run.metrics["extraction_seconds"] = time.perf_counter() - started
-        scores = extraction.read(cfg.metric.name, choices.metric(cfg))
-        assert scores is not None
-    run.metrics["nan_models"] = scores.nan_models
+    metrics = options.metrics_of_cell(cfg)
+    evidence = choices.evidence(extraction, records, metrics)
+    if evidence is None:
+        for one in _compute(extraction, options.pass_metrics(cfg), metrics):
+            run.metrics[f"extracted_models/{one.family}"] = one.models
+            run.metrics[f"extraction_seconds/{one.family}"] = one.seconds
+        evidence = choices.evidence(extraction, records, metrics)
+        assert evidence is not None
+    run.metrics["nan_models"] = max(one.nan_models for one in evidence.scores.values())
     try:
-        return evaluate(scores, points, choices.formula(cfg), truth)
+        return evaluate(evidence, options.formula(cfg), truth)
     except InputError as error:
         raise InputError(f"{cfg.metric.name}/{cfg.formula.name}: {error}") from error
 
 
-def _compute(extraction: "Extraction", metrics: "dict[str, Metric]", chosen: str) -> int:
-    """Compute metrics in one pass, or the chosen one alone if another is broken.
-
-    Says for how many models.
-    """
+def _compute(
+    extraction: "Extraction", metrics: "dict[str, Metric]", chosen: "dict[str, Metric]"
+) -> "list[Pass]":
+    """Compute metrics together, or the chosen ones alone if another is broken."""
     from mico_exp.errors import MetricError
 
     try:
         return extraction.compute(metrics)
     except MetricError as error:
-        if metrics.keys() == {chosen}:
+        if metrics.keys() == chosen.keys():
             raise
-        log.warning("%s; %s is tried alone", error, chosen)
-        return extraction.compute({chosen: metrics[chosen]})
+        log.warning("%s; %s is tried alone", error, ", ".join(chosen))
+        return extraction.compute(chosen)
 
 
 def _log_result(result: "Result", run: "Run") -> None:
@@ -142,10 +149,12 @@ def _log_result(result: "Result", run: "Run") -> None:
 
 
 def _log_figures(cfg: "DictConfig", scenario: "Scenario", result: "Result", run: "Run") -> None:
+    from mico_exp import options
     from mico_exp.figures import PHASE_STYLE, Curve, roc_figure, scores_figure
     from mico_exp.scoring import RANKING_FPR
 
-    title = f"{scenario.name}: metric {cfg.metric.name}, formula {cfg.formula.name}"
+    names = (options.label(cfg, group) for group in ("metric", "formula"))
+    title = "{}: metric {}, formula {}".format(scenario.name, *names)
     solution, predictions = result.truth["train"], result.predictions["train"]
     curves = []
     for name, curve in result.curves.items():

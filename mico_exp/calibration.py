@@ -3,8 +3,10 @@
 Axes: T target models, S train (shadow) models, P challenge points of a target, U unique points.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,25 +14,35 @@ from numpy.typing import NDArray
 from mico_exp.errors import InputError
 from mico_exp.formulas import Floats, Mask
 
-Formula = Callable[[Floats, Floats, Mask, Mask], Floats]
+Formula = Callable[[Floats, Floats, Mask, Mask], Floats | tuple[Floats, Mask]]
 FEWEST_OUT = 2  # the winner's threshold: with fewer out models, in models stand in for them
+LEAST_DISTINCT = 0.99  # of the scores, that must be so in float32
 TARGETS_AT_ONCE = 8  # keeps the gathered (T, S, P) arrays within the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """Calibrated scores (T, P), and how often a side had to be stood in for.
+    """Calibrated scores (T, P), and how often a formula lacked models.
 
-    out_fallback_rate: share of target points with fewer than two out models, where the in
-        models serve as out models too.
-    in_fallback_rate: share with no in model at all, where the out models serve as in models.
     out_models: (T, P) how many shadow models were not trained on the point.
+    fallback_rate: share of target points where the formula had to do with less than it wants: a
+        side that the other stood in for, or what the formula itself calls so.
+    out_fallback_rate: share where in models stood in for out models.
+    in_fallback_rate: share with no in model at all, where out models stood in for them.
+    keeps_order: the scores may lie so far apart that only their order can be kept (`scale`).
     """
 
     scores: Floats
-    out_fallback_rate: float
-    in_fallback_rate: float
     out_models: NDArray[np.int64]
+    fallback_rate: float = 0.0
+    out_fallback_rate: float = 0.0
+    in_fallback_rate: float = 0.0
+    keeps_order: bool = True
+
+    @property
+    def predictions(self) -> NDArray[np.float32]:
+        """(T, P) in [0, 1]."""
+        return scale(self.scores, keep_order=self.keeps_order)
 
 
 def calibrate(
@@ -40,7 +52,7 @@ def calibrate(
     is_member: Mask,
     columns: NDArray[np.int64],
     *,
-    leave_one_out: bool = False,
+    left_out: NDArray[np.int64] | None = None,
 ) -> Calibrated:
     """Calibrate every target's scores against the train models.
 
@@ -51,42 +63,71 @@ def calibrate(
         shadow: (S, U) scores of the train models at all points; NaN takes no part.
         is_member: (S, U) True where the train model was trained on the point.
         columns: (T, P) where each target's points lie in the U columns.
-        leave_one_out: the targets are the train models themselves (T = S), and each is left
-            out of its own shadow models, which makes the result a validation score.
+        left_out: (T,) the shadow model that takes no part for each target: where targets are
+            train models, themselves, which makes the result a validation score.
 
     Raises:
         InputError: fewer than one shadow model is left, or the result is not finite.
     """
-    shadows = len(shadow) - leave_one_out
+    known = np.isfinite(own)
+    scores = np.empty(own.shape)
+    fell_back = np.zeros(3)
+    out_models = np.empty(own.shape, dtype=np.int64)
+    gaps = copes_with_gaps(formula)
+    for some, gathered, is_in, is_out in shadows_of(shadow, is_member, columns, left_out):
+        out_models[some] = np.count_nonzero(is_out, axis=-2)
+        asked = np.where(known[some], own[some], 0)
+        if gaps:
+            values, lacking = formula(asked, gathered, is_in, is_out)
+            fell_back[0] += np.count_nonzero(lacking)
+        else:
+            is_in, is_out, counts = stand_in(is_in, is_out)
+            values = formula(asked, gathered, is_in, is_out)
+            fell_back += [counts.sum(), *counts]
+        scores[some] = _of_shape(values, asked.shape)
+    scores[~known] = np.median(scores[known]) if known.any() else 0
+    _check_finite(scores)
+    rate, out_rate, in_rate = map(float, fell_back / max(own.size, 1))
+    return Calibrated(scores, out_models, rate, out_rate, in_rate, keeps_order=gaps)
+
+
+def copes_with_gaps(formula: Any) -> bool:
+    """Tell whether a formula wants the models as they are, without stand-ins."""
+    return getattr(formula.func if isinstance(formula, partial) else formula, "sees_gaps", False)
+
+
+def shadows_of(
+    shadow: Floats,
+    is_member: Mask,
+    columns: NDArray[np.int64],
+    left_out: NDArray[np.int64] | None = None,
+) -> Iterator[tuple[slice, Floats, Mask, Mask]]:
+    """Give the shadow models' scores at the targets' points, some targets at a time.
+
+    Arguments are those of `calibrate`. Yields which targets they are, the scores (t, S, P), and
+    masks (t, S, P) of the models that were and were not trained on the points.
+
+    Raises:
+        InputError: fewer than one shadow model is left.
+    """
+    shadows = len(shadow) - (left_out is not None)
     if shadows < 1:
         raise InputError(
             "Calibration needs at least one shadow model for each target, got "
-            f"{len(shadow)} train model(s){' with one left out' if leave_one_out else ''}."
+            f"{len(shadow)} train model(s){' with one left out' if left_out is not None else ''}."
         )
     usable = np.isfinite(shadow)
     shadow = np.where(usable, shadow, 0)
     inside, outside = is_member & usable, ~is_member & usable
-    known = np.isfinite(own)
-    scores = np.empty(own.shape)
-    fallbacks = np.zeros(2)
-    out_models = np.empty(own.shape, dtype=np.int64)
-    for start in range(0, len(own), TARGETS_AT_ONCE):
+    for start in range(0, len(columns), TARGETS_AT_ONCE):
         some = slice(start, start + TARGETS_AT_ONCE)
         gathered = shadow[:, columns[some]].swapaxes(0, 1)
         is_in = inside[:, columns[some]].swapaxes(0, 1)
         is_out = outside[:, columns[some]].swapaxes(0, 1)
-        if leave_one_out:
+        if left_out is not None:
             target = np.arange(len(gathered))
-            is_in[target, start + target] = is_out[target, start + target] = False
-        out_models[some] = np.count_nonzero(is_out, axis=-2)
-        is_in, is_out, fell_back = stand_in(is_in, is_out)
-        fallbacks += fell_back
-        asked = np.where(known[some], own[some], 0)
-        scores[some] = _of_shape(formula(asked, gathered, is_in, is_out), asked.shape)
-    scores[~known] = np.median(scores[known]) if known.any() else 0
-    _check_finite(scores)
-    out_rate, in_rate = fallbacks / own.size
-    return Calibrated(scores, float(out_rate), float(in_rate), out_models)
+            is_in[target, left_out[some]] = is_out[target, left_out[some]] = False
+        yield some, gathered, is_in, is_out
 
 
 def _of_shape(values: Floats, shape: tuple[int, ...]) -> Floats:
@@ -119,13 +160,20 @@ def stand_in(is_in: Mask, is_out: Mask) -> tuple[Mask, Mask, NDArray[np.int64]]:
     return in_side, out_side, np.array([few_out.sum(), no_in.sum()])
 
 
-def scale(scores: Floats) -> NDArray[np.float32]:
+def scale(scores: Floats, *, keep_order: bool = False) -> NDArray[np.float32]:
     """Min-max scale (T, P) to [0, 1] over all models together, as predictions in float32.
 
     One range for a whole scenario and phase keeps the models comparable under one threshold.
-    Constant scores say nothing, and all become 0.5.
+    Constant scores say nothing, and all become 0.5. With `keep_order`, ranks are scaled instead
+    where float32 would make many scores equal that are not, since a few lie so far out: a
+    likelihood ratio does that. The winner's procedure knows no such thing.
     """
     low, high = scores.min(), scores.max()
     if low == high:
         return np.full(scores.shape, 0.5, dtype=np.float32)
-    return ((scores - low) / (high - low)).astype(np.float32)
+    scaled = ((scores - low) / (high - low)).astype(np.float32)
+    if keep_order:
+        distinct, rank = np.unique(scores, return_inverse=True)
+        if len(np.unique(scaled)) < LEAST_DISTINCT * len(distinct):
+            return (rank.reshape(scores.shape) / (len(distinct) - 1)).astype(np.float32)
+    return scaled

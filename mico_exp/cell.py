@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mico_exp.atomic import write_bytes
-from mico_exp.calibration import Formula, calibrate, scale
-from mico_exp.challenge import ChallengePoints
+from mico_exp.calibration import Calibrated, Formula
 from mico_exp.errors import InputError
-from mico_exp.extraction import Scores
+from mico_exp.evidence import Attack, Evidence
 from mico_exp.scoring import Roc, figures_of, operating_points, roc
 from mico_exp.statistics import intervals
 
@@ -49,39 +48,28 @@ class Result:
 
 
 def evaluate(
-    scores: Scores,
-    points: ChallengePoints,
-    formula: Formula,
-    truth: Mapping[str, Membership],
+    evidence: Evidence, formula: Formula | Attack, truth: Mapping[str, Membership]
 ) -> Result:
     """Calibrate a scenario's scores in every phase, and score where membership is known.
 
     Args:
-        scores: one metric under the train models and under every target.
-        points: where the challenge points lie.
-        formula: see `mico_exp.formulas`.
+        evidence: scores of the metric, or of several for an attack that takes several.
+        formula: see `mico_exp.formulas`; or an attack on all the evidence.
         truth: (T, P) membership of dev and final models, where known; used for figures alone.
 
     Raises:
         InputError: calibration fails, or the train models' points are all of one class.
     """
-    _check_classes("train", points.solution)
-    predictions, found, calibrated = {}, {}, {}
-    for phase, own in scores.own.items():
-        calibrated[phase] = calibrate(
-            formula,
-            own,
-            scores.shadow,
-            points.is_member,
-            points.columns(phase),
-            leave_one_out=phase == "train",
-        )
-        predictions[phase] = scale(calibrated[phase].scores)
-        name = SHOWN_AS[phase]
-        found[f"{name}/out_fallback_rate"] = calibrated[phase].out_fallback_rate
-        found[f"{name}/in_fallback_rate"] = calibrated[phase].in_fallback_rate
+    solution = evidence.points.solution
+    _check_classes("train", solution)
+    calibrated = _calibrate(evidence, formula)
+    predictions = {phase: one.predictions for phase, one in calibrated.items()}
+    found = {}
+    for phase, one in calibrated.items():
+        for rate in ("fallback_rate", "out_fallback_rate", "in_fallback_rate"):
+            found[f"{SHOWN_AS[phase]}/{rate}"] = getattr(one, rate)
     found["out_fallback_rate"] = found["val/out_fallback_rate"]
-    known = {"train": points.solution, **dict(_with_both_classes(truth))}
+    known = {"train": solution, **dict(_with_both_classes(truth))}
     curves = {}
     for phase, solution in known.items():
         curve = roc(solution, predictions[phase])
@@ -89,6 +77,12 @@ def evaluate(
         found |= {f"{SHOWN_AS[phase]}/{figure}": value for figure, value in values.items()}
         curves["validation" if phase == "train" else phase] = curve
     return Result(predictions, known, found, curves, calibrated["train"].out_models)
+
+
+def _calibrate(evidence: Evidence, formula: Formula | Attack) -> dict[str, Calibrated]:
+    if isinstance(formula, Attack):
+        return formula(evidence)
+    return {phase: evidence.calibrated(formula, evidence.only, phase) for phase in evidence.phases}
 
 
 def _figures(solution: Membership, predictions: Predicted, curve: Roc) -> dict[str, float]:

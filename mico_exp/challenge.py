@@ -138,6 +138,11 @@ class Scenario:
     phases: dict[str, tuple[ModelFolder, ...]]
 
     @property
+    def discloses(self) -> bool:
+        """All of its models tell `seed_training`."""
+        return all(model.seed_training is not None for _, model in self.models())
+
+    @property
     def path(self) -> str:
         """Where it lies in the competition's tree: ``digits/digits_inf``."""
         return f"{self.challenge}/{self.name}"
@@ -248,8 +253,9 @@ class KnownSample:
 def known_sample(
     scenario: Scenario, points: ChallengePoints, members: int, nonmembers: int
 ) -> dict[str, list[KnownSample]]:
-    """Draw known members and non-members of each target model, phase by phase.
+    """Draw known members and non-members of each model, phase by phase.
 
+    Of train models all is known; they are drawn as if it were not, challenge points left out.
     They are drawn from the unique challenge points, where the train models are asked anyway, and
     by the model's own `seed_challenge`, so always the same. Where fewer are known, all are taken:
     of SST-2, some 390 non-members.
@@ -258,7 +264,7 @@ def known_sample(
         InputError: the scenario does not disclose `seed_training` of a model.
     """
     found: dict[str, list[KnownSample]] = {}
-    for phase in (phase for phase in points.of_phase if phase != "train"):
+    for phase in points.of_phase:
         known = known_training(scenario, phase)
         found[phase] = []
         for row, model in enumerate(scenario.phases[phase]):

@@ -1,24 +1,20 @@
 """From a composed configuration to the objects that it names.
 
-The one place below the commands that reads a configuration: all other modules take plain
-arguments.
+With `options`, which does so for metrics and formulas, the one place below the commands that reads
+a configuration: all other modules take plain arguments.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mico_exp.calibration import Formula
 from mico_exp.challenge import (
     PHASES,
     ChallengePoints,
@@ -31,10 +27,10 @@ from mico_exp.challenge import (
 )
 from mico_exp.columns import ScoreStore
 from mico_exp.datasets import Records
-from mico_exp.errors import InputError, first_line
+from mico_exp.errors import InputError
 from mico_exp.evaluation import Metric, Processor
+from mico_exp.evidence import Evidence
 from mico_exp.extraction import Extraction
-from mico_exp.fingerprints import definition
 from mico_exp.models import MLP, Architecture
 from mico_exp.recipe import PrivacyTarget, Recipe, build
 from mico_exp.training import Plan
@@ -218,17 +214,6 @@ def plots(cfg: DictConfig) -> bool:
     return known[cfg.plots]
 
 
-def metric(cfg: DictConfig) -> Metric:
-    """Make the chosen metric."""
-    option = HydraConfig.get().runtime.choices["metric"]
-    if cfg.metric.name != option:
-        raise InputError(
-            f"conf/metric/{option}.yaml: `name` must be that of its file, got {cfg.metric.name}."
-        )
-    function: Metric = make(cfg.metric.function)
-    return function
-
-
 def of_challenge(cfg: DictConfig) -> dict[str, DictConfig]:
     """Compose the configuration of each scenario of a challenge, by the scenario's folder.
 
@@ -248,94 +233,14 @@ def of_challenge(cfg: DictConfig) -> dict[str, DictConfig]:
     return found
 
 
-def pass_metrics(cfg: DictConfig) -> dict[str, Metric]:
-    """Make the metrics that a pass through a model computes: those of the sweep, or `metrics`.
-
-    They come from the same logits, so a later cell finds its scores ready.
-    """
-    chosen = {cfg.metric.name: metric(cfg)}
-    others = [name for name in named_metrics(cfg) if name not in chosen]
-    return chosen | dict(_made_metrics(others))
-
-
-def named_metrics(cfg: DictConfig) -> list[str]:
-    """Names in `metrics`, which are computed beside the chosen one.
-
-    Raises:
-        InputError: it is no list of options.
-    """
-    known, wanted = option_names("metric"), cfg.metrics
-    if wanted is None:
-        return []
-    if wanted == "all":
-        return known
-    names = list(wanted) if OmegaConf.is_list(wanted) else [wanted]
-    unknown = [str(name) for name in names if name not in known]
-    if unknown:
-        raise InputError(
-            f"`metrics` must be null, all or a list of {', '.join(known)}, got {unknown[0]}."
-        )
-    return names
-
-
-def all_metrics() -> dict[str, Metric]:
-    """Make every option of the group `metric`."""
-    return dict(_made_metrics(option_names("metric")))
-
-
-def _made_metrics(names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
-    for name in names:
-        try:
-            option: Any = compose("config", overrides=[f"metric={name}"])
-            yield name, make(option.metric.function)
-        except Exception as error:  # whatever it is, it is no reason to stop the other metrics
-            reason = first_line(error)
-            log.warning("conf/metric/%s.yaml cannot be used, and is left out: %s", name, reason)
-
-
-def option_names(group: str) -> list[str]:
-    """Names of all options of a config group, in their fixed order."""
-    loader = GlobalHydra.instance().config_loader()
-    return list(loader.get_group_options(group, ObjectType.CONFIG))
-
-
-def formula(cfg: DictConfig) -> Formula:
-    """Make the chosen formula."""
-    option = HydraConfig.get().runtime.choices["formula"]
-    name = cfg.formula.name
-    if name != option and (
-        name not in option_names("formula")
-        or _composed_formula(name).function._target_ != cfg.formula.function._target_
-    ):
-        raise InputError(
-            f"conf/formula/{option}.yaml: `name` must be {option} as its file, or that of the "
-            f"option that it stands for, got {name}."
-        )
-    function: Formula = make(cfg.formula.function)
-    return function
-
-
-def _composed_formula(name: str) -> Any:
-    composed: Any = compose("config", overrides=[f"formula='{name}'"])
-    return composed.formula
-
-
-def code_of_cells() -> dict[str, str]:
-    """Hash the present code of every metric and formula option: ``metric/loss`` → its hash.
-
-    Runs of other code are other experiments, whatever they are called.
-    """
-    found = {}
-    for group in ("metric", "formula"):
-        for name in option_names(group):
-            try:
-                composed: Any = compose("config", overrides=[f"{group}='{name}'"])
-                found[f"{group}/{name}"] = code_of(make(composed[group].function))
-            except Exception:  # an option that cannot be made has no runs that could be used
-                found[f"{group}/{name}"] = ""
-    return found
-
-
-def code_of(function: Any) -> str:
-    """Hash a metric's or formula's code, without the arguments that were bound for one run."""
-    return definition(function.func if isinstance(function, partial) else function)
+def evidence(
+    extraction: Extraction, loaded: Records, metrics: dict[str, Metric]
+) -> Evidence | None:
+    """Read what is known of a scenario by some metrics; None if any score is missing."""
+    scores = {}
+    for name, metric in metrics.items():
+        if (found := extraction.read(name, metric)) is None:
+            return None
+        scores[name] = found
+    labels = loaded.labels[extraction.points.unique].numpy()
+    return Evidence(scores, extraction.points, labels, extraction.known)

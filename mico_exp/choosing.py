@@ -3,6 +3,7 @@
 `select_best` packages the choice, and `report` shows it.
 """
 
+import json
 import logging
 import shlex
 from typing import TYPE_CHECKING, Any
@@ -57,10 +58,9 @@ def choose(
 
     Without a preset by the rule on validation; with one the cell that it names.
     """
-    from mico_exp.choices import code_of_cells, option_names
     from mico_exp.grid import candidate, judge, scenario_of
+    from mico_exp.options import option_names
 
-    code = code_of_cells()
     chosen, missing = {}, []
     stale = 0
     for name, content in contents.items():
@@ -68,7 +68,7 @@ def choose(
         wanted = _preset_cell(cfg, name)
         current = [
             one
-            for one in map(candidate, (r for r in of_scenario if _is_present_code(r, code)))
+            for one in map(candidate, filter(_is_present_code, of_scenario))
             if one.content == content and wanted in (None, one.cell)
         ]
         if not current:
@@ -106,7 +106,7 @@ def check_selection(cfg: "DictConfig") -> dict[str, Any]:
 
 
 def _simplicity(cfg: "DictConfig", group: str) -> list[str]:
-    from mico_exp.choices import option_names
+    from mico_exp.options import option_names
 
     names = [str(name) for name in cfg.selection.simplicity[group]]  # 0 is typed as a number
     known = option_names(group)
@@ -155,12 +155,16 @@ def _why(run: "LoggedRun") -> str:
     return next(iter(run.tags.get("error", "").splitlines()), "no reason was logged")
 
 
-def _is_present_code(run: "LoggedRun", code: dict[str, str]) -> bool:
+def _is_present_code(run: "LoggedRun") -> bool:
     """Tell whether a run's metric and formula still do what they did."""
-    return all(
-        run.tags.get(f"{group}_code") == code.get(f"{group}/{run.params.get(group)}")
-        for group in ("metric", "formula")
-    )
+    from mico_exp.options import present_code
+
+    for group in ("metric", "formula"):
+        name = run.params.get(group, "").partition("[")[0]
+        changed = tuple(json.loads(run.tags.get(f"{group}_changes", "[]")))
+        if run.tags.get(f"{group}_code") != present_code(group, name, changed):
+            return False
+    return True
 
 
 def _preset_cell(cfg: "DictConfig", scenario: str) -> str | None:

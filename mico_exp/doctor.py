@@ -51,7 +51,7 @@ def _examine(
     cfg: "DictConfig", name: str, findings: "list[Finding]"
 ) -> "tuple[list[PhaseReport], Cost | None]":
     """Examine one scenario; appends what it finds to `findings`."""
-    from mico_exp import choices
+    from mico_exp import choices, options
     from mico_exp.challenge import challenge_points
     from mico_exp.diagnosis import (
         Finding,
@@ -85,7 +85,7 @@ def _examine(
         return reports, None
     if name.endswith("_inf") and (odd := check_members(scenario, records, made, evaluator)):
         findings.append(odd)
-    metrics = len(choices.option_names("metric"))
+    metrics = len(options.single_metrics())
     points = challenge_points(scenario)
     return reports, estimate(scenario, points, records, made, evaluator, metrics)
 

@@ -1,36 +1,52 @@
-"""Running models at points on one device: batches that fit, and the metrics of their logits.
+"""Running models at points on one device: batches that fit, and the metrics of what comes out.
+
+Metrics are of two families: of logits, which need a forward pass and can be had of many models at
+once, and of gradients, which need a backward pass too and take one model at a time.
 
 Axes: M models taken at once, P points, C classes.
 """
 
-import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from mico_exp.batches import Batches, out_of_memory
 from mico_exp.datasets import Indices, Inputs, Records
 from mico_exp.errors import InputError, MetricError
+from mico_exp.gradients import GradientMetric, View
 from mico_exp.metrics import OfScaledLogit, scaled_logit
-from mico_exp.models import Architecture, Stacked, State, load_state, stack, weights_file
+from mico_exp.models import (
+    Alone,
+    Architecture,
+    Stacked,
+    State,
+    fill,
+    load_state,
+    stack,
+    weights_file,
+)
+from mico_exp.traces import trace
 
-log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
-Metric = Callable[[Tensor, Tensor], Tensor]
+LogitMetric = Callable[[Tensor, Tensor], Tensor]
+Metric = LogitMetric | GradientMetric
+LOGITS, GRADIENTS = "logits", "gradients"
 PRECISIONS = ("float32", "tf32", "bfloat16")
-# A batch is as large as lets its largest layer's output take so much. On a CPU that is what stays
-# in the cache: within some per cent of the best for all three model families here, 640 rows of
-# 25 MLPs, 56 images (benchmarks/cifar10_scale.py) and 680 tokens of a RoBERTa of base size.
-CPU_LAYER_BYTES = 8 << 20
-GPU_LAYER_BYTES = 1 << 30  # more makes no GPU faster
-GPU_LAYERS_AT_ONCE = 16  # the free memory is to hold so many of them
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+CPU_TRACE_BYTES = 64 << 20  # a backward pass is no faster in smaller batches
+LAYERS_OF_A_TRACE = 8  # it keeps about so many times what the largest layer gives out
+
+
+def family_of(metric: Metric) -> str:
+    """Family of a metric: ``logits`` or ``gradients``."""
+    return GRADIENTS if isinstance(metric, GradientMetric) else LOGITS
 
 
 @dataclass(frozen=True)
@@ -80,28 +96,42 @@ class Shard:
     """Models that run at once.
 
     folders: of the M models. points: (M, P) records that each is asked at. states: their weights,
-    where they have been read already.
+    where they have been read already. known: records that each was surely trained on, where a
+    metric wants them.
     """
 
     folders: tuple[Path, ...]
     points: Indices
     states: tuple[State, ...] | None = None
+    known: tuple[Indices, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What all shards of an extraction have in common; called with one, it gives its scores."""
+    """What all shards of an extraction have in common; called with one, it gives its scores.
+
+    metrics: all of the same family.
+    """
 
     architecture: Architecture
     records: Records
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, Any]
     processor: Processor
 
     def __call__(self, shard: Shard) -> dict[str, Floats]:
         """Scores (M, P) of the shard by metric."""
         evaluator = evaluator_on(self.processor)
-        models = evaluator.load(self.architecture, shard.folders, shard.states)
-        return evaluator.scores(models, self.records, shard.points, self.metrics)
+        if all(family_of(metric) == LOGITS for metric in self.metrics.values()):
+            models = evaluator.load(self.architecture, shard.folders, shard.states)
+            return evaluator.scores(models, self.records, shard.points, self.metrics)
+        rows = []
+        for i, (folder, points) in enumerate(zip(shard.folders, shard.points, strict=True)):
+            model = evaluator.load_one(
+                self.architecture, folder, shard.states[i] if shard.states else None
+            )
+            known = shard.known[i] if shard.known else None
+            rows.append(evaluator.gradient_scores(model, self.records, points, self.metrics, known))
+        return {name: np.stack([row[name] for row in rows]) for name in self.metrics}
 
 
 class Evaluator:
@@ -114,15 +144,8 @@ class Evaluator:
     def __init__(self, processor: Processor) -> None:
         self.processor = processor
         self.device = open_device(processor.device)
-        self.layer_bytes: float = self._layer_bytes()
-
-    def _layer_bytes(self) -> float:
-        if self.processor.batch_size is not None:
-            return math.inf
-        if self.device.type == "cpu":
-            return CPU_LAYER_BYTES
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return min(GPU_LAYER_BYTES, free // GPU_LAYERS_AT_ONCE)
+        self.batches = Batches(self.device, processor.batch_size)
+        self.trace_batches = Batches(self.device, processor.batch_size, CPU_TRACE_BYTES)
 
     def load(
         self,
@@ -131,16 +154,31 @@ class Evaluator:
         states: Sequence[State] | None = None,
     ) -> Stacked:
         """Load models as one; several only where the architecture can stack."""
-        module = architecture.make(folders[0]).to(self.device)
-        if self.device.type == "cpu":  # oneDNN's convolutions are 1.6 times as fast this way
-            module = module.to(memory_format=torch.channels_last)
+        module = self._make(architecture, folders[0])
         if states is None:
             states = [load_state(weights_file(folder), module) for folder in folders]
         return stack(module, [{k: v.to(self.device) for k, v in s.items()} for s in states])
 
+    def load_one(
+        self, architecture: Architecture, folder: Path, state: State | None = None
+    ) -> nn.Module:
+        """Load one model by itself."""
+        module = self._make(architecture, folder)
+        return fill(module, state or load_state(weights_file(folder), module))
+
+    def _make(self, architecture: Architecture, folder: Path) -> nn.Module:
+        module = architecture.make(folder).to(self.device)
+        if self.device.type == "cpu":  # oneDNN's convolutions are 1.6 times as fast this way
+            module = module.to(memory_format=torch.channels_last)
+        return module
+
     @torch.no_grad()
     def scores(
-        self, models: Stacked, records: Records, points: Indices, metrics: Mapping[str, Metric]
+        self,
+        models: Stacked,
+        records: Records,
+        points: Indices,
+        metrics: Mapping[str, LogitMetric],
     ) -> dict[str, Floats]:
         """Compute metrics of M models at points (M, P); each metric's scores are (M, P) float64.
 
@@ -152,46 +190,80 @@ class Evaluator:
         """
         found = {name: np.empty(points.shape) for name in metrics}
         shared = len(points) == 1 or bool((points == points[0]).all())
-        sizes = records.sizes(points[0])
-        # Largest first: a batch has little padding, and memory runs short at once or never.
-        order = np.argsort(-sizes, kind="stable")
-        per_size = self._bytes_per_size(models, records, points[0, order[:2]], shared)
-        start = 0
-        while start < len(order):
-            bytes_each = per_size * int(sizes[order[start]])
-            some = order[start : start + self._count(bytes_each)]
-            wanted = torch.from_numpy(points[0, some] if shared else points[:, some])
-            reason = self._score(models, records, wanted, metrics, found, some)
-            if reason is None:
-                start += len(some)
-            else:
-                self._halve(bytes_each, len(some), reason)
-        return found
 
-    def _score(
-        self,
-        models: Stacked,
-        records: Records,
-        wanted: Tensor,
-        metrics: Mapping[str, Metric],
-        found: dict[str, Floats],
-        some: Indices,
-    ) -> str | None:
-        """Score one batch; the reason if memory ran out, when all that the batch took is free."""
-        try:
+        def score(some: Indices) -> None:
+            wanted = torch.from_numpy(points[0, some] if shared else points[:, some])
             logits, labels = self._logits(models, records, wanted)
             for name, values in compute_metrics(metrics, logits, labels):
                 found[name][:, some] = values.double().cpu().numpy()
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            return str(error).splitlines()[0]
-        return None
+
+        sizes = records.sizes(points[0])
+        per_size = self._bytes_per_size(models, records, points[0], sizes, shared)
+        self.batches.run(score, sizes, per_size)
+        return found
+
+    @torch.no_grad()
+    def gradient_scores(
+        self,
+        model: nn.Module,
+        records: Records,
+        points: Indices,
+        metrics: Mapping[str, GradientMetric],
+        known: Indices | None = None,
+    ) -> dict[str, Floats]:
+        """Compute metrics of one model's gradients at points (P,); each metric's scores are (P,).
+
+        Always in float32. Where memory runs out, the batch is halved and the work goes on.
+
+        Args:
+            model: with its weights.
+            records: the data set.
+            points: where it is asked.
+            metrics: of gradients.
+            known: records that the model was surely trained on, for metrics that want them.
+
+        Raises:
+            InputError: a single point does not fit.
+            MetricError: a metric fails, or gives another shape.
+        """
+        found = {name: np.empty(points.shape) for name in metrics}
+        sizes = records.sizes(points)
+        per_size = self._bytes_per_size(Alone(model), records, points, sizes, shared=True)
+        per_size *= LAYERS_OF_A_TRACE
+        prepared = {}
+        for name, metric in metrics.items():
+            seen = reference_of(metric, len(records.labels), known)
+            cuts = self.trace_batches.cut(records.sizes(seen), per_size)
+            views = (self._view(model, records, seen[some]) for some in cuts)
+            total = len(known) if metric.disclosed and known is not None else len(records.labels)
+            with _named(name):
+                prepared[name] = metric.prepare(views, total), seen[: len(seen) * metric.disclosed]
+
+        def score(some: Indices) -> None:
+            view = self._view(model, records, points[some])
+            for name, metric in metrics.items():
+                state, told = prepared[name]
+                known = torch.from_numpy(np.isin(points[some], told)).to(self.device)
+                with _named(name):
+                    values = metric.score(replace(view, known=known), state)
+                _check_shape(name, values, view.trace.logits)
+                found[name][some] = values.double().cpu().numpy()
+
+        self.trace_batches.run(score, sizes, per_size)
+        return found
+
+    def _view(self, model: nn.Module, records: Records, points: Indices) -> View:
+        wanted = torch.from_numpy(points)
+        inputs = to_device(records.inputs(wanted), self.device)
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        labels = records.labels[wanted].to(self.device)
+        return View(trace(model, inputs), labels, torch.zeros_like(labels, dtype=torch.bool))
 
     def _bytes_per_size(
-        self, models: Stacked, records: Records, probe: Indices, shared: bool
+        self, models: Stacked, records: Records, points: Indices, sizes: Indices, shared: bool
     ) -> int:
         """Bytes that the largest layer gives out for each token, image or row."""
+        probe = points[np.argsort(-sizes, kind="stable")[:2]]
         if not len(probe):
             return 1
         inputs = to_device(records.inputs(torch.from_numpy(probe)), self.device)
@@ -199,23 +271,6 @@ class Evaluator:
         if not shared and isinstance(inputs, Tensor):  # each model has inputs of its own
             widest = max(widest, inputs.numel() * inputs.element_size() * models.count)
         return -(-widest // int(len(probe) * records.sizes(probe).max()))
-
-    def _count(self, bytes_each: int) -> int:
-        """How many points go into a batch."""
-        most = self.processor.batch_size
-        if most is not None and math.isinf(self.layer_bytes):
-            return most
-        count = max(1, int(self.layer_bytes) // bytes_each)
-        count -= count % 64 if count > 64 else 0  # whole vectors and tiles
-        return count if most is None else min(count, most)
-
-    def _halve(self, bytes_each: int, tried: int, reason: str) -> None:
-        if tried == 1:
-            raise InputError(f"{self.device} has no memory for a single point: {reason}")
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.layer_bytes = bytes_each * (tried // 2)
-        log.warning("%s is out of memory with %d points at once: halved", self.device, tried)
 
     def _logits(self, models: Stacked, records: Records, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (M, P, C), and labels (P,) or (M, P), of records (P,) for all or (M, P)."""
@@ -235,10 +290,18 @@ def evaluator_on(processor: Processor) -> Evaluator:
     return Evaluator(processor)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        message in str(error) for message in OUT_OF_MEMORY
-    )
+def reference_of(metric: GradientMetric, records: int, known: Indices | None = None) -> Indices:
+    """Records (N,) that a metric wants to see first, ascending: always the same of the same.
+
+    Raises:
+        MetricError: it wants known members, and there are none.
+    """
+    if metric.disclosed and known is None:
+        raise MetricError("a metric of known members needs a scenario that discloses them.")
+    among = known if metric.disclosed and known is not None else np.arange(records)
+    if metric.reference is None or metric.reference >= len(among):
+        return np.sort(among)
+    return np.sort(np.random.default_rng(0).permutation(among)[: metric.reference])
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
@@ -249,31 +312,42 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def compute_metrics(
-    metrics: Mapping[str, Metric], logits: Tensor, labels: Tensor
+    metrics: Mapping[str, LogitMetric], logits: Tensor, labels: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
     """Compute metrics of the same logits (M, P, C), each (M, P); what they share only once."""
     phi = None
     version = _version(logits)
     for name, metric in metrics.items():
         bare = metric.func if isinstance(metric, partial) and not metric.keywords else metric
-        try:
+        with _named(name):
             if isinstance(bare, OfScaledLogit):
                 phi = scaled_logit(logits, labels) if phi is None else phi
                 values = bare.function(phi)
             else:
                 values = metric(logits, labels)
-        except Exception as error:
-            if isinstance(error, RuntimeError) and _out_of_memory(error):
-                raise
-            raise MetricError(f"metric `{name}` fails: {type(error).__name__}: {error}") from error
         if _version(logits) != version:
             raise MetricError(f"metric `{name}` changes the logits, which others need as they are.")
-        if values.shape != logits.shape[:-1]:
-            raise MetricError(
-                f"metric `{name}` must give shape {tuple(logits.shape[:-1])} for logits "
-                f"{tuple(logits.shape)}, got {tuple(values.shape)}."
-            )
+        _check_shape(name, values, logits)
         yield name, values
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Name the metric in whatever goes wrong in it, but for a lack of memory."""
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise MetricError(f"metric `{name}` fails: {type(error).__name__}: {error}") from error
+
+
+def _check_shape(name: str, values: Tensor, logits: Tensor) -> None:
+    if values.shape != logits.shape[:-1]:
+        raise MetricError(
+            f"metric `{name}` must give shape {tuple(logits.shape[:-1])} for logits "
+            f"{tuple(logits.shape)}, got {tuple(values.shape)}."
+        )
 
 
 def _version(tensor: Tensor) -> int:

@@ -4,7 +4,6 @@
 """
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from mico_exp import cli
@@ -17,23 +16,19 @@ log = logging.getLogger("mico_exp.extract")
 
 def command(cfg: "DictConfig") -> None:
     """Extract one scenario; Hydra calls this for each."""
-    from mico_exp import choices
+    from mico_exp import choices, options
 
-    started = time.perf_counter()
     choices.workers(cfg)
+    metrics = options.extracted_metrics(cfg)
     records = choices.records(cfg)
     scenario = choices.scenario(cfg, records)
     points = choices.points(scenario)
-    metrics = choices.all_metrics()
-    computed = choices.extraction(cfg, scenario, points, records).compute(metrics)
-    log.info(
-        "%s: %s at %d points, %d models computed (%.1f s)",
-        scenario.path,
-        ", ".join(metrics),
-        len(points.unique),
-        computed,
-        time.perf_counter() - started,
-    )
+    passes = choices.extraction(cfg, scenario, points, records).compute(metrics)
+    log.info("%s: %s at %d points", scenario.path, ", ".join(metrics), len(points.unique))
+    for one in passes:
+        log.info("  %s: %d models computed (%.1f s)", one.family, one.models, one.seconds)
+    if not passes:
+        log.info("  nothing was missing")
 
 
 if __name__ == "__main__":

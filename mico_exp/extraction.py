@@ -2,18 +2,18 @@
 
 The train models are asked at the unique challenge points of all phases, each dev and final
 model at its own and, where its training set is disclosed, at a sample of it. One pass through a
-model computes all metrics that are asked for.
+model computes all metrics of a family that are asked for: of its logits, or of its gradients.
 
 Axes: M models taken at once, P points, S train models, U unique points, T targets.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -23,7 +23,8 @@ from mico_exp.challenge import ChallengePoints, Indices, KnownSample, ModelFolde
 from mico_exp.columns import Address, Column, Floats, ScoreStore
 from mico_exp.datasets import Records, fingerprint_arrays
 from mico_exp.errors import InputError, MetricError
-from mico_exp.evaluation import Metric, Processor, Shard, Work
+from mico_exp.evaluation import GRADIENTS, LOGITS, Metric, Processor, Shard, Work, family_of
+from mico_exp.evidence import Scores
 from mico_exp.fingerprints import FileFingerprints, definition, digest
 from mico_exp.models import (
     Architecture,
@@ -42,25 +43,6 @@ MODELS_AT_ONCE = 25  # that can stack: more make it no faster, and would only co
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
-    """One metric on one scenario.
-
-    shadow: (S, U) under every train model at every unique challenge point.
-    own: phase → (T, P) under each target model at its own challenge points.
-    known: phase → for each target model, (K,) at its sample of known members and non-members.
-    """
-
-    shadow: Floats
-    own: dict[str, Floats]
-    known: dict[str, list[Floats]] = field(default_factory=dict)
-
-    @property
-    def nan_models(self) -> int:
-        """How many models of any phase have scores that are not finite."""
-        return sum(int((~np.isfinite(rows)).any(axis=1).sum()) for rows in self.own.values())
-
-
-@dataclass(frozen=True, eq=False)
 class Task:
     """One model of a phase: the points it is needed at, and where its columns lie by metric."""
 
@@ -69,6 +51,14 @@ class Task:
     folder: ModelFolder
     points: Indices
     addresses: dict[str, Address]
+
+
+class Pass(NamedTuple):
+    """What a family of metrics took: models that were run, and seconds."""
+
+    family: str
+    models: int
+    seconds: float
 
 
 _last_read: dict[str, Scores] = {}  # at most one
@@ -85,7 +75,7 @@ class Extraction:
         store: where columns are kept.
         processor: where and how models run.
         workers: who runs them.
-        known: phase → each target model's sample of known members and non-members.
+        known: phase → each model's sample of known members and non-members.
         allow_nan: go on where models have weights or scores that are not finite. Their scores
             are NaN then, and calibration leaves them out.
     """
@@ -141,7 +131,7 @@ class Extraction:
             own[task.phase].append(column.at(self.points.of_phase[task.phase][task.row]))
             if task.phase == "train":
                 shadow[task.row] = column.at(self.points.unique)
-            elif task.phase in known:
+            if task.phase in known:
                 known[task.phase].append(column.at(self.known[task.phase][task.row].points))
         scores = Scores(shadow, {phase: np.stack(rows) for phase, rows in own.items()}, known)
         for array in (
@@ -152,16 +142,26 @@ class Extraction:
             array.flags.writeable = False  # cells share them
         return scores
 
-    def compute(self, metrics: Mapping[str, Metric]) -> int:
-        """Compute what is missing of the metrics' columns, and keep it; says for how many models.
+    def compute(self, metrics: Mapping[str, Metric]) -> list[Pass]:
+        """Compute what is missing of the metrics' columns, and keep it, family by family.
 
         Every model is checked before the first is run. Finished models stay finished if this is
         interrupted. Of two processes one computes, and the other waits and finds nothing missing.
 
         Raises:
             InputError: a model cannot be read or does not fit, or is not finite and `allow_nan`
-                is off.
+                is off; or a metric needs disclosed training sets, and they are not.
         """
+        done = []
+        for family in (LOGITS, GRADIENTS):
+            some = {name: one for name, one in metrics.items() if family_of(one) == family}
+            started = time.perf_counter()
+            if some and (models := self._compute_family(some, family)):
+                done.append(Pass(family, models, time.perf_counter() - started))
+        return done
+
+    def _compute_family(self, metrics: Mapping[str, Metric], family: str) -> int:
+        """Compute what is missing of one family; says for how many models."""
         with exclusive(self.store.lock(self.name), f"extracting {self.name}"):
             remove_leftovers(self.store.folder / self.name)
             missing = [
@@ -172,7 +172,8 @@ class Extraction:
             if missing:
                 self.workers.check(self.processor)
                 states = self._check_models([task.folder.path for task, _ in missing])
-                self._compute_all(list(self._alike(missing)), metrics, states)
+                groups = list(self._alike(missing, alone=family == GRADIENTS))
+                self._compute_all(groups, metrics, states, family)
             return len(missing)
 
     def _compute_all(
@@ -180,12 +181,14 @@ class Extraction:
         groups: Sequence[list[tuple[Task, Indices]]],
         metrics: Mapping[str, Metric],
         states: dict[Path, State],
+        family: str,
     ) -> None:
         work = Work(self.architecture, self.records, metrics, self.processor)
-        where = self.workers.describe(self.processor)
-        with progress(f"Extracting {self.name} on {where}", sum(map(len, groups))) as bar:
+        shards = (self._shard(group, states, metrics.values()) for group in groups)
+        title = f"Extracting {family} of {self.name} on {self.workers.describe(self.processor)}"
+        with progress(title, sum(map(len, groups))) as bar:
             started, points = time.perf_counter(), 0
-            for i, scores in self.workers.map(work, (_shard(group, states) for group in groups)):
+            for i, scores in self.workers.map(work, shards):
                 self._keep(groups[i], scores)
                 points += sum(len(lacking) for _, lacking in groups[i])
                 rate = points / (time.perf_counter() - started)
@@ -228,17 +231,23 @@ class Extraction:
             for phase, folders in self.scenario.phases.items():
                 for row, folder in enumerate(folders):
                     content = digest(*(files.of(path) for path in model_files(folder.path)))
-                    addresses = {
-                        name: Address(
-                            self.name,
-                            phase,
-                            folder.path.name,
-                            name,
-                            digest(content, *common, defined),
-                        )
-                        for name, defined in definitions.items()
-                    }
+                    addresses = {}
+                    for name, defined in definitions.items():
+                        told = self._told(folder, metrics[name])
+                        key = digest(content, *common, defined, *told)
+                        addresses[name] = Address(self.name, phase, folder.path.name, name, key)
                     yield Task(phase, row, folder, self._needed(phase, row), addresses)
+
+    def _told(self, folder: ModelFolder, metric: Metric) -> tuple[str, ...]:
+        """What of a model's training set a metric is told, for the key of its column."""
+        if not wants_known(metric):
+            return ()
+        if folder.seed_training is None:
+            raise InputError(
+                f"{folder.path / 'seed_training'} is missing: {self.name} does not disclose "
+                "training sets, which the metric needs."
+            )
+        return (repr((folder.seed_challenge, folder.seed_training, self.scenario.sizes)),)
 
     def _needed(self, phase: str, row: int) -> Indices:
         if phase == "train":
@@ -256,15 +265,37 @@ class Extraction:
         return np.unique(np.concatenate([first, *others]))
 
     def _alike(
-        self, missing: Sequence[tuple[Task, Indices]]
+        self, missing: Sequence[tuple[Task, Indices]], *, alone: bool
     ) -> Iterator[list[tuple[Task, Indices]]]:
-        """Cut into runs of models that lack equally many points, and so can be stacked."""
+        """Cut into runs of models that lack equally many points, and so can be stacked.
+
+        alone: one by one all the same.
+        """
         for _, run in groupby(missing, key=lambda pair: len(pair[1])):
             alike = list(run)
             stackable = can_stack(self.architecture.make(alike[0][0].folder.path))
-            size = MODELS_AT_ONCE if stackable else 1
+            size = MODELS_AT_ONCE if stackable and not alone else 1
             for start in range(0, len(alike), size):
                 yield alike[start : start + size]
+
+    def _shard(
+        self,
+        group: Sequence[tuple[Task, Indices]],
+        states: dict[Path, State],
+        metrics: Iterable[Metric],
+    ) -> Shard:
+        first = group[0][1]
+        if all(lacking is first for _, lacking in group):  # one array, however many the models
+            points = np.broadcast_to(first, (len(group), len(first)))
+        else:
+            points = np.stack([lacking for _, lacking in group])
+        folders = tuple(task.folder.path for task, _ in group)
+        known = None
+        if any(map(wants_known, metrics)):
+            splits = [task.folder.split(self.scenario.sizes) for task, _ in group]
+            known = tuple(np.sort(one.training) for one in splits if one.training is not None)
+        read = tuple(states.pop(folder) for folder in folders) if states else None
+        return Shard(folders, points, read, known)
 
     def _keep(self, group: Sequence[tuple[Task, Indices]], scores: Mapping[str, Floats]) -> None:
         for i, (task, lacking) in enumerate(group):
@@ -285,14 +316,9 @@ class Extraction:
         )
 
 
-def _shard(group: Sequence[tuple[Task, Indices]], states: dict[Path, State]) -> Shard:
-    first = group[0][1]
-    if all(lacking is first for _, lacking in group):  # one array, however many the models
-        points = np.broadcast_to(first, (len(group), len(first)))
-    else:
-        points = np.stack([lacking for _, lacking in group])
-    folders = tuple(task.folder.path for task, _ in group)
-    return Shard(folders, points, tuple(states.pop(f) for f in folders) if states else None)
+def wants_known(metric: Metric) -> bool:
+    """Tell whether a metric is to be told known members of the very model."""
+    return bool(getattr(metric, "disclosed", False))
 
 
 def progress(title: str, total: int, unit: str = "model") -> "tqdm[Any]":

@@ -9,7 +9,7 @@ import json
 import textwrap
 import time
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, GenericAlias, ModuleType
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,9 @@ def _describe(target: Any, seen: set[int]) -> Any:
         parts = [target.__defaults__, target.__kwdefaults__, cells, _mentioned(target)]
         return [_normalised_source(target), _describe(parts, seen)]
     if isinstance(target, type):
-        return [_normalised_source(target), _describe(_functions(target), seen)]
+        package = target.__module__.partition(".")[0]
+        bases = [base for base in target.__bases__ if _belongs(base, package)]
+        return [_normalised_source(target), _describe([*_functions(target), *bases], seen)]
     if not isinstance(target, BuiltinFunctionType) and hasattr(target, "__array__"):
         array = np.asarray(target)
         return [str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()]
@@ -134,7 +136,7 @@ def _mentioned(function: FunctionType) -> dict[str, Any]:
 
 def _belongs(value: Any, package: str) -> bool:
     """Tell data and the package's own code from the code of others."""
-    if isinstance(value, ModuleType):
+    if isinstance(value, (ModuleType, GenericAlias)):
         return False
     if callable(value):
         value = inspect.unwrap(value)

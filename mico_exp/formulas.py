@@ -7,48 +7,497 @@ Every formula takes
     is_in   (…, S, P)  True where the shadow model was trained on the point
     is_out  (…, S, P)  True where it serves as one that was not
 
-and returns (…, P), again higher = more member-like. Who is left out, and who stands in where
-there are too few, is decided by `calibration`: a formula sees arrays alone, and at least one
-model on either side. One small file in ``conf/formula`` makes a formula a choice.
+and returns (…, P), again higher = more member-like. A plain function sees at least one model on
+either side: `calibration` lets one side stand in for the other where there are too few. One that
+is marked by `sees_gaps` sees the models as they are, n_I and n_O of them, either of which may be
+0; it returns its scores together with (…, P) True where it had to do with less than it wants.
+
+Variances that are pooled are so over the P points of one target, each point centred on its own
+mean first, so that the spread between points does not count. Where all shadow models agree there
+is no scale, and what divides by it gives 0: neither member-like nor not. One small file in
+``conf/formula`` makes a formula a choice.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import gammaln, log_ndtr
+
+from mico_exp.errors import InputError
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Function = TypeVar("Function", bound=Callable[..., object])
+VARIANCES = ("per_point", "pooled", "bayesian")
+SCALES = ("all", "within", "shrunk", "pooled")
+CENTRES = ("mean", "median")
 
 
-def masked_mean(values: Floats, mask: Mask) -> Floats:
-    """Mean of (…, S, P) over S where `mask` holds; at least one must in every column."""
-    mean: Floats = np.sum(values, axis=-2, where=mask) / np.count_nonzero(mask, axis=-2)
-    return mean
+def sees_gaps(function: Function) -> Function:
+    """Mark a formula that copes with points that have no in or no out models."""
+    function.sees_gaps = True  # type: ignore[attr-defined]
+    return function
 
 
-def uncalibrated(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> Floats:  # noqa: ARG001
-    """s, the metric itself: no shadow model is asked."""
-    return score
+class Side(NamedTuple):
+    """Shadow models on one side of each point (…, P): how many, their mean, squares around it.
 
-
-def midpoint(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> Floats:
-    """s − (mean(in) + mean(out)) / 2, the winner's formula 0."""
-    return score - (masked_mean(shadow, is_in) + masked_mean(shadow, is_out)) / 2
-
-
-def in_mean(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> Floats:  # noqa: ARG001
-    """s − mean(in), the winner's formula 1."""
-    return score - masked_mean(shadow, is_in)
-
-
-def standardized(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> Floats:
-    """(s − mean(in ∪ out)) / std(in ∪ out) with n − 1, the winner's formula 2.
-
-    A model that stands on both sides counts twice. Where the shadow models all agree there is
-    no scale, and the result is 0, neither member-like nor not.
+    The mean is 0 where there are none.
     """
-    weight = is_in.astype(float) + is_out
-    count = weight.sum(axis=-2)
-    mean = np.einsum("...sp,...sp->...p", weight, shadow) / count
-    spread = weight * np.square(shadow - mean[..., np.newaxis, :])
-    deviation = np.sqrt(spread.sum(axis=-2) / np.maximum(count - 1, 1))
-    return np.divide(score - mean, deviation, out=np.zeros_like(mean), where=deviation > 0)
+
+    size: Floats
+    mean: Floats
+    squares: Floats
+
+
+def side(shadow: Floats, mask: Mask) -> Side:
+    """Count, mean and sum of squares of (…, S, P) over S where `mask` holds."""
+    count = np.count_nonzero(mask, axis=-2).astype(float)
+    mean = np.einsum("...sp,...sp->...p", mask, shadow) / np.maximum(count, 1)
+    around = np.where(mask, shadow - mean[..., np.newaxis, :], 0)
+    return Side(count, mean, np.einsum("...sp,...sp->...p", around, around))
+
+
+@sees_gaps
+def uncalibrated(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> tuple[Floats, Mask]:  # noqa: ARG001
+    """s, the metric itself: no shadow model is asked."""
+    return score, np.zeros(score.shape, dtype=bool)
+
+
+def offset(
+    score: Floats,
+    shadow: Floats,
+    is_in: Mask,
+    is_out: Mask,
+    *,
+    w: float | str = 0.5,
+    k: float = 0.0,
+    centre: str = "mean",
+    scale: str = "all",
+) -> Floats:
+    """(s − [w·centre(in) + (1 − w)·centre(out)]) / σ^k, one family for most of the formulas.
+
+    The winner's three are w = ½, k = 0 (formula 0), w = 1, k = 0 (formula 1), and w = ``counts``,
+    k = 1 with σ over all (formula 2); w = 0, k = 0 is difficulty calibration (Watson et al. 2022,
+    arXiv 2111.08440, §3).
+
+    Args:
+        score: and the three that follow, as above.
+        shadow: a model that stands on both sides counts twice.
+        is_in: at least one in every column.
+        is_out: at least one in every column.
+        w: weight of the in models, in [0, 1]; ``counts`` for n_I / (n_I + n_O).
+        k: power of σ, at least 0.
+        centre: ``mean`` or ``median``.
+        scale: what σ is: ``all`` the deviation of all shadow scores of a point around their mean;
+            ``within`` that around the mean of each side; ``pooled`` the latter over all points of
+            the target; ``shrunk`` between these two, as if ten more scores had the pooled one.
+
+    Raises:
+        InputError: an argument is outside its range.
+    """
+    _check_offset(w, k, centre, scale)
+    inside, outside = side(shadow, is_in), side(shadow, is_out)
+    share = inside.size / (inside.size + outside.size) if w == "counts" else float(w)
+    middle = [
+        one.mean if centre == "mean" else _median(shadow, mask)
+        for one, mask in ((inside, is_in), (outside, is_out))
+    ]
+    moved = score - (share * middle[0] + (1 - share) * middle[1])
+    if k == 0:
+        return moved
+    spread = np.sqrt(_variance(inside, outside, scale))
+    return divide(moved, spread**k)
+
+
+def _check_offset(w: float | str, k: float, centre: str, scale: str) -> None:
+    if w != "counts" and not (isinstance(w, (int, float)) and 0 <= w <= 1):
+        raise InputError(f"`w` must be in [0, 1] or counts, got {w}.")
+    if not (isinstance(k, (int, float)) and 0 <= k < np.inf):
+        raise InputError(f"`k` must be at least 0, got {k}.")
+    for name, value, known in (("centre", centre, CENTRES), ("scale", scale, SCALES)):
+        if value not in known:
+            raise InputError(f"`{name}` must be one of {', '.join(known)}, got {value}.")
+
+
+def _median(shadow: Floats, mask: Mask) -> Floats:
+    found: Floats = np.nanmedian(np.where(mask, shadow, np.nan), axis=-2)
+    return found
+
+
+def divide(value: Floats, by: Floats) -> Floats:
+    """Quotient, 0 where `by` is 0."""
+    value, by = np.broadcast_arrays(value, by)
+    found: Floats = np.divide(value, by, out=np.zeros(value.shape), where=by > 0)
+    return found
+
+
+PRIOR_SCORES = 10.0  # as many scores' worth of belief in the pooled variance, where it is a prior
+
+
+def _variance(inside: Side, outside: Side, scale: str) -> Floats:
+    """σ² (…, P) as `offset` names them."""
+    if scale == "all":
+        count = inside.size + outside.size
+        gap = inside.mean - outside.mean
+        between = inside.size * outside.size / count * np.square(gap)
+        squares = inside.squares + outside.squares + between
+        return squares / np.maximum(count - 1, 1)
+    pooled = pooled_variance(inside, outside)
+    if scale == "pooled":
+        return np.broadcast_to(pooled, inside.mean.shape)
+    freedom = np.maximum(inside.size - 1, 0) + np.maximum(outside.size - 1, 0)
+    extra = PRIOR_SCORES if scale == "shrunk" else 0.0
+    squares = inside.squares + outside.squares + extra * pooled
+    return np.where(freedom + extra > 0, squares / np.maximum(freedom + extra, 1), pooled)
+
+
+def pooled_variance(*sides: Side) -> Floats:
+    """Variance (…, 1) around each point's and side's own mean, over all points; 0 if unknown.
+
+    v = Σ_i Σ_m (s_im − μ_i)² / Σ_i (n_i − 1).
+    """
+    squares = sum(one.squares.sum(axis=-1, keepdims=True) for one in sides)
+    freedom = sum(np.maximum(one.size - 1, 0).sum(axis=-1, keepdims=True) for one in sides)
+    return divide(np.asarray(squares), np.asarray(freedom))
+
+
+class Gap(NamedTuple):
+    """How far in models' means lie above out models' (…, P), and over all points (…, 1).
+
+    value: of each point; the mean one where a side is missing. error: variance of `value` in
+    units of a score's variance, 1/n_I + 1/n_O; infinite where a side is missing. mean: over the
+    points with both sides, weighted by 1/error; 0 if there is none.
+    """
+
+    value: Floats
+    error: Floats
+    mean: Floats
+
+
+def gap_of(inside: Side, outside: Side) -> Gap:
+    """Find the gap of every point from the two sides."""
+    both = (inside.size > 0) & (outside.size > 0)
+    error = np.where(both, 1 / np.maximum(inside.size, 1) + 1 / np.maximum(outside.size, 1), np.inf)
+    weight = 1 / error
+    value = np.where(both, inside.mean - outside.mean, 0)
+    total = weight.sum(axis=-1, keepdims=True)
+    mean = divide((weight * value).sum(axis=-1, keepdims=True), total)
+    return Gap(np.where(both, value, mean), error, mean)
+
+
+def means(inside: Side, outside: Side, gap: Floats) -> tuple[Floats, Floats]:
+    """Means of both sides; a missing one is as far as `gap` from the other, or at 0 with it."""
+    above = np.where(inside.size > 0, inside.mean, outside.mean + gap)
+    below = np.where(outside.size > 0, outside.mean, inside.mean - gap)
+    return above, below
+
+
+def _check_variance(variance: str) -> None:
+    if variance not in VARIANCES:
+        raise InputError(f"`variance` must be one of {', '.join(VARIANCES)}, got {variance}.")
+
+
+def _own_variance(one: Side, pooled: Floats, variance: str) -> tuple[Floats, Mask]:
+    """Variance of a side, and where the pooled one had to serve for it."""
+    if variance == "pooled":
+        return np.broadcast_to(pooled, one.mean.shape), np.zeros(one.mean.shape, dtype=bool)
+    few = (one.size < 2) | (one.squares <= 0)
+    return np.where(few, pooled, one.squares / np.maximum(one.size - 1, 1)), few
+
+
+def _log_normal(score: Floats, mean: Floats, variance: Floats) -> Floats:
+    known = np.where(variance > 0, variance, 1)
+    found = -np.square(score - mean) / (2 * known) - np.log(known) / 2
+    return np.where(variance > 0, found, 0)
+
+
+class Student(NamedTuple):
+    """Student's t distribution of each point's next score (…, P)."""
+
+    freedom: Floats
+    location: Floats
+    scale: Floats
+
+    def log_density(self, score: Floats) -> Floats:
+        """Log density at (…, P), up to a constant; 0 where there is no scale."""
+        known = np.where(self.scale > 0, self.scale, 1)
+        half = (self.freedom + 1) / 2
+        squared = np.square((score - self.location) / known)
+        found = gammaln(half) - gammaln(self.freedom / 2) - np.log(self.freedom) / 2
+        found -= np.log(known) + half * np.log1p(squared / self.freedom)
+        return np.where(self.scale > 0, found, 0)
+
+
+def predictive(one: Side, mean: Floats, pooled: Floats, kappa: float, nu: float) -> Student:
+    """Predict a side's next score under a normal-inverse-gamma prior.
+
+    The prior is worth `kappa` scores at `mean` and `nu` scores of variance `pooled`: α_0 = ν/2,
+    β_0 = ν·v/2. κ_n = κ + n, μ_n = (κ·mean + n·x̄)/κ_n, α_n = α_0 + n/2, β_n = β_0 + SS/2 +
+    κ·n·(x̄ − mean)²/(2κ_n); then Student's t with 2α_n degrees of freedom, location μ_n and
+    scale² β_n(κ_n + 1)/(α_n·κ_n) (Murphy 2007, eq. 110). Defined at n = 0 and n = 1.
+    """
+    n = one.size
+    kappa_n = kappa + n
+    location = (kappa * mean + n * one.mean) / kappa_n
+    alpha = (nu + n) / 2
+    beta = (nu * pooled + one.squares + kappa * n * np.square(one.mean - mean) / kappa_n) / 2
+    return Student(2 * alpha, location, np.sqrt(beta * (kappa_n + 1) / (alpha * kappa_n)))
+
+
+def _check_prior(kappa: float, nu: float) -> None:
+    for name, value in (("kappa", kappa), ("nu", nu)):
+        if not (isinstance(value, (int, float)) and 0 < value < np.inf):
+            raise InputError(f"`{name}` must be above 0, got {value}.")
+
+
+@sees_gaps
+def lira_online(
+    score: Floats,
+    shadow: Floats,
+    is_in: Mask,
+    is_out: Mask,
+    *,
+    variance: str = "per_point",
+    kappa: float = 1.0,
+    nu: float = PRIOR_SCORES,
+) -> tuple[Floats, Mask]:
+    """log p(s | in) − log p(s | out) (Carlini et al. 2022, arXiv 2112.03570, eq. 4, algorithm 1).
+
+    A side without models has the other's mean, moved by the mean gap of the target's points that
+    have both; one with fewer than two, or with no spread, has the pooled variance. Both count as
+    falling back. Where nothing has any spread the result is 0.
+
+    Args:
+        score: and the three that follow, as above.
+        shadow: best on the metric ``logit``, whose scores are nearly normal.
+        is_in: any number in a column.
+        is_out: any number in a column.
+        variance: ``per_point``; ``pooled`` over all points, each side by itself; ``bayesian`` for
+            Student's t (`predictive`) with a prior around the other side's mean.
+        kappa: scores that the prior mean is worth, where bayesian.
+        nu: scores that the prior variance is worth, where bayesian.
+
+    Raises:
+        InputError: an argument is outside its range.
+    """
+    _check_variance(variance)
+    _check_prior(kappa, nu)
+    return log_ratio(score, side(shadow, is_in), side(shadow, is_out), variance, kappa, nu)
+
+
+def log_ratio(
+    score: Floats,
+    inside: Side,
+    outside: Side,
+    variance: str = "per_point",
+    kappa: float = 1.0,
+    nu: float = PRIOR_SCORES,
+) -> tuple[Floats, Mask]:
+    """Give `lira_online` from what it needs to know of the two sides."""
+    gap = gap_of(inside, outside)
+    above, below = means(inside, outside, gap.value)
+    missing = (inside.size == 0) | (outside.size == 0)
+    pooled = pooled_variance(inside, outside)
+    if variance == "bayesian":
+        upper = predictive(inside, below + gap.mean, pooled, kappa, nu)
+        lower = predictive(outside, above - gap.mean, pooled, kappa, nu)
+        return upper.log_density(score) - lower.log_density(score), missing
+    found, fell_back = np.zeros(score.shape), missing
+    for sign, mean, one in ((1, above, inside), (-1, below, outside)):
+        own = pooled_variance(one)
+        spread, few = _own_variance(one, np.where(own > 0, own, pooled), variance)
+        found += sign * _log_normal(score, mean, spread)
+        fell_back = fell_back | few
+    return found, fell_back
+
+
+@sees_gaps
+def lira_offline(
+    score: Floats,
+    shadow: Floats,
+    is_in: Mask,
+    is_out: Mask,
+    *,
+    variance: str = "per_point",
+    kappa: float = 1.0,
+    nu: float = PRIOR_SCORES,
+) -> tuple[Floats, Mask]:
+    """log Φ((s − μ_out)/σ_out), one-sided (Carlini et al. 2022, arXiv 2112.03570, §IV-C).
+
+    The logarithm keeps points apart whose probability rounds to 1 or 0. Arguments and what stands
+    in for missing models are those of `lira_online`; ``bayesian`` takes the location and scale of
+    Student's t, whose own distribution function would compare points by their counts.
+
+    Raises:
+        InputError: an argument is outside its range.
+    """
+    _check_variance(variance)
+    _check_prior(kappa, nu)
+    inside, outside = side(shadow, is_in), side(shadow, is_out)
+    gap = gap_of(inside, outside)
+    above, below = means(inside, outside, gap.value)
+    missing = outside.size == 0
+    own = pooled_variance(outside)
+    pooled = np.where(own > 0, own, pooled_variance(inside, outside))
+    if variance == "bayesian":
+        t = predictive(outside, above - gap.mean, pooled, kappa, nu)
+        return log_ndtr(divide(score - t.location, t.scale)), missing
+    spread, few = _own_variance(outside, pooled, variance)
+    return log_ndtr(divide(score - below, np.sqrt(spread))), missing | few
+
+
+@sees_gaps
+def lira_shrunk(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> tuple[Floats, Mask]:
+    """g̃/v · (s − midpoint): LiRA with one pooled v and a gain that is shrunk, clamped at 0.
+
+    With a pooled variance v, `lira_online` is (μ_in − μ_out)/v · (s − midpoint), and the noisy
+    factor before it has the wrong sign at many points. Empirical Bayes: gaps are N(g, τ²) among
+    the target's points, so g̃ = max(0, λ·gap + (1 − λ)·g) with λ = τ²/(τ² + v(1/n_I + 1/n_O)) and
+    τ² = max(0, Var(gap) − mean v(1/n_I + 1/n_O)) (Efron & Morris 1973). The midpoint is the most
+    likely one given that gap, (n_I(μ_in − g̃/2) + n_O(μ_out + g̃/2))/(n_I + n_O): where out models
+    are scarce it does not hang on them. Falls back where a side has no model; there g̃ = g. With
+    fewer than two points that have both sides λ = 0.
+    """
+    return shrunk_ratio(score, side(shadow, is_in), side(shadow, is_out))
+
+
+def shrunk_ratio(score: Floats, inside: Side, outside: Side) -> tuple[Floats, Mask]:
+    """Give `lira_shrunk` from what it needs to know of the two sides."""
+    gap, pooled = gap_of(inside, outside), pooled_variance(inside, outside)
+    missing = ~np.isfinite(gap.error)
+    prior = np.maximum(gap.mean, 0)
+    error = pooled * np.where(missing, 0, gap.error)
+    excess = _variance_where(gap.value, ~missing) - _mean_where(error, ~missing)
+    between = np.maximum(excess, 0)
+    trust = np.where(missing, 0, divide(between, between + error))
+    gain = np.maximum(trust * gap.value + (1 - trust) * prior, 0)
+    weighted = inside.size * (inside.mean - gain / 2) + outside.size * (outside.mean + gain / 2)
+    middle = weighted / np.maximum(inside.size + outside.size, 1)
+    return divide(gain, pooled) * (score - middle), missing
+
+
+def _mean_where(values: Floats, mask: Mask) -> Floats:
+    count = np.count_nonzero(mask, axis=-1, keepdims=True)
+    return np.where(mask, values, 0).sum(axis=-1, keepdims=True) / np.maximum(count, 1)
+
+
+def _variance_where(values: Floats, mask: Mask) -> Floats:
+    """Variance (…, 1) with n − 1 over the last axis where `mask` holds; 0 for fewer than two."""
+    count = np.count_nonzero(mask, axis=-1, keepdims=True)
+    around = np.where(mask, values - _mean_where(values, mask), 0)
+    return np.square(around).sum(axis=-1, keepdims=True) / np.maximum(count - 1, 1)
+
+
+TINY = np.finfo(np.float64).tiny  # keeps 0/0 at 0 where every model gives a point no chance
+
+
+@sees_gaps
+def rmia_online(
+    score: Floats, shadow: Floats, is_in: Mask, is_out: Mask, *, gamma: float = 1.0
+) -> tuple[Floats, Mask]:
+    """Pr_z[r(x)/r(z) ≥ γ] with r = p/p̄, p̄ = (mean p_in + mean p_out)/2.
+
+    RMIA (Zarifzadeh et al. 2024, arXiv 2312.03262, eq. 2 and 4). The population z are the
+    target's own points. It is the share of them with r(z) ≤ r(x)/γ, found by one sort. A side
+    without models has the other's mean, which counts as falling back.
+
+    Args:
+        score: p(x|θ), a probability: of the metric ``confidence``.
+        shadow: the same.
+        is_in: any number in a column.
+        is_out: any number in a column; not both 0.
+        gamma: how many times likelier x must be than z; at least 1.
+
+    Raises:
+        InputError: γ is below 1, or scores are not in [0, 1].
+    """
+    ratio, missing = ratio_online(score, shadow, is_in, is_out)
+    return share_below(ratio, ratio, gamma), missing
+
+
+@sees_gaps
+def rmia_offline(
+    score: Floats,
+    shadow: Floats,
+    is_in: Mask,
+    is_out: Mask,
+    *,
+    gamma: float = 1.0,
+    a: float = 0.3,
+) -> tuple[Floats, Mask]:
+    """As `rmia_online` with p̄ = ((1 + a)·mean p_out + 1 − a)/2 (arXiv 2312.03262, app. B.2.2).
+
+    Only out models are asked; where there are none, in models serve, which counts as falling
+    back.
+
+    Args:
+        score: as in `rmia_online`, and so the three that follow.
+        shadow: the same.
+        is_in: the same.
+        is_out: the same.
+        gamma: how many times likelier x must be than z; at least 1.
+        a: how the mean of in models follows from that of out models, in [0, 1]; 1 for not at all.
+
+    Raises:
+        InputError: γ is below 1, `a` is outside [0, 1], or scores are not in [0, 1].
+    """
+    ratio, missing = ratio_offline(score, shadow, is_in, is_out, a=a)
+    return share_below(ratio, ratio, gamma), missing
+
+
+@sees_gaps
+def ratio_online(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> tuple[Floats, Mask]:
+    """r = p/p̄ of `rmia_online`, and where a side is missing."""
+    _check_probability(score)
+    inside, outside = side(shadow, is_in), side(shadow, is_out)
+    above, below = means(inside, outside, np.zeros_like(score))
+    missing = (inside.size == 0) | (outside.size == 0)
+    return score / np.maximum((above + below) / 2, TINY), missing
+
+
+def ratio_offline(
+    score: Floats, shadow: Floats, is_in: Mask, is_out: Mask, *, a: float
+) -> tuple[Floats, Mask]:
+    """r = p/p̄ of `rmia_offline`, and where there are no out models."""
+    if not (isinstance(a, (int, float)) and 0 <= a <= 1):
+        raise InputError(f"`a` must be in [0, 1], got {a}.")
+    _check_probability(score)
+    inside, outside = side(shadow, is_in), side(shadow, is_out)
+    _, below = means(inside, outside, np.zeros_like(score))
+    return score / np.maximum(((1 + a) * below + 1 - a) / 2, TINY), outside.size == 0
+
+
+def share_below(ratio: Floats, population: Floats, gamma: float) -> Floats:
+    """Share of the population (…, Z) with r(z) ≤ r(x)/γ, for every r(x) (…, P)."""
+    if not (isinstance(gamma, (int, float)) and 1 <= gamma < np.inf):
+        raise InputError(f"`gamma` must be at least 1, got {gamma}.")
+    flat = ratio.reshape(-1, ratio.shape[-1]) / gamma
+    rows = population.reshape(-1, population.shape[-1])
+    found = [
+        np.searchsorted(np.sort(row), wanted, side="right")
+        for row, wanted in zip(rows, flat, strict=True)
+    ]
+    return np.array(found).reshape(ratio.shape) / population.shape[-1]
+
+
+def _check_probability(score: Floats) -> None:
+    if score.size and not (score.min() >= 0 and score.max() <= 1):
+        raise InputError(
+            "RMIA compares probabilities: scores must be in [0, 1] (metric=confidence), got "
+            f"{score.min():.4g} … {score.max():.4g}."
+        )
+
+
+@sees_gaps
+def attack_r(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> tuple[Floats, Mask]:  # noqa: ARG001
+    """Share of the out models whose score at the point is at most the target's.
+
+    Attack-R (Ye et al. 2022, arXiv 2111.09679, §4.3). It has n_O + 1 levels; where there is no
+    out model it is ½, and counts as falling back.
+    """
+    count = np.count_nonzero(is_out, axis=-2)
+    below = np.count_nonzero(is_out & (shadow <= score[..., np.newaxis, :]), axis=-2)
+    return np.where(count > 0, below / np.maximum(count, 1), 0.5), count == 0

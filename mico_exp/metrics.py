@@ -4,16 +4,17 @@ Every metric is higher = more member-like. logits (…, P, C) float, labels broa
 int64; the result is (…, P). A metric is a pure function, and one small file in ``conf/metric``
 makes it a choice.
 
-With p = softmax(z), all but modified entropy follow from the scaled logit
+With p = softmax(z), loss, confidence and logit follow from the scaled logit
 φ = z_y − logsumexp_{c≠y} z_c, since p_y = sigmoid(φ). In float32 sigmoid(18) is already 1, which
 ties the points at the very end of the ROC that counts; from φ in float64 nothing saturates.
+Signals of a model's weights are in `mico_exp.gradients`.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 WINNER_EPS = 1.2e-38  # the smallest normal float32, which keeps log(0) finite
 TINY = 1e-30  # sums of exponentials above it have all digits of a float32
@@ -59,6 +60,50 @@ def loss(phi: Tensor) -> Tensor:
 def confidence(phi: Tensor) -> Tensor:
     """Probability p_y of the true class, in float64 (Salem et al. 2019, arXiv 1806.01246)."""
     return phi.sigmoid()
+
+
+@OfScaledLogit
+def logit(phi: Tensor) -> Tensor:
+    """φ itself, log(p_y / (1 − p_y)), exactly (Carlini et al. 2022, arXiv 2112.03570, §V-B)."""
+    return phi
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """z_y − max_{c≠y} z_c in float64, which is φ for two classes.
+
+    How far the true class is ahead (Carlini et al. 2022, arXiv 2112.03570, fig. 4, compare it).
+    """
+    index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
+    others = logits.scatter(-1, index, -torch.inf).amax(dim=-1)
+    return logits.gather(-1, index).squeeze(-1).double() - others.double()
+
+
+def entropy(logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001
+    """Σ_c p_c·log p_c, negated entropy, which knows no label.
+
+    Salem et al. 2019, arXiv 1806.01246, §V.
+    """
+    log_p = logits.double().log_softmax(dim=-1)
+    return (log_p.exp() * log_p).sum(dim=-1)
+
+
+def mod_entropy_stable(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negated modified entropy (Song & Mittal 2021, arXiv 2003.10595, eq. 6) that never saturates.
+
+    (1 − p_y)·log p_y + Σ_{c≠y} p_c·log(1 − p_c) in float64, with nothing added under a logarithm:
+    log(1 − p_c) is log1p(−p_c), and −softplus(φ_c) for the likeliest class, whose p_c may round
+    to 1.
+    """
+    logits = logits.double()
+    index = labels.expand(logits.shape[:-1])
+    log_p = logits.log_softmax(dim=-1)
+    log_rest = torch.log1p(-log_p.exp())
+    top = logits.argmax(dim=-1)
+    of_top = -softplus(scaled_logit(logits, top)).unsqueeze(-1)
+    log_rest = log_rest.scatter(-1, top.unsqueeze(-1), of_top)
+    terms = (log_p.exp() * log_rest).scatter(-1, index.unsqueeze(-1), 0)
+    phi = scaled_logit(logits, labels)
+    return terms.sum(dim=-1) + (-phi).sigmoid() * logsigmoid(phi)
 
 
 def mod_entropy(logits: Tensor, labels: Tensor) -> Tensor:

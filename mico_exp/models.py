@@ -158,6 +158,12 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.network = network
 
+    @property
+    def traced(self) -> nn.Module:
+        """What gradients are taken of: the classification head, or all where there is none."""
+        head: nn.Module = getattr(self.network, "classifier", self.network)
+        return head
+
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Logits (P, C) of ``input_ids`` and ``attention_mask`` (P, L)."""
         logits: Tensor = self.network(**inputs).logits
@@ -335,5 +341,10 @@ def stack(model: nn.Module, states: Sequence[State]) -> Stacked:
         stacked: Stacked = model.stack(states)  # type: ignore[operator]
         return stacked
     (state,) = states
+    return Alone(fill(model, state))
+
+
+def fill(model: nn.Module, state: State) -> nn.Module:
+    """Give a model its weights, which will not change again."""
     bare(model).load_state_dict(state)
-    return Alone(model.eval())
+    return model.eval().requires_grad_(False)

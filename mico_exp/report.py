@@ -137,9 +137,9 @@ def _cost(runs: Sequence["LoggedRun"]) -> dict[str, float]:
 
 def _heatmap(name: str, selected: "Selected", run: "LoggedRun") -> tuple[str, str]:
     """Draw a scenario's grid, and say in words what it shows."""
-    from mico_exp.choices import option_names
     from mico_exp.figures import heatmap
     from mico_exp.grid import order_of, sizes_of
+    from mico_exp.options import option_names
 
     metrics, formulas = order_of(selected, option_names("metric"), option_names("formula"))
     figure = heatmap(name, selected, metrics, formulas, sizes_of(run))

@@ -101,16 +101,18 @@ def _wanted(cfg: "DictConfig", name: str, store: ScoreStore) -> set[Path]:
     Raises:
         InputError: the scenario is not there, or a metric's option cannot be used.
     """
-    from mico_exp import choices
+    from mico_exp import choices, options
     from mico_exp.challenge import load_scenario
     from mico_exp.evaluation import PRECISIONS
 
     records = choices.records(cfg)
     sizes = choices.sizes(cfg, len(records.labels))
     scenario = load_scenario(choices.root(cfg), cfg.challenge, name, sizes)
-    metrics = choices.all_metrics()
-    if broken := sorted(set(choices.option_names("metric")) - set(metrics)):
+    metrics = options.all_metrics(disclosed=True)
+    if broken := sorted(set(options.single_metrics()) - set(metrics)):
         raise InputError(f"conf/metric/{broken[0]}.yaml cannot be used: its scores would go.")
+    if not scenario.discloses:
+        metrics = options.all_metrics(disclosed=False)
     wanted = set()
     for precision in PRECISIONS:
         cfg.compute.precision = precision

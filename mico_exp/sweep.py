@@ -125,7 +125,7 @@ def swept(group: str, config: DictConfig) -> list[str]:
         if override.key_or_group == group:
             value: Any = override.value()
             if isinstance(value, Glob):
-                from mico_exp.choices import option_names
+                from mico_exp.options import option_names
 
                 names = value.filter(option_names(group))
             else:
@@ -136,7 +136,7 @@ def swept(group: str, config: DictConfig) -> list[str]:
 
 def _real_name(group: str, name: str) -> str:
     """Name that an option gives itself: ``formula=midpoint`` is 0."""
-    from mico_exp.choices import option_names
+    from mico_exp.options import option_names
 
     if name not in option_names(group):
         return name  # Hydra itself will refuse it

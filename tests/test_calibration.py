@@ -1,6 +1,7 @@
 """Formulas and calibration against a literal definition, the golden vectors and invariants."""
 
 import statistics
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,11 @@ from mico_exp import formulas
 from mico_exp.calibration import calibrate, scale
 from mico_exp.errors import InputError
 
-FORMULAS = {"0": formulas.midpoint, "1": formulas.in_mean, "2": formulas.standardized}
+FORMULAS = {
+    "0": partial(formulas.offset, w=0.5),
+    "1": partial(formulas.offset, w=1.0),
+    "2": partial(formulas.offset, w="counts", k=1.0, scale="all"),
+}
 
 
 def slow_formula(index, score, inside, outside):
@@ -65,7 +70,8 @@ def test_against_plain_loops(world, index, leave_one_out):
     own = np.take_along_axis(shadow[:targets], columns, axis=1)
     if not leave_one_out:
         own = own + np.random.default_rng(1).normal(size=own.shape)
-    found = calibrate(FORMULAS[index], own, shadow, is_member, columns, leave_one_out=leave_one_out)
+    left_out = np.arange(17) if leave_one_out else None
+    found = calibrate(FORMULAS[index], own, shadow, is_member, columns, left_out=left_out)
     expected = slow_calibrate(index, own, shadow, is_member, columns, leave_one_out)
     np.testing.assert_allclose(found.scores, expected, rtol=1e-10, atol=1e-12)
 
@@ -73,10 +79,11 @@ def test_against_plain_loops(world, index, leave_one_out):
 def test_fall_backs_are_counted(world):
     shadow, is_member, columns = world
     own = np.zeros((1, 5))
-    found = calibrate(formulas.in_mean, own, shadow, is_member, columns[:1, :5])
+    found = calibrate(FORMULAS["1"], own, shadow, is_member, columns[:1, :5])
     # Points 0 and 2 have fewer than two out models, point 1 has no in model; 3 and 4 have enough.
     assert found.out_fallback_rate == 2 / 5
     assert found.in_fallback_rate == 1 / 5
+    assert found.fallback_rate == 3 / 5
 
 
 @pytest.mark.parametrize("phase", ["train", "dev"])
@@ -94,7 +101,7 @@ def test_golden(metric, index, phase):
         scores[:12],
         golden["member_mask"],
         columns,
-        leave_one_out=phase == "train",
+        left_out=np.arange(12) if phase == "train" else None,
     )
     expected = golden[f"calibrated_{metric}_{index}_{phase}"]
     assert np.abs(found.scores - expected).max() <= 5e-5 * expected.std()
@@ -109,15 +116,11 @@ def test_a_constant_added_at_a_point_changes_nothing(world, index):
     shadow, is_member, columns = world
     own = np.take_along_axis(shadow, columns, axis=1)
     shift = np.linspace(-3, 3, 40)
-    before = calibrate(FORMULAS[index], own, shadow, is_member, columns, leave_one_out=True).scores
-    after = calibrate(
-        FORMULAS[index],
-        own + shift[columns],
-        shadow + shift,
-        is_member,
-        columns,
-        leave_one_out=True,
-    ).scores
+    place = is_member, columns
+    left_out = np.arange(17)
+    before = calibrate(FORMULAS[index], own, shadow, *place, left_out=left_out).scores
+    moved = own + shift[columns], shadow + shift
+    after = calibrate(FORMULAS[index], *moved, *place, left_out=left_out).scores
     np.testing.assert_allclose(after, before, atol=1e-12)
 
 
@@ -131,16 +134,15 @@ def test_uncalibrated_asks_no_shadow(world):
 def test_shadow_models_that_agree_have_no_scale():
     own, shadow = np.array([[1.0, 2.0]]), np.full((4, 2), 0.5)
     is_member = np.array([[True, True], [True, False], [False, True], [False, False]])
-    found = calibrate(formulas.standardized, own, shadow, is_member, np.array([[0, 1]]))
+    found = calibrate(FORMULAS["2"], own, shadow, is_member, np.array([[0, 1]]))
     assert found.scores.tolist() == [[0.0, 0.0]]
 
 
 def test_one_train_model_cannot_be_validated():
     one = np.zeros((1, 2))
     with pytest.raises(InputError, match="at least one shadow model"):
-        calibrate(
-            formulas.in_mean, one, one, one.astype(bool), np.array([[0, 1]]), leave_one_out=True
-        )
+        place = one.astype(bool), np.array([[0, 1]])
+        calibrate(FORMULAS["1"], one, one, *place, left_out=np.arange(1))
 
 
 def test_a_formula_that_gives_nan_names_the_target(world):
@@ -151,7 +153,7 @@ def test_a_formula_that_gives_nan_names_the_target(world):
 
     own = np.take_along_axis(shadow, columns, axis=1)
     with pytest.raises(InputError, match=r"1 of 510 .* target 13"):
-        calibrate(broken, own, shadow, is_member, columns, leave_one_out=True)
+        calibrate(broken, own, shadow, is_member, columns, left_out=np.arange(17))
 
 
 @pytest.mark.parametrize("index", FORMULAS)
@@ -170,9 +172,9 @@ def test_a_shadow_model_without_scores_takes_no_part(world, index):
 def test_a_target_without_scores_gets_the_median(world):
     shadow, is_member, columns = world
     own = np.take_along_axis(shadow, columns, axis=1)
-    expected = calibrate(formulas.in_mean, own, shadow, is_member, columns)
+    expected = calibrate(FORMULAS["1"], own, shadow, is_member, columns)
     own[13] = np.nan
-    found = calibrate(formulas.in_mean, own, shadow, is_member, columns)
+    found = calibrate(FORMULAS["1"], own, shadow, is_member, columns)
     others = np.delete(np.arange(17), 13)
     assert np.array_equal(found.scores[others], expected.scores[others])
     assert (found.scores[13] == np.median(expected.scores[others])).all()

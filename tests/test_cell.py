@@ -3,14 +3,19 @@ import logging
 import numpy as np
 import pytest
 
-from mico_exp import formulas, scoring, statistics
+from mico_exp import scoring, statistics
 from mico_exp.calibration import calibrate, scale
 from mico_exp.cell import evaluate, read_predictions, read_validation, write_predictions
 from mico_exp.challenge import ChallengePoints
 from mico_exp.errors import InputError
-from mico_exp.extraction import Scores
+from mico_exp.evidence import Evidence, Scores
+from mico_exp.formulas import offset
 
 SHADOWS, TARGETS, POINTS, UNIQUE = 8, 3, 10, 40
+
+
+def evidence(scores, points):
+    return Evidence({"loss": scores}, points, np.zeros(UNIQUE, dtype=np.int64))
 
 
 @pytest.fixture
@@ -35,14 +40,14 @@ def world():
 
 def test_figures_intervals_and_operating_points(world):
     scores, points, truth = world
-    found = evaluate(scores, points, formulas.midpoint, truth)
+    found = evaluate(evidence(scores, points), offset, truth)
     calibrated = calibrate(
-        formulas.midpoint,
+        offset,
         scores.own["train"],
         scores.shadow,
         points.is_member,
         points.columns("train"),
-        leave_one_out=True,
+        left_out=np.arange(SHADOWS),
     )
     assert np.array_equal(found.predictions["train"], scale(calibrated.scores))
     for name, phase, known in (("val", "train", points.solution), ("dev", "dev", truth["dev"])):
@@ -60,7 +65,7 @@ def test_figures_intervals_and_operating_points(world):
 def test_all_scores_equal_are_guessing(world):
     _, points, truth = world
     own = {"train": np.zeros((SHADOWS, POINTS)), "dev": np.zeros((TARGETS, POINTS))}
-    found = evaluate(Scores(np.zeros((SHADOWS, UNIQUE)), own), points, formulas.midpoint, truth)
+    found = evaluate(evidence(Scores(np.zeros((SHADOWS, UNIQUE)), own), points), offset, truth)
     assert (found.predictions["train"] == 0.5).all()
     assert found.figures["val/auc"] == found.figures["val/auc_low"] == 0.5
     assert found.figures["val/tpr_at_fpr_0.1"] == found.figures["val/tpr_at_fpr_0.1_high"] == 0
@@ -72,7 +77,7 @@ def test_one_class_only(world, caplog):
     scores, points, truth = world
     with caplog.at_level(logging.WARNING):
         alone = {"dev": np.ones_like(truth["dev"])}
-        found = evaluate(scores, points, formulas.midpoint, alone)
+        found = evaluate(evidence(scores, points), offset, alone)
     assert "All 30 challenge points of the dev models are members" in caplog.text
     assert set(found.truth) == {"train"}
     assert "dev" in found.predictions
@@ -82,7 +87,7 @@ def test_one_class_only(world, caplog):
     )
     message = "All 80 challenge points of the train models are non-members"
     with pytest.raises(InputError, match=message):
-        evaluate(scores, one_class, formulas.midpoint, truth)
+        evaluate(evidence(scores, one_class), offset, truth)
 
 
 def test_a_single_dev_model_has_figures_and_no_intervals(world):
@@ -91,7 +96,7 @@ def test_a_single_dev_model_has_figures_and_no_intervals(world):
     of_phase = {"train": points.of_phase["train"], "dev": points.of_phase["dev"][:1]}
     alone = ChallengePoints(of_phase, points.unique, points.is_member, points.solution)
     known = {"dev": truth["dev"][:1]}
-    found = evaluate(Scores(scores.shadow, own), alone, formulas.midpoint, known)
+    found = evaluate(evidence(Scores(scores.shadow, own), alone), offset, known)
     assert "dev/auc" in found.figures
     assert "dev/auc_low" not in found.figures
 
@@ -102,12 +107,12 @@ def test_a_single_train_model_cannot_be_calibrated(world):
     of_phase = {"train": points.of_phase["train"][:1]}
     alone = ChallengePoints(of_phase, points.unique, points.is_member[:1], points.solution[:1])
     with pytest.raises(InputError, match="at least one shadow model"):
-        evaluate(Scores(scores.shadow[:1], own), alone, formulas.midpoint, {})
+        evaluate(evidence(Scores(scores.shadow[:1], own), alone), offset, {})
 
 
 def test_predictions_are_kept_with_membership_for_validation_alone(world, tmp_path):
     scores, points, truth = world
-    found = evaluate(scores, points, formulas.midpoint, truth)
+    found = evaluate(evidence(scores, points), offset, truth)
     path = tmp_path / "predictions.npz"
     write_predictions(path, found.predictions, points.solution)
     again = read_predictions(path)

@@ -11,6 +11,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from mico_exp import cli, models
+from mico_exp.calibration import copes_with_gaps
+from mico_exp.evaluation import Evaluator, Processor
+from mico_exp.evidence import Attack
+from mico_exp.gradients import GradientMetric
 
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
@@ -37,25 +41,46 @@ def test_every_option_composes(composed, group, option):
     assert cfg[group].name
 
 
-@pytest.mark.parametrize("option", GROUPS["metric"])
-def test_every_metric_is_a_function_of_its_name(composed, option):
+@pytest.mark.parametrize("option", sorted(set(GROUPS["metric"]) - {"all"}))
+def test_every_metric_gives_a_score_for_each_point(composed, option, digits):
     cfg = composed(f"metric={option}")
     metric = instantiate(cfg.metric.function)
-    assert cfg.metric.name == option == metric.func.__name__
-    scores = metric(torch.randn(3, 5, 4), torch.randint(4, (5,)))
-    assert scores.shape == (3, 5)
-    assert torch.isfinite(scores).all()
-    assert "arXiv" in inspect.getdoc(metric.func)
+    assert cfg.metric.name == option
+    torch.manual_seed(0)
+    if isinstance(metric, GradientMetric):
+        model = models.MLP([64, 8, 10]).eval().requires_grad_(False)
+        known = np.arange(0, 1797, 3) if metric.disclosed else None
+        points = np.arange(50, 90)
+        scores = Evaluator(Processor("cpu")).gradient_scores(
+            model, digits, points, {option: metric}, known
+        )[option]
+        assert scores.shape == (40,)
+        assert np.isfinite(scores).all()
+        assert len(np.unique(scores)) == 40
+        documented = type(metric)
+    else:
+        assert option == metric.func.__name__
+        scores = metric(torch.randn(3, 5, 4), torch.randint(4, (5,)))
+        assert scores.shape == (3, 5)
+        assert torch.isfinite(scores).all()
+        documented = metric.func
+    assert "arXiv" in inspect.getdoc(documented)
 
 
 @pytest.mark.parametrize("option", GROUPS["formula"])
-def test_every_formula_is_a_function_of_arrays(composed, option):
+def test_every_formula_is_a_function_of_arrays_or_an_attack(composed, option):
     formula = instantiate(composed(f"formula='{option}'").formula.function)
+    if isinstance(formula, Attack):
+        assert inspect.getdoc(type(formula))
+        return
     random = np.random.default_rng(0)
     is_in = np.tile([[True], [False]], (4, 5))
-    found = formula(random.normal(size=5), random.normal(size=(8, 5)), is_in, ~is_in)
-    assert found.shape == (5,)
-    assert np.isfinite(found).all()
+    found = formula(random.random(size=5), random.random(size=(8, 5)), is_in, ~is_in)
+    scores, fell_back = found if copes_with_gaps(formula) else (found, np.zeros(5, bool))
+    assert scores.shape == fell_back.shape == (5,)
+    assert np.isfinite(scores).all()
+    assert not fell_back.any()
+    assert inspect.getdoc(formula.func)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def test_only_commands_know_hydra():
         "choices",
         "choosing",
         "cli",
+        "options",
         "sweep",
     }
 

@@ -268,17 +268,17 @@ def test_advice_and_single_scenarios(copy):
 
 
 def test_a_metric_of_ones_own_as_the_readme_says(copy):
-    """The README's margin, its option file outside the package, beside a broken one."""
-    (copy / "mine.py").write_text(MARGIN)
+    """The README's Brier score, its option file outside the package, beside a broken one."""
+    (copy / "mine.py").write_text(BRIER)
     options = copy / "options" / "metric"
     options.mkdir(parents=True)
     function = "function:\n  _target_: {}\n  _partial_: true\n"
-    (options / "margin.yaml").write_text("name: margin\n" + function.format("mine.margin"))
+    (options / "brier.yaml").write_text("name: brier\n" + function.format("mine.brier"))
     (options / "broken.yaml").write_text("name: broken\n" + function.format("absent.broken"))
-    (options / "liar.yaml").write_text("name: loss\n" + function.format("mine.margin"))
+    (options / "liar.yaml").write_text("name: loss\n" + function.format("mine.brier"))
     own = ["--config-dir=options", "metrics=all", "formula=1", "scenario=inf", *SMALL]
-    shown = run("mico_exp", "metric=margin", *own, cwd=copy).stdout
-    assert "inf/margin/1: validation" in shown
+    shown = run("mico_exp", "metric=brier", *own, cwd=copy).stdout
+    assert "inf/brier/1: validation" in shown
     assert "broken.yaml cannot be used, and is left out" in shown
     assert (
         "`name` must be that of its file"
@@ -353,11 +353,11 @@ def test_a_tracking_server_that_is_down_is_told_before_the_sweep(tmp_path):
     assert time.monotonic() - started < 60
 
 
-MARGIN = """
-def margin(logits, labels):
-    index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
-    others = logits.scatter(-1, index, float("-inf")).amax(dim=-1)
-    return logits.gather(-1, index).squeeze(-1) - others
+BRIER = """
+def brier(logits, labels):
+    p = logits.softmax(dim=-1)
+    index = labels.expand(p.shape[:-1]).unsqueeze(-1)
+    return 2 * p.gather(-1, index).squeeze(-1) - p.square().sum(dim=-1)
 """
 
 

@@ -25,7 +25,7 @@ SMALL = [
         ("metric=loss,confidence", ["loss", "confidence"]),
         ("metric=choice(mod_entropy,loss)", ["mod_entropy", "loss"]),
         ("metric='loss'", ["loss"]),
-        ("metric=glob(*,exclude=*e*)", ["loss"]),
+        ("metric=glob(*o*,exclude=*e*)", ["logit", "loss"]),
         ("formula=0,1", []),
         ("metric.name=loss", []),
     ],
@@ -53,7 +53,7 @@ def test_the_first_cell_computes_what_the_sweep_needs(tmp_path):
     run("mico_exp", "metric=loss,confidence", *one, "-m", cwd=tmp_path)
     assert stored(tmp_path) == {"loss", "confidence"}
     wrong = run("mico_exp", "metric=mod_entropy", "metrics=[losss]", *one, cwd=tmp_path, status=1)
-    assert "`metrics` must be null, all or a list of confidence" in wrong.stderr
+    assert "`metrics` must be null, all or a list of all, confidence" in wrong.stderr
     assert "got losss" in wrong.stderr
     again = run("mico_exp", "metric=loss", "metrics=5", *one, cwd=tmp_path, status=1)
     assert "got 5" in again.stderr

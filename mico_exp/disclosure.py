@@ -1,0 +1,192 @@
+"""Attacks that use disclosed training sets, as the DP-distinguisher track gives them away.
+
+Of every target model some records are known to be members and others known not to be, all but
+its challenge points. So any score can be judged under the very target: against its own
+non-members, or by how its members and non-members differ. Train models are treated alike, from
+their own disclosed sets without their challenge points, which gives the validation score.
+
+Axes: T target models, P challenge points of a target, K known points of one, F features.
+"""
+
+from abc import abstractmethod
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+from mico_exp.calibration import Calibrated, Formula
+from mico_exp.errors import InputError
+from mico_exp.evidence import Attack, Evidence, Known
+from mico_exp.formulas import Floats, Mask, offset, ratio_online, share_below, side
+
+MIDPOINT: Formula = partial(offset, w=0.5)
+STEPS = 25  # of Newton's method, which needs about five
+ENOUGH = 1e-8  # a step this short ends it
+
+
+class _ByTarget(Attack):
+    """Judges each target's calibrated scores by those of its own known points."""
+
+    base: Formula
+
+    def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
+        """Calibrated scores of every phase."""
+        found = {}
+        for phase in evidence.phases:
+            known = evidence.known_calibrated(self.base, evidence.only, phase)
+            own = evidence.calibrated(self.base, evidence.only, phase)
+            rows = [self.judge(*pair) for pair in zip(own.scores, known, strict=True)]
+            found[phase] = replace(own, scores=np.stack(rows), keeps_order=True)
+        return found
+
+    @abstractmethod
+    def judge(self, scores: Floats, known: Known) -> Floats:
+        """Judge one target's scores (P,) at its challenge points."""
+
+
+def _others(known: Known) -> Floats:
+    """Scores at the known non-members (n,)."""
+    others = known.scores[~known.is_member]
+    if not len(others):
+        raise InputError("A model has no known non-member to compare with.")
+    return others
+
+
+class Conformal(_ByTarget):
+    """−p, p = (1 + #{known non-members j: A(j) ≥ A(x)}) / (1 + n): conformal p-values.
+
+    Each target has its own threshold, and a false positive rate that holds for it (Vovk et al.
+    2005, §2.2), as far as its challenge points are like its known non-members.
+
+    Args:
+        base: formula that gives A.
+
+    Raises:
+        InputError: training sets are not disclosed, or a model has no known non-member.
+    """
+
+    def __init__(self, base: Formula = MIDPOINT) -> None:
+        self.base = base
+
+    def judge(self, scores: Floats, known: Known) -> Floats:
+        """Negated p-values (P,)."""
+        others = np.sort(_others(known))
+        above = len(others) - np.searchsorted(others, scores, side="left")
+        return -(1 + above) / (1 + len(others))
+
+
+class DisclosedRMIA(_ByTarget):
+    """RMIA with true non-members of the target for its population z (`formulas.rmia_online`).
+
+    Args:
+        gamma: how many times likelier x must be than z; at least 1.
+
+    Raises:
+        InputError: training sets are not disclosed, a model has no known non-member, γ is below
+            1, or scores are no probabilities.
+    """
+
+    base = staticmethod(ratio_online)
+
+    def __init__(self, gamma: float = 1.0) -> None:
+        self.gamma = gamma
+
+    def judge(self, scores: Floats, known: Known) -> Floats:
+        """Share (P,) of the known non-members that x beats."""
+        return share_below(scores, _others(known), self.gamma)
+
+
+class DensityRatio(Attack):
+    """log p(A, h | member) − log p(A, h | non-member) under each very target, by its known points.
+
+    A is a calibrated score and h the point's hardness, the mean score of its out models. The
+    ratio is a logistic regression on A, A², h and A·h (both standardised), less the log odds of
+    the sample. Each target's coefficients are drawn to those of all train models' known points
+    together: a thousand points tell little of one model where members hardly differ.
+
+    Args:
+        base: formula that gives A.
+        strength: of the L2 pull of a target's coefficients to the common ones, above 0.
+
+    Raises:
+        InputError: training sets are not disclosed, or a model's known points are of one class.
+    """
+
+    def __init__(self, base: Formula = MIDPOINT, strength: float = 100.0) -> None:
+        if not (isinstance(strength, (int, float)) and 0 < strength < np.inf):
+            raise InputError(f"`strength` must be above 0, got {strength}.")
+        self.base, self.strength = base, float(strength)
+
+    def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
+        """Calibrated scores of every phase."""
+        known = {phase: self._known(evidence, phase) for phase in evidence.phases}
+        pooled = np.concatenate([pair for pair, _ in known["train"]])
+        centre, spread = pooled.mean(axis=0), np.maximum(pooled.std(axis=0), 1e-12)
+        terms = partial(_terms, centre=centre, spread=spread)
+        common = _common(terms(pooled), np.concatenate([member for _, member in known["train"]]))
+        found = {}
+        for phase in evidence.phases:
+            own = evidence.calibrated(self.base, evidence.only, phase)
+            hardness = evidence.calibrated(_hardness, evidence.only, phase).scores
+            asked = np.stack([own.scores, hardness], axis=-1)
+            rows = []
+            for pairs, (told, is_member) in zip(asked, known[phase], strict=True):
+                weights = self._drawn(terms(told), is_member, common)
+                rows.append(terms(pairs) @ weights)
+            found[phase] = replace(own, scores=np.stack(rows), keeps_order=True)
+        return found
+
+    def _known(self, evidence: Evidence, phase: str) -> list[tuple[Floats, Mask]]:
+        """(A, h) and membership of each model's known points: (K, 2) and (K,)."""
+        scores = evidence.known_calibrated(self.base, evidence.only, phase)
+        hardness = evidence.known_calibrated(_hardness, evidence.only, phase)
+        return [
+            (np.stack([a.scores, h.scores], axis=-1), a.is_member)
+            for a, h in zip(scores, hardness, strict=True)
+        ]
+
+    def _drawn(self, terms: Floats, is_member: Mask, common: Floats) -> Floats:
+        """Coefficients (F,) of one target, by Newton's method on its penalised log likelihood.
+
+        The sample's log odds are put in and left out again, so the first term needs no pull.
+        """
+        odds = _odds(is_member)
+        weights = common.copy()
+        pull = self.strength * np.eye(len(common))
+        for _ in range(STEPS):
+            chance = expit(terms @ weights + odds)
+            slope = terms.T @ (is_member - chance) - pull @ (weights - common)
+            curvature = (terms * (chance * (1 - chance))[:, np.newaxis]).T @ terms + pull
+            step = np.linalg.solve(curvature, slope)
+            weights += step
+            if np.abs(step).max() < ENOUGH:
+                break
+        return weights
+
+
+def _odds(is_member: Mask) -> float:
+    if is_member.all() or not is_member.any():
+        raise InputError(f"All {is_member.size} known points of a model are of one class.")
+    return float(np.log(is_member.mean() / (1 - is_member.mean())))
+
+
+def _terms(pairs: Floats, centre: Floats, spread: Floats) -> Floats:
+    """1, A, A², h and A·h (…, 5) of (A, h) (…, 2), standardised and within ±5 deviations."""
+    score, hardness = np.moveaxis(((pairs - centre) / spread).clip(-5, 5), -1, 0)
+    one = np.ones_like(score)
+    return np.stack([one, score, np.square(score), hardness, score * hardness], axis=-1)
+
+
+def _common(terms: Floats, is_member: Mask) -> Floats:
+    """Coefficients (F,) of all models' known points together, without the sample's log odds."""
+    model = LogisticRegression(fit_intercept=False).fit(terms, is_member)
+    weights: Floats = model.coef_[0].copy()
+    weights[0] -= _odds(is_member)
+    return weights
+
+
+def _hardness(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> Floats:  # noqa: ARG001
+    """Mean score of the out models."""
+    return side(shadow, is_out).mean

@@ -1,0 +1,135 @@
+"""All that an attack may use on one scenario: scores, who trained on what, classes, what is told.
+
+Axes: T target models of a phase, S train (shadow) models, P challenge points of a target, U unique
+points, K points of one model whose membership is disclosed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mico_exp.calibration import Calibrated, Formula, calibrate
+from mico_exp.challenge import ChallengePoints, Indices, KnownSample
+from mico_exp.errors import InputError
+from mico_exp.formulas import Floats, Mask
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One metric on one scenario.
+
+    shadow: (S, U) under every train model at every unique challenge point.
+    own: phase → (T, P) under each target model at its own challenge points.
+    known: phase → for each model, (K,) at its sample of known members and non-members.
+    """
+
+    shadow: Floats
+    own: dict[str, Floats]
+    known: dict[str, list[Floats]] = field(default_factory=dict)
+
+    @property
+    def nan_models(self) -> int:
+        """How many models of any phase have scores that are not finite."""
+        return sum(int((~np.isfinite(rows)).any(axis=1).sum()) for rows in self.own.values())
+
+
+class Known(NamedTuple):
+    """One model's sample of points whose membership is disclosed.
+
+    scores: (K,), calibrated. is_member: (K,). columns: (K,) where they lie among the unique ones.
+    """
+
+    scores: Floats
+    is_member: Mask
+    columns: Indices
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known on a scenario.
+
+    scores: by metric, in a fixed order. points: where the challenge points lie. labels: (U,)
+    classes of the unique points. known: phase → each model's sample of known members and
+    non-members; empty where training sets are not disclosed.
+    """
+
+    scores: Mapping[str, Scores]
+    points: ChallengePoints
+    labels: NDArray[np.int64]
+    known: Mapping[str, Sequence[KnownSample]] = field(default_factory=dict)
+
+    @property
+    def phases(self) -> list[str]:
+        """Phases with models, ``train`` first."""
+        return list(self.points.of_phase)
+
+    @property
+    def only(self) -> Scores:
+        """Scores of the one metric that there is.
+
+        Raises:
+            InputError: there are several.
+        """
+        if len(self.scores) != 1:
+            raise InputError(f"One metric is needed, got {', '.join(self.scores)}.")
+        return next(iter(self.scores.values()))
+
+    def left_out(self, phase: str) -> Indices | None:
+        """Shadow model that takes no part for each target: train models leave themselves out."""
+        return np.arange(len(self.points.of_phase[phase])) if phase == "train" else None
+
+    def calibrated(self, formula: Formula, scores: Scores, phase: str) -> Calibrated:
+        """Calibrate a metric's scores of a phase by a formula."""
+        return calibrate(
+            formula,
+            scores.own[phase],
+            scores.shadow,
+            self.points.is_member,
+            self.points.columns(phase),
+            left_out=self.left_out(phase),
+        )
+
+    def known_calibrated(self, formula: Formula, scores: Scores, phase: str) -> list[Known]:
+        """Calibrate each model's scores at its sample of known members and non-members.
+
+        Raises:
+            InputError: training sets are not disclosed.
+        """
+        if phase not in self.known:
+            raise InputError(
+                "The attack needs known members and non-members of every model, and the scenario "
+                "does not disclose training sets (scenario=ddp does)."
+            )
+        left_out, found = self.left_out(phase), []
+        for row, sample in enumerate(self.known[phase]):
+            columns = np.searchsorted(self.points.unique, sample.points)
+            calibrated = calibrate(
+                formula,
+                scores.known[phase][row][np.newaxis],
+                scores.shadow,
+                self.points.is_member,
+                columns[np.newaxis],
+                left_out=None if left_out is None else left_out[[row]],
+            )
+            found.append(Known(calibrated.scores[0], sample.is_member, columns))
+        return found
+
+
+class Attack(ABC):
+    """An attack that looks at more than one point at a time, or learns from the train models.
+
+    Where it learns, validation scores are cross-fitted: no train model is scored by what was
+    learnt from its own membership.
+    """
+
+    @abstractmethod
+    def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
+        """Calibrated scores of every phase.
+
+        Raises:
+            InputError: something that it needs is not there.
+        """

@@ -1,0 +1,350 @@
+"""White-box signals of one model: its layers' gradients at a point to one score, higher = member.
+
+A `GradientMetric` says which signal it sends back from the logits, what it wants to know of the
+model's gradients at reference records before it scores any point, and how it scores. One small
+file in ``conf/metric`` makes it a choice, like any other metric.
+
+Two of them are new here. Training moves the weights along the gradients of the records that it
+sees: θ = θ_0 + Σ_i c_i·∇φ(x_i), a kernel machine (Domingos 2020, arXiv 2012.00152) whose
+coefficients are 0 for non-members. A `Representer` solves for the coefficient of a point: among
+all records that look alike it finds the one that the weights really hold, where a loss is low for
+all of them. φ is the scaled logit of the true class, softened by a temperature so that saturated
+records still have a direction.
+
+Axes: P points, T positions, F inputs and O outputs of a layer, C classes, N reference records.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from mico_exp.errors import InputError
+from mico_exp.traces import (
+    Direction,
+    Layer,
+    Trace,
+    along,
+    at,
+    dot,
+    joined,
+    squared_norms,
+    total,
+    weights,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a metric sees of one model at P points.
+
+    trace: a forward pass. labels: (P,) int64. known: (P,) True where the record is among those
+    that the reference consisted of.
+    """
+
+    trace: Trace
+    labels: Tensor
+    known: Tensor
+
+
+class GradientMetric(ABC):
+    """A metric that asks for the gradients of one model.
+
+    reference: how many records of the data set it wants to see first, always the same ones; 0 for
+        none and None for all.
+    disclosed: they are to be the known members of the very model, where those are disclosed.
+    """
+
+    reference: int | None = 0
+    disclosed: ClassVar[bool] = False
+
+    @abstractmethod
+    def prepare(self, views: Iterable[View], records: int) -> Any:
+        """Look at the reference records, batch by batch; what is given back is given to `score`.
+
+        Args:
+            views: of the reference records.
+            records: how many there are in the data set, or known members of the model.
+        """
+
+    @abstractmethod
+    def score(self, view: View, prepared: Any) -> Tensor:
+        """Score (P,) of the points, higher = more member-like."""
+
+
+def _check_number(name: str, value: float, least: float = 0.0) -> None:
+    if not (isinstance(value, (int, float)) and least < value < math.inf):
+        raise InputError(f"`{name}` must be a number above {least:g}, got {value}.")
+
+
+def _check_reference(value: int | None) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise InputError(f"`reference` must be null or a whole number of at least 1, got {value}.")
+
+
+def loss_signal(logits: Tensor, labels: Tensor) -> Tensor:
+    """∂ cross-entropy/∂ logits (P, C) = softmax(z) − one-hot(y)."""
+    return logits.softmax(dim=-1) - one_hot(labels, logits.shape[-1])
+
+
+def logit_signal(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """∂φ_T/∂z (P, C) of φ_T = z_y − T·logsumexp_{c≠y} z_c/T: 1 at y, −softmax(z/T) elsewhere.
+
+    At T = 1 it is the scaled logit φ; a higher T looks at all wrong classes more alike.
+    """
+    others = logits.scatter(-1, labels.unsqueeze(-1), -torch.inf)
+    return one_hot(labels, logits.shape[-1]) - (others / temperature).softmax(dim=-1)
+
+
+class GradNorm(GradientMetric):
+    """−‖∇_θ CE‖ over all layers (Nasr et al. 2019, arXiv 1812.00910, §III)."""
+
+    def prepare(self, views: Iterable[View], records: int) -> None:
+        """Ask for nothing."""
+
+    def score(self, view: View, prepared: None) -> Tensor:  # noqa: ARG002
+        """Negated norm (P,) of each point's gradient."""
+        layers = view.trace.back(loss_signal(view.trace.logits, view.labels))
+        return -squared_norms(layers).sqrt()
+
+
+@dataclass(frozen=True)
+class GradAlignment(GradientMetric):
+    """−⟨∇_θ CE(x), mean ∇_θ CE(x′)⟩ over the reference records x′ of the point's own class.
+
+    For a layer it is the mean of (a·a′)(δ·δ′), and so one product with the mean gradient (Pruthi
+    et al. 2020, arXiv 2002.08484, sum such products over training). A record that training has
+    not seen still pulls where others of its class pull. A class without reference records scores
+    0.
+    """
+
+    reference: int | None = 2000
+
+    def __post_init__(self) -> None:
+        _check_reference(self.reference)
+
+    def prepare(self, views: Iterable[View], records: int) -> dict[int, Direction]:  # noqa: ARG002
+        """Mean gradient of every class."""
+        sums: dict[int, Direction] = {}
+        counts: dict[int, int] = {}
+        for view in views:
+            layers = view.trace.back(loss_signal(view.trace.logits, view.labels))
+            for label in view.labels.unique().tolist():
+                same = view.labels == label
+                part = total(at(layers, same), torch.ones_like(layers[0].inputs[same, 0, 0]))
+                known = sums.get(label)
+                sums[label] = [a + b for a, b in zip(known, part, strict=True)] if known else part
+                counts[label] = counts.get(label, 0) + int(same.sum())
+        return {label: [part / counts[label] for part in sums[label]] for label in sums}
+
+    def score(self, view: View, prepared: dict[int, Direction]) -> Tensor:
+        """Negated inner product (P,) with the mean gradient of the class."""
+        layers = view.trace.back(loss_signal(view.trace.logits, view.labels))
+        found = torch.zeros_like(view.trace.logits[:, 0])
+        for label in view.labels.unique().tolist():
+            if label in prepared:
+                same = view.labels == label
+                found[same] = -along(at(layers, same), prepared[label])
+        return found
+
+
+def _dense(layers: Sequence[Layer]) -> list[Layer]:
+    """Layers that are applied once to every point.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [layer for layer in layers if layer.is_dense]
+    if not found:
+        raise InputError("A representer needs a dense layer, and the model has none.")
+    return found
+
+
+@dataclass(frozen=True)
+class _OfLogit(GradientMetric):
+    """What representers share: gradients of φ_T by the dense layers, after a look at reference."""
+
+    temperature: float = 2.0
+    damping: float = 0.03
+    reference: int | None = 2000
+
+    def __post_init__(self) -> None:
+        _check_number("temperature", self.temperature)
+        _check_number("damping", self.damping)
+        _check_reference(self.reference)
+
+    def layers(self, view: View) -> list[Layer]:
+        """Dense layers with the signals of φ_T."""
+        signal = logit_signal(view.trace.logits, view.labels, self.temperature)
+        return _dense(view.trace.back(signal))
+
+
+class Representer(_OfLogit):
+    """⟨∇φ(x), v⟩/λ, v = what of the weights no reference record's gradient explains.
+
+    With the reference records' gradients as rows of G, K = GGᵀ and λ = damping · mean K_ii, ridge
+    regression of the weights θ on them has the coefficients c = (K + λ)⁻¹Gθ and leaves
+    v = θ − Gᵀc = λ(GᵀG + λ)⁻¹θ. At a reference record ⟨g, v⟩/λ is its own coefficient. K costs
+    N² inner products a layer, and its factorisation N³/3, in float64.
+
+    The representer theorem's coefficients (Yeh et al. 2018, arXiv 1811.09720) of a network that
+    is linearised at its weights. Exact, and best where the reference holds (nearly) all records that the model may have seen:
+    it explains nothing away that is not there. By dense layers alone.
+    """
+
+    def prepare(self, views: Iterable[View], records: int) -> Direction:  # noqa: ARG002
+        """Direction v / damping."""
+        layers = joined([self.layers(view) for view in views])
+        gram = torch.stack([_gram(layer) for layer in layers]).sum(dim=0).double()
+        gram.diagonal().add_(self.damping * gram.diagonal().mean())
+        products = along(layers, weights(layers)).double()
+        factor = torch.linalg.cholesky(gram)
+        coefficients = torch.cholesky_solve(products[:, None], factor)[:, 0]
+        explained = total(layers, coefficients.to(layers[0].inputs.dtype))
+        return [
+            (own - part) / self.damping
+            for own, part in zip(weights(layers), explained, strict=True)
+        ]
+
+    def score(self, view: View, prepared: Direction) -> Tensor:
+        """Coefficient (P,) of each point, times the mean of K_ii."""
+        return along(self.layers(view), prepared)
+
+
+def _gram(layer: Layer) -> Tensor:
+    """Inner products (N, N) of all pairs of points' gradients: (a·a′)(δ·δ′)."""
+    inputs, signals = layer.inputs[:, 0], layer.signals[:, 0]
+    return (inputs @ inputs.T) * (signals @ signals.T)
+
+
+@dataclass(frozen=True, eq=False)
+class _Curvature:
+    """(N·A⊗S + μ)⁻¹ of one layer, in the eigenbases of A = mean aaᵀ and S = mean δδᵀ.
+
+    in_basis: (F, f), f < F where there are fewer reference records than inputs. out_basis:
+    (O, O). inverse: (O, f) of the eigenvalues. damping: μ, by which all else is divided.
+    """
+
+    in_basis: Tensor
+    out_basis: Tensor
+    inverse: Tensor
+    damping: Tensor
+
+    @classmethod
+    def of(cls, layer: Layer, records: int, damping: Tensor) -> "_Curvature":
+        inputs, signals = layer.inputs[:, 0], layer.signals[:, 0]
+        (in_values, in_basis), (out_values, out_basis) = _eigen(inputs), _eigen(signals)
+        inverse = 1 / (records * out_values[:, None] * in_values + damping)
+        return cls(in_basis, out_basis, inverse, damping)
+
+    @property
+    def complete(self) -> bool:
+        """The bases span everything."""
+        return self._spans(self.in_basis) and self._spans(self.out_basis)
+
+    @staticmethod
+    def _spans(basis: Tensor) -> bool:
+        return basis.shape[0] == basis.shape[1]
+
+    def whiten(self, direction: Tensor) -> Tensor:
+        """Apply to a direction (O, F)."""
+        inner = self.out_basis.T @ direction @ self.in_basis
+        found = self.out_basis @ (inner * self.inverse) @ self.in_basis.T
+        if self.complete:
+            return found
+        inside = self.out_basis @ inner @ self.in_basis.T
+        return found + (direction - inside) / self.damping
+
+    def leverage(self, layer: Layer) -> Tensor:
+        """⟨g, whitened g⟩ (P,) of every point."""
+        inputs, signals = layer.inputs[:, 0], layer.signals[:, 0]
+        a, d = (inputs @ self.in_basis).square(), (signals @ self.out_basis).square()
+        inside = a.sum(dim=1) * d.sum(dim=1)
+        outside = (layer.squared_norms() - inside).clamp(min=0) / self.damping
+        found = ((d @ self.inverse) * a).sum(dim=1)
+        return found if self.complete else found + outside
+
+
+def _eigen(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (f,) and basis (F, f) of the mean outer product of rows (N, F), f ≤ F, N."""
+    count, width = rows.shape
+    if count >= width:
+        values, basis = torch.linalg.eigh(rows.T @ rows / count)
+        return values.clamp(min=0), basis
+    _, singular, basis = torch.linalg.svd(rows, full_matrices=False)
+    return singular.square() / count, basis.T
+
+
+@dataclass(frozen=True, eq=False)
+class _Whitened:
+    """What a `Kronecker` representer knows of a model.
+
+    direction: to project a point's gradient on. curvatures: of the layers. own: what a record of
+    the reference has put into the mean gradient that was taken out, in units of its leverage.
+    scale: of the scores.
+    """
+
+    direction: Direction
+    curvatures: list[_Curvature]
+    own: Tensor
+    scale: Tensor
+
+
+class Kronecker(_OfLogit):
+    """⟨∇φ(x), (N·F + λ)⁻¹(θ − κ·ḡ)⟩: a representer for any number of records, by K-FAC.
+
+    F, the mean of gᵢgᵢᵀ over reference records, is taken for A⊗S, layer by layer (Martens &
+    Grosse 2015, arXiv 1503.05671, eq. 1), which two small eigenproblems invert, whatever N. From
+    the whitened weights their projection on the whitened mean gradient ḡ is taken out: κ is what
+    least squares gives. λ = damping · mean ‖g‖². By dense layers alone.
+
+    A low damping suits models without noise; the more noise in the weights, the higher.
+    """
+
+    def prepare(self, views: Iterable[View], records: int) -> _Whitened:
+        """Whitened direction."""
+        layers = joined([self.layers(view) for view in views])
+        norms = squared_norms(layers)
+        curvatures = [
+            _Curvature.of(layer, records, self.damping * norms.mean()) for layer in layers
+        ]
+        pull = total(layers, torch.ones_like(norms))
+        white = _whiten(curvatures, weights(layers))
+        white_pull = _whiten(curvatures, pull)
+        share = dot(pull, white) / dot(pull, white_pull)
+        direction = [a - share * b for a, b in zip(white, white_pull, strict=True)]
+        return _Whitened(direction, curvatures, share, norms.mean())
+
+    def score(self, view: View, prepared: _Whitened) -> Tensor:
+        """Coefficient (P,) of each point, times the mean of ‖g‖²."""
+        return along(self.layers(view), prepared.direction) * prepared.scale
+
+
+def _whiten(curvatures: Sequence[_Curvature], direction: Direction) -> Direction:
+    return [one.whiten(part) for one, part in zip(curvatures, direction, strict=True)]
+
+
+class DisclosedKronecker(Kronecker):
+    """As `Kronecker` (K-FAC, arXiv 1503.05671), with the model's own known members as reference.
+
+    Where a training set is disclosed but for the challenge points, what its known members have
+    put into the weights is a nuisance, and their mean gradient says where it points. A point that
+    is itself among them is not taken out of its own score.
+    """
+
+    disclosed = True
+
+    def score(self, view: View, prepared: _Whitened) -> Tensor:
+        """Coefficient (P,) of each point, times the mean of ‖g‖²."""
+        layers = self.layers(view)
+        found = along(layers, prepared.direction)
+        if view.known.any():
+            parts = zip(prepared.curvatures, at(layers, view.known), strict=True)
+            leverage = torch.stack([one.leverage(layer) for one, layer in parts]).sum(dim=0)
+            found[view.known] += prepared.own * leverage
+        return found * prepared.scale

@@ -1,0 +1,247 @@
+"""The metrics and formulas that may be chosen: which there are, what they mean, what they do.
+
+Beside `choices`, the one place below the commands that reads a configuration.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from omegaconf import DictConfig, OmegaConf
+
+from mico_exp.calibration import Formula
+from mico_exp.choices import make
+from mico_exp.errors import InputError, first_line
+from mico_exp.evaluation import GRADIENTS, LOGITS, Metric, family_of
+from mico_exp.evidence import Attack
+from mico_exp.fingerprints import definition, digest
+
+log = logging.getLogger(__name__)
+COMBINED = "all"  # the metric that stands for several
+REASONS = {
+    COMBINED: "it combines metrics, so it takes metric=all",
+    "probability": "it compares probabilities, which {metric} are not (metric=confidence)",
+    "disclosure": "it needs disclosed training sets, and {scenario} keeps them (scenario=ddp)",
+}
+
+
+def refusal(metric: DictConfig, formula: DictConfig, scenario: DictConfig) -> str | None:
+    """Say why a cell has no meaning, from its three options; None where it has one.
+
+    An option's `needs` names what it cannot do without, a metric's `gives` what it offers.
+    """
+    given = set(metric.get("gives") or ())
+    given |= {"disclosure"} if scenario.disclose_training else set()
+    words = {"metric": f"scores of metric={metric.name}", "scenario": f"scenario={scenario.name}"}
+    for option in (metric, formula):
+        for need in option.get("needs") or ():
+            if need not in REASONS:
+                known = ", ".join(REASONS)
+                raise InputError(f"`needs` of {option.name} must be of {known}, got {need}.")
+            if need not in given:
+                what = "metric" if option is metric else "formula"
+                return f"{what}={option.name}: {REASONS[need].format(**words)}"
+    if COMBINED in given and COMBINED not in (formula.get("needs") or ()):
+        return f"formula={formula.name}: it takes one metric, not metric={metric.name}"
+    return None
+
+
+def check_cell(cfg: DictConfig) -> None:
+    """Refuse a cell without meaning.
+
+    Raises:
+        InputError: it has none, and why.
+    """
+    if (reason := refusal(cfg.metric, cfg.formula, cfg.scenario)) is not None:
+        raise InputError(f"{cfg.scenario.name}/{cfg.metric.name}/{cfg.formula.name}: {reason}.")
+
+
+def metrics_of_cell(cfg: DictConfig) -> dict[str, Metric]:
+    """Make the metrics that the chosen cell is made of: one, or for ``all`` all that make sense.
+
+    `metrics` narrows ``all`` to a list.
+    """
+    option = HydraConfig.get().runtime.choices["metric"]
+    if cfg.metric.name != option:
+        raise InputError(
+            f"conf/metric/{option}.yaml: `name` must be that of its file, got {cfg.metric.name}."
+        )
+    if cfg.metric.name == COMBINED:
+        names = narrowed(cfg) or single_metrics()
+        return dict(_made_metrics(_sensible(names, cfg.scenario.disclose_training)))
+    return {cfg.metric.name: make(cfg.metric.function)}
+
+
+def single_metrics() -> list[str]:
+    """Names of all metrics but the one that stands for several."""
+    return [name for name in option_names("metric") if name != COMBINED]
+
+
+def narrowed(cfg: DictConfig) -> list[str] | None:
+    """Names that `metrics` narrows ``all`` to; None where it does not."""
+    names = named_metrics(cfg)
+    return None if not names or COMBINED in names or cfg.metrics == COMBINED else names
+
+
+def _sensible(names: Iterable[str], disclosed: bool) -> list[str]:
+    """Names of the metrics that a scenario lets be computed, which discloses training sets or not.
+
+    One that cannot be composed is kept, for whoever makes it to say so.
+    """
+    return [name for name in names if disclosed or "disclosure" not in _needs_of_metric(name)]
+
+
+@cache
+def _needs_of_metric(name: str) -> tuple[str, ...]:
+    try:
+        return tuple(_composed("metric", name).metric.get("needs") or ())
+    except Exception:
+        return ()
+
+
+def pass_metrics(cfg: DictConfig) -> dict[str, Metric]:
+    """Make the metrics that a pass through a model computes: those of the sweep, or `metrics`.
+
+    Those of one family come from the same pass, so a later cell finds its scores ready.
+    """
+    chosen = metrics_of_cell(cfg)
+    named = named_metrics(cfg)
+    if COMBINED in named:
+        named = single_metrics()
+    others = [name for name in named if name not in chosen]
+    return chosen | dict(_made_metrics(_sensible(others, cfg.scenario.disclose_training)))
+
+
+def named_metrics(cfg: DictConfig) -> list[str]:
+    """Names in `metrics`, which are computed beside the chosen one.
+
+    Raises:
+        InputError: it is no list of options.
+    """
+    known, wanted = option_names("metric"), cfg.metrics
+    if wanted is None:
+        return []
+    if wanted == COMBINED:
+        return single_metrics()
+    names = list(wanted) if OmegaConf.is_list(wanted) else [wanted]
+    unknown = [str(name) for name in names if name not in known]
+    if unknown:
+        raise InputError(
+            f"`metrics` must be null, all or a list of {', '.join(known)}, got {unknown[0]}."
+        )
+    return names
+
+
+def all_metrics(*, disclosed: bool) -> dict[str, Metric]:
+    """Make every metric that a scenario lets be computed, which discloses training sets or not."""
+    return dict(_made_metrics(_sensible(single_metrics(), disclosed)))
+
+
+def extracted_metrics(cfg: DictConfig) -> dict[str, Metric]:
+    """Make the metrics that `extract` is to compute: those in `metrics`, or all of a family."""
+    disclosed = cfg.scenario.disclose_training
+    if cfg.metrics in (LOGITS, GRADIENTS):
+        every = all_metrics(disclosed=disclosed)
+        return {name: one for name, one in every.items() if family_of(one) == cfg.metrics}
+    return dict(_made_metrics(_sensible(named_metrics(cfg), disclosed)))
+
+
+def _made_metrics(names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
+    for name in names:
+        try:
+            yield name, make(_composed("metric", name).metric.function)
+        except Exception as error:  # whatever it is, it is no reason to stop the other metrics
+            reason = first_line(error)
+            log.warning("conf/metric/%s.yaml cannot be used, and is left out: %s", name, reason)
+
+
+def option_names(group: str) -> list[str]:
+    """Names of all options of a config group, in their fixed order."""
+    loader = GlobalHydra.instance().config_loader()
+    return list(loader.get_group_options(group, ObjectType.CONFIG))
+
+
+@cache  # it takes some 30 ms, and options do not change while a process lives
+def _composed(group: str, name: str, overrides: tuple[str, ...] = ()) -> Any:
+    """Compose the main configuration with one option of a group."""
+    return compose("config", overrides=[f"{group}='{name}'", *overrides])
+
+
+def formula(cfg: DictConfig) -> Formula | Attack:
+    """Make the chosen formula."""
+    option = HydraConfig.get().runtime.choices["formula"]
+    name = cfg.formula.name
+    if name != option and (
+        name not in option_names("formula")
+        or _composed("formula", name).formula.function._target_ != cfg.formula.function._target_
+    ):
+        raise InputError(
+            f"conf/formula/{option}.yaml: `name` must be {option} as its file, or that of the "
+            f"option that it stands for, got {name}."
+        )
+    function: Formula | Attack = make(cfg.formula.function)
+    return function
+
+
+def label(cfg: DictConfig, group: str) -> str:
+    """Name of the chosen metric or formula, with what was set otherwise than in its option file.
+
+    ``rmia_offline[a=0.5]`` is another column of the grid than ``rmia_offline``.
+    """
+    name = str(cfg[group].name)
+    changed = [text.removeprefix(f"{group}.function.") for text in changes(cfg, group)]
+    return f"{name}[{', '.join(changed)}]" if changed else name
+
+
+def changes(cfg: DictConfig, group: str) -> list[str]:
+    """Overrides that make a metric's or formula's option file what it is here."""
+    if group == "metric" and cfg.metric.name == COMBINED:
+        names = narrowed(cfg)
+        return [] if names is None else [f"metrics=[{','.join(names)}]"]
+    usual = _leaves(_composed(group, cfg[group].name)[group].function)
+    here = _leaves(cfg[group].function)
+    return [
+        f"{group}.function.{key}={value}"
+        for key, value in here.items()
+        if key not in usual or usual[key] != value
+    ]
+
+
+def _leaves(option: Any, prefix: str = "") -> dict[str, Any]:
+    """Values of a configuration by their dotted keys; a list is one value."""
+    found: dict[str, Any] = {}
+    plain: Any = OmegaConf.to_container(option, resolve=True)
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            found |= _leaves(OmegaConf.create(value), f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def code(cfg: DictConfig, group: str) -> str:
+    """Hash of what the chosen metric or formula does, arguments included.
+
+    Runs of other code are other experiments, whatever they are called.
+    """
+    if group == "metric" and cfg.metric.name == COMBINED:
+        made = _made_metrics(narrowed(cfg) or single_metrics())
+        return digest(*(f"{name} {definition(one)}" for name, one in made))
+    return definition(make(cfg[group].function))
+
+
+@cache
+def present_code(group: str, name: str, overrides: tuple[str, ...] = ()) -> str:
+    """Hash of what an option does now, with some of its values changed.
+
+    Empty where it cannot be made: there can be no runs of it that could be used.
+    """
+    try:
+        return code(_composed(group, name, overrides), group)
+    except Exception:  # whatever it is that keeps it from being made
+        return ""
