@@ -193,8 +193,9 @@ class Representer(_OfLogit):
     N² inner products a layer, and its factorisation N³/3, in float64.
 
     The representer theorem's coefficients (Yeh et al. 2018, arXiv 1811.09720) of a network that
-    is linearised at its weights. Exact, and best where the reference holds (nearly) all records that the model may have seen:
-    it explains nothing away that is not there. By dense layers alone.
+    is linearised at its weights. Exact, and best where the reference holds (nearly) all records
+    that the model may have seen: it explains nothing away that is not there. By dense layers
+    alone.
     """
 
     def prepare(self, views: Iterable[View], records: int) -> Direction:  # noqa: ARG002

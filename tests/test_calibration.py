@@ -1,21 +1,14 @@
 """Formulas and calibration against a literal definition, the golden vectors and invariants."""
 
 import statistics
-from functools import partial
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, WINNER
 
 from mico_exp import formulas
 from mico_exp.calibration import calibrate, scale
 from mico_exp.errors import InputError
-
-FORMULAS = {
-    "0": partial(formulas.offset, w=0.5),
-    "1": partial(formulas.offset, w=1.0),
-    "2": partial(formulas.offset, w="counts", k=1.0, scale="all"),
-}
 
 
 def slow_formula(index, score, inside, outside):
@@ -61,7 +54,7 @@ def world():
     return shadow, is_member, columns
 
 
-@pytest.mark.parametrize("index", FORMULAS)
+@pytest.mark.parametrize("index", WINNER)
 @pytest.mark.parametrize("leave_one_out", [True, False])
 def test_against_plain_loops(world, index, leave_one_out):
     shadow, is_member, columns = world
@@ -71,7 +64,7 @@ def test_against_plain_loops(world, index, leave_one_out):
     if not leave_one_out:
         own = own + np.random.default_rng(1).normal(size=own.shape)
     left_out = np.arange(17) if leave_one_out else None
-    found = calibrate(FORMULAS[index], own, shadow, is_member, columns, left_out=left_out)
+    found = calibrate(WINNER[index], own, shadow, is_member, columns, left_out=left_out)
     expected = slow_calibrate(index, own, shadow, is_member, columns, leave_one_out)
     np.testing.assert_allclose(found.scores, expected, rtol=1e-10, atol=1e-12)
 
@@ -79,7 +72,7 @@ def test_against_plain_loops(world, index, leave_one_out):
 def test_fall_backs_are_counted(world):
     shadow, is_member, columns = world
     own = np.zeros((1, 5))
-    found = calibrate(FORMULAS["1"], own, shadow, is_member, columns[:1, :5])
+    found = calibrate(WINNER["1"], own, shadow, is_member, columns[:1, :5])
     # Points 0 and 2 have fewer than two out models, point 1 has no in model; 3 and 4 have enough.
     assert found.out_fallback_rate == 2 / 5
     assert found.in_fallback_rate == 1 / 5
@@ -87,7 +80,7 @@ def test_fall_backs_are_counted(world):
 
 
 @pytest.mark.parametrize("phase", ["train", "dev"])
-@pytest.mark.parametrize("index", FORMULAS)
+@pytest.mark.parametrize("index", WINNER)
 @pytest.mark.parametrize("metric", ["loss", "confidence", "mod_entropy"])
 def test_golden(metric, index, phase):
     golden = np.load(GOLDEN / "calibration.npz")
@@ -96,7 +89,7 @@ def test_golden(metric, index, phase):
     columns = golden["challenge"][targets]
     own = np.take_along_axis(scores[targets], columns, axis=1)
     found = calibrate(
-        FORMULAS[index],
+        WINNER[index],
         own,
         scores[:12],
         golden["member_mask"],
@@ -111,16 +104,16 @@ def test_golden(metric, index, phase):
     assert np.abs(predictions - golden[f"prediction_{metric}_{index}_{phase}"]).max() <= 1e-5
 
 
-@pytest.mark.parametrize("index", FORMULAS)
+@pytest.mark.parametrize("index", WINNER)
 def test_a_constant_added_at_a_point_changes_nothing(world, index):
     shadow, is_member, columns = world
     own = np.take_along_axis(shadow, columns, axis=1)
     shift = np.linspace(-3, 3, 40)
     place = is_member, columns
     left_out = np.arange(17)
-    before = calibrate(FORMULAS[index], own, shadow, *place, left_out=left_out).scores
+    before = calibrate(WINNER[index], own, shadow, *place, left_out=left_out).scores
     moved = own + shift[columns], shadow + shift
-    after = calibrate(FORMULAS[index], *moved, *place, left_out=left_out).scores
+    after = calibrate(WINNER[index], *moved, *place, left_out=left_out).scores
     np.testing.assert_allclose(after, before, atol=1e-12)
 
 
@@ -134,15 +127,15 @@ def test_uncalibrated_asks_no_shadow(world):
 def test_shadow_models_that_agree_have_no_scale():
     own, shadow = np.array([[1.0, 2.0]]), np.full((4, 2), 0.5)
     is_member = np.array([[True, True], [True, False], [False, True], [False, False]])
-    found = calibrate(FORMULAS["2"], own, shadow, is_member, np.array([[0, 1]]))
+    found = calibrate(WINNER["2"], own, shadow, is_member, np.array([[0, 1]]))
     assert found.scores.tolist() == [[0.0, 0.0]]
 
 
 def test_one_train_model_cannot_be_validated():
     one = np.zeros((1, 2))
+    place = one.astype(bool), np.array([[0, 1]])
     with pytest.raises(InputError, match="at least one shadow model"):
-        place = one.astype(bool), np.array([[0, 1]])
-        calibrate(FORMULAS["1"], one, one, *place, left_out=np.arange(1))
+        calibrate(WINNER["1"], one, one, *place, left_out=np.arange(1))
 
 
 def test_a_formula_that_gives_nan_names_the_target(world):
@@ -156,15 +149,15 @@ def test_a_formula_that_gives_nan_names_the_target(world):
         calibrate(broken, own, shadow, is_member, columns, left_out=np.arange(17))
 
 
-@pytest.mark.parametrize("index", FORMULAS)
+@pytest.mark.parametrize("index", WINNER)
 def test_a_shadow_model_without_scores_takes_no_part(world, index):
     shadow, is_member, columns = world
     own = np.random.default_rng(3).normal(size=columns.shape)
     without = np.delete(np.arange(17), 9)
-    expected = calibrate(FORMULAS[index], own, shadow[without], is_member[without], columns)
+    expected = calibrate(WINNER[index], own, shadow[without], is_member[without], columns)
     broken = shadow.copy()
     broken[9] = np.nan
-    found = calibrate(FORMULAS[index], own, broken, is_member, columns)
+    found = calibrate(WINNER[index], own, broken, is_member, columns)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-12)
     assert found.out_fallback_rate == expected.out_fallback_rate
 
@@ -172,9 +165,9 @@ def test_a_shadow_model_without_scores_takes_no_part(world, index):
 def test_a_target_without_scores_gets_the_median(world):
     shadow, is_member, columns = world
     own = np.take_along_axis(shadow, columns, axis=1)
-    expected = calibrate(FORMULAS["1"], own, shadow, is_member, columns)
+    expected = calibrate(WINNER["1"], own, shadow, is_member, columns)
     own[13] = np.nan
-    found = calibrate(FORMULAS["1"], own, shadow, is_member, columns)
+    found = calibrate(WINNER["1"], own, shadow, is_member, columns)
     others = np.delete(np.arange(17), 13)
     assert np.array_equal(found.scores[others], expected.scores[others])
     assert (found.scores[13] == np.median(expected.scores[others])).all()

@@ -25,7 +25,7 @@ SMALL = [
         ("metric=loss,confidence", ["loss", "confidence"]),
         ("metric=choice(mod_entropy,loss)", ["mod_entropy", "loss"]),
         ("metric='loss'", ["loss"]),
-        ("metric=glob(*o*,exclude=*e*)", ["logit", "loss"]),
+        ("metric=glob(lo*)", ["logit", "loss"]),
         ("formula=0,1", []),
         ("metric.name=loss", []),
     ],

@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 import torch
 import worlds
+from conftest import WINNER
 from mlflow import MlflowClient
 from sklearn.metrics import roc_auc_score, roc_curve
 from transformers import RobertaConfig, RobertaForSequenceClassification
 from worlds import COUNTS, SIZES
 
-from mico_exp import cell, challenge, datasets, formulas, metrics, models
+from mico_exp import cell, challenge, datasets, metrics, models
 from mico_exp.columns import ScoreStore
 from mico_exp.evaluation import Evaluator, Processor
+from mico_exp.evidence import Evidence
 from mico_exp.extraction import Extraction
 from mico_exp.models import CNN, MLP, Architecture
 
 TRACKS = ("cifar10", "purchase100", "sst2")
 SCENARIOS = ("inf", "hi", "lo", "ddp")
 METRICS = {name: getattr(metrics, name) for name in ("loss", "confidence", "mod_entropy")}
-FORMULAS = {"0": formulas.midpoint, "1": formulas.in_mean, "2": formulas.standardized}
 
 
 def load_records(root, dataset):
@@ -152,7 +153,7 @@ def literal_procedure(root, name):
             return literal_metric(metric, logits[phase][t][j], labels[j])
 
         for phase, folder in scenario.phases.items():
-            rows = {formula: [] for formula in FORMULAS}
+            rows = {formula: [] for formula in WINNER}
             for t, model in enumerate(folder):
                 others = [s for s in range(COUNTS["train"]) if not (phase == "train" and s == t)]
                 for j in model.split(SIZES).challenge:
@@ -178,9 +179,10 @@ def test_the_pipeline_is_the_literal_procedure(tree, tmp_path, name):
     truth = challenge.read_truth(tree, job.scenario)
     expected = literal_procedure(tree, name)
     for metric, function in METRICS.items():
-        scores = job.read(metric, function)
-        for formula, calibrate in FORMULAS.items():
-            result = cell.evaluate(scores, job.points, calibrate, truth)
+        labels = np.zeros(len(job.points.unique), dtype=np.int64)
+        evidence = Evidence({metric: job.read(metric, function)}, job.points, labels)
+        for formula, calibrate in WINNER.items():
+            result = cell.evaluate(evidence, calibrate, truth)
             for phase, rows in result.predictions.items():
                 wanted = expected[metric, formula, phase]
                 where = f"{metric} {formula} {phase}"
@@ -216,7 +218,7 @@ def test_known_members_of_ddp_are_extracted_as_well(tree, tmp_path, dataset):
     job.known = challenge.known_sample(scenario, job.points, members=9, nonmembers=6)
     job.compute({"loss": metrics.loss})
     scores = job.read("loss", metrics.loss)
-    for phase in ("dev", "final"):
+    for phase in ("train", "dev", "final"):
         for model, sample, found in zip(
             scenario.phases[phase], job.known[phase], scores.known[phase], strict=True
         ):
