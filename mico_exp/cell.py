@@ -62,7 +62,7 @@ def evaluate(
     """
     solution = evidence.points.solution
     _check_classes("train", solution)
-    calibrated = _calibrate(evidence, formula)
+    calibrated = calibrate_phases(evidence, formula)
     predictions = {phase: one.predictions for phase, one in calibrated.items()}
     found = {}
     for phase, one in calibrated.items():
@@ -79,7 +79,8 @@ def evaluate(
     return Result(predictions, known, found, curves, calibrated["train"].out_models)
 
 
-def _calibrate(evidence: Evidence, formula: Formula | Attack) -> dict[str, Calibrated]:
+def calibrate_phases(evidence: Evidence, formula: Formula | Attack) -> dict[str, Calibrated]:
+    """Calibrate every phase by a formula, which takes one metric's scores, or by an attack."""
     if isinstance(formula, Attack):
         return formula(evidence)
     return {phase: evidence.calibrated(formula, evidence.only, phase) for phase in evidence.phases}

@@ -182,6 +182,40 @@ def purchase100(folder: str) -> Records:
     return Bits(np.load(compact, mmap_mode="r"), PURCHASE_FEATURES, key)
 
 
+def purchase_like(
+    records: int = 8000, rank: int = 20, spread: float = 1.5, noise: float = 0.8, seed: int = 0
+) -> Records:
+    """Generate records of 600 bits in 100 classes, which models learn much as Purchase-100.
+
+    A record has latent tastes (`rank`,), the mean of its class plus noise; a bit is 1 with the
+    chance sigmoid(popularity of the product + 2 · tastes · the product's loadings).
+
+    Args:
+        records: how many.
+        rank: of the latent tastes.
+        spread: standard deviation of the class means.
+        noise: standard deviation of a record's tastes around them: more makes classes overlap.
+        seed: of all that is drawn.
+
+    Raises:
+        InputError: a size is below 1, or a deviation below 0.
+    """
+    sizes = {"records": records, "rank": rank}
+    for name, value in {**sizes, "spread": spread, "noise": noise}.items():
+        if not value >= (least := int(name in sizes)):
+            raise InputError(f"`{name}` must be at least {least}, got {value}.")
+    draw = np.random.default_rng(seed)
+    popularity = draw.normal(-1.6, 1, PURCHASE_FEATURES)
+    loadings = draw.normal(0, rank**-0.5, (rank, PURCHASE_FEATURES))
+    means = draw.normal(0, spread, (PURCHASE_CLASSES, rank))
+    labels = draw.integers(PURCHASE_CLASSES, size=records)
+    tastes = means[labels] + draw.normal(0, noise, (records, rank))
+    chance = 1 / (1 + np.exp(-(popularity + 2 * tastes @ loadings)))
+    bits = draw.random(chance.shape) < chance
+    packed = np.concatenate([labels[:, None].astype(np.uint8), np.packbits(bits, axis=1)], axis=1)
+    return Bits(packed, PURCHASE_FEATURES, fingerprint_arrays(packed))
+
+
 def _mapped(compact: Path) -> NDArray[np.uint8] | None:
     """Map the array, if its content is what its name says."""
     try:

@@ -230,14 +230,17 @@ class Evaluator:
         sizes = records.sizes(points)
         per_size = self._bytes_per_size(Alone(model), records, points, sizes, shared=True)
         per_size *= LAYERS_OF_A_TRACE
-        prepared = {}
+        prepared, observed = {}, {}
         for name, metric in metrics.items():
             seen = reference_of(metric, len(records.labels), known)
             cuts = self.trace_batches.cut(records.sizes(seen), per_size)
-            views = (self._view(model, records, seen[some]) for some in cuts)
             total = len(known) if metric.disclosed and known is not None else len(records.labels)
             with _named(name):
-                prepared[name] = metric.prepare(views, total), seen[: len(seen) * metric.disclosed]
+                if metric.observation not in observed:
+                    views = (self._view(model, records, seen[some]) for some in cuts)
+                    observed[metric.observation] = metric.observe(views)
+                state = metric.prepare(observed[metric.observation], total)
+            prepared[name] = state, seen[: len(seen) * metric.disclosed]
 
         def score(some: Indices) -> None:
             view = self._view(model, records, points[some])

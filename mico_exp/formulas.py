@@ -53,11 +53,18 @@ class Side(NamedTuple):
 
 
 def side(shadow: Floats, mask: Mask) -> Side:
-    """Count, mean and sum of squares of (…, S, P) over S where `mask` holds."""
+    """Count, mean and sum of squares of (…, S, P) over S where `mask` holds.
+
+    Scores are looked at relative to the highest, so that those of models that agree have exactly
+    no spread: rounding differs with their number, and so would tell members apart.
+    """
     count = np.count_nonzero(mask, axis=-2).astype(float)
-    mean = np.einsum("...sp,...sp->...p", mask, shadow) / np.maximum(count, 1)
-    around = np.where(mask, shadow - mean[..., np.newaxis, :], 0)
-    return Side(count, mean, np.einsum("...sp,...sp->...p", around, around))
+    masked = np.where(mask, shadow, -np.inf)
+    top = np.where(count > 0, masked.max(axis=-2), 0)
+    apart = np.where(mask, shadow - top[..., np.newaxis, :], 0)
+    mean = apart.sum(axis=-2) / np.maximum(count, 1)
+    apart -= np.where(mask, mean[..., np.newaxis, :], 0)
+    return Side(count, top + mean, np.einsum("...sp,...sp->...p", apart, apart))
 
 
 @sees_gaps
@@ -105,7 +112,7 @@ def offset(
         one.mean if centre == "mean" else _median(shadow, mask)
         for one, mask in ((inside, is_in), (outside, is_out))
     ]
-    moved = score - (share * middle[0] + (1 - share) * middle[1])
+    moved = score - (middle[1] + share * (middle[0] - middle[1]))
     if k == 0:
         return moved
     spread = np.sqrt(_variance(inside, outside, scale))
@@ -241,7 +248,7 @@ def predictive(one: Side, mean: Floats, pooled: Floats, kappa: float, nu: float)
     """
     n = one.size
     kappa_n = kappa + n
-    location = (kappa * mean + n * one.mean) / kappa_n
+    location = mean + n * (one.mean - mean) / kappa_n
     alpha = (nu + n) / 2
     beta = (nu * pooled + one.squares + kappa * n * np.square(one.mean - mean) / kappa_n) / 2
     return Student(2 * alpha, location, np.sqrt(beta * (kappa_n + 1) / (alpha * kappa_n)))

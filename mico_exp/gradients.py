@@ -16,7 +16,7 @@ Axes: P points, T positions, F inputs and O outputs of a layer, C classes, N ref
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,14 +63,23 @@ class GradientMetric(ABC):
     reference: int | None = 0
     disclosed: ClassVar[bool] = False
 
-    @abstractmethod
-    def prepare(self, views: Iterable[View], records: int) -> Any:
-        """Look at the reference records, batch by batch; what is given back is given to `score`.
+    @property
+    def observation(self) -> Hashable:
+        """Metrics for which this is equal share what `observe` gives back."""
+        return self
+
+    def observe(self, views: Iterable[View]) -> Any:  # noqa: ARG002
+        """Look at the reference records, batch by batch."""
+        return None
+
+    def prepare(self, observed: Any, records: int) -> Any:  # noqa: ARG002
+        """Give what `score` is to be given.
 
         Args:
-            views: of the reference records.
+            observed: what `observe` gave back.
             records: how many there are in the data set, or known members of the model.
         """
+        return observed
 
     @abstractmethod
     def score(self, view: View, prepared: Any) -> Tensor:
@@ -104,9 +113,6 @@ def logit_signal(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
 class GradNorm(GradientMetric):
     """−‖∇_θ CE‖ over all layers (Nasr et al. 2019, arXiv 1812.00910, §III)."""
 
-    def prepare(self, views: Iterable[View], records: int) -> None:
-        """Ask for nothing."""
-
     def score(self, view: View, prepared: None) -> Tensor:  # noqa: ARG002
         """Negated norm (P,) of each point's gradient."""
         layers = view.trace.back(loss_signal(view.trace.logits, view.labels))
@@ -128,7 +134,7 @@ class GradAlignment(GradientMetric):
     def __post_init__(self) -> None:
         _check_reference(self.reference)
 
-    def prepare(self, views: Iterable[View], records: int) -> dict[int, Direction]:  # noqa: ARG002
+    def observe(self, views: Iterable[View]) -> dict[int, Direction]:
         """Mean gradient of every class."""
         sums: dict[int, Direction] = {}
         counts: dict[int, int] = {}
@@ -198,7 +204,7 @@ class Representer(_OfLogit):
     alone.
     """
 
-    def prepare(self, views: Iterable[View], records: int) -> Direction:  # noqa: ARG002
+    def observe(self, views: Iterable[View]) -> Direction:
         """Direction v / damping."""
         layers = joined([self.layers(view) for view in views])
         gram = torch.stack([_gram(layer) for layer in layers]).sum(dim=0).double()
@@ -224,47 +230,64 @@ def _gram(layer: Layer) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Curvature:
-    """(N·A⊗S + μ)⁻¹ of one layer, in the eigenbases of A = mean aaᵀ and S = mean δδᵀ.
+class _Factors:
+    """One layer's A = mean aaᵀ and S = mean δδᵀ over reference records, as eigenvalues and bases.
 
-    in_basis: (F, f), f < F where there are fewer reference records than inputs. out_basis:
-    (O, O). inverse: (O, f) of the eigenvalues. damping: μ, by which all else is divided.
+    in_values: (f,), in_basis: (F, f), f < F where there are fewer records than inputs; so for the
+    outputs. pull: (O, F) the sum of the records' gradients. weights: (O, F).
     """
 
+    in_values: Tensor
     in_basis: Tensor
+    out_values: Tensor
     out_basis: Tensor
+    pull: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, layer: Layer) -> "_Factors":
+        every = layer.total(torch.ones_like(layer.inputs[:, 0, 0]))
+        sides = _eigen(layer.inputs[:, 0]), _eigen(layer.signals[:, 0])
+        return cls(*sides[0], *sides[1], every, layer.weights)
+
+
+@dataclass(frozen=True, eq=False)
+class _Curvature:
+    """(N·A⊗S + μ)⁻¹ of one layer in its factors' bases.
+
+    inverse: (o, f) of the eigenvalues. damping: μ, by which all else is divided.
+    """
+
+    factors: _Factors
     inverse: Tensor
     damping: Tensor
 
     @classmethod
-    def of(cls, layer: Layer, records: int, damping: Tensor) -> "_Curvature":
-        inputs, signals = layer.inputs[:, 0], layer.signals[:, 0]
-        (in_values, in_basis), (out_values, out_basis) = _eigen(inputs), _eigen(signals)
-        inverse = 1 / (records * out_values[:, None] * in_values + damping)
-        return cls(in_basis, out_basis, inverse, damping)
+    def of(cls, factors: _Factors, records: int, damping: Tensor) -> "_Curvature":
+        values = factors.out_values[:, None] * factors.in_values
+        return cls(factors, 1 / (records * values + damping), damping)
 
     @property
     def complete(self) -> bool:
         """The bases span everything."""
-        return self._spans(self.in_basis) and self._spans(self.out_basis)
-
-    @staticmethod
-    def _spans(basis: Tensor) -> bool:
-        return basis.shape[0] == basis.shape[1]
+        bases = self.factors.in_basis, self.factors.out_basis
+        return all(basis.shape[0] == basis.shape[1] for basis in bases)
 
     def whiten(self, direction: Tensor) -> Tensor:
         """Apply to a direction (O, F)."""
-        inner = self.out_basis.T @ direction @ self.in_basis
-        found = self.out_basis @ (inner * self.inverse) @ self.in_basis.T
+        out_basis, in_basis = self.factors.out_basis, self.factors.in_basis
+        inner = out_basis.T @ direction @ in_basis
+        found = out_basis @ (inner * self.inverse) @ in_basis.T
         if self.complete:
             return found
-        inside = self.out_basis @ inner @ self.in_basis.T
+        inside = out_basis @ inner @ in_basis.T
         return found + (direction - inside) / self.damping
 
     def leverage(self, layer: Layer) -> Tensor:
         """⟨g, whitened g⟩ (P,) of every point."""
         inputs, signals = layer.inputs[:, 0], layer.signals[:, 0]
-        a, d = (inputs @ self.in_basis).square(), (signals @ self.out_basis).square()
+        a = (inputs @ self.factors.in_basis).square()
+        d = (signals @ self.factors.out_basis).square()
         inside = a.sum(dim=1) * d.sum(dim=1)
         outside = (layer.squared_norms() - inside).clamp(min=0) / self.damping
         found = ((d @ self.inverse) * a).sum(dim=1)
@@ -307,19 +330,26 @@ class Kronecker(_OfLogit):
     A low damping suits models without noise; the more noise in the weights, the higher.
     """
 
-    def prepare(self, views: Iterable[View], records: int) -> _Whitened:
-        """Whitened direction."""
+    @property
+    def observation(self) -> Hashable:
+        """Whatever the damping, the same is seen."""
+        return Kronecker, self.temperature, self.reference, self.disclosed
+
+    def observe(self, views: Iterable[View]) -> tuple[list[_Factors], Tensor]:
+        """Factors of the layers, and the mean of ‖g‖²."""
         layers = joined([self.layers(view) for view in views])
-        norms = squared_norms(layers)
-        curvatures = [
-            _Curvature.of(layer, records, self.damping * norms.mean()) for layer in layers
-        ]
-        pull = total(layers, torch.ones_like(norms))
-        white = _whiten(curvatures, weights(layers))
+        return [_Factors.of(layer) for layer in layers], squared_norms(layers).mean()
+
+    def prepare(self, observed: tuple[list[_Factors], Tensor], records: int) -> _Whitened:
+        """Whitened direction."""
+        factors, scale = observed
+        curvatures = [_Curvature.of(one, records, self.damping * scale) for one in factors]
+        pull = [one.pull for one in factors]
+        white = _whiten(curvatures, [one.weights for one in factors])
         white_pull = _whiten(curvatures, pull)
         share = dot(pull, white) / dot(pull, white_pull)
         direction = [a - share * b for a, b in zip(white, white_pull, strict=True)]
-        return _Whitened(direction, curvatures, share, norms.mean())
+        return _Whitened(direction, curvatures, share, scale)
 
     def score(self, view: View, prepared: _Whitened) -> Tensor:
         """Coefficient (P,) of each point, times the mean of ‖g‖²."""

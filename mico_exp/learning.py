@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -88,7 +88,11 @@ def out_models(evidence: Evidence, phase: str) -> NDArray[np.int64]:
 
 
 class Logistic:
-    """L2-regularised logistic regression; larger `c` regularises less (as in scikit-learn)."""
+    """L2-regularised logistic regression; larger `c` regularises less (as in scikit-learn).
+
+    It gives log likelihood ratios: the log odds of what it learnt from are taken out, which
+    differ from fold to fold where models do not all have as many members as non-members.
+    """
 
     def __init__(self, c: float, use: Mask | None = None) -> None:
         self.c, self.use = c, slice(None) if use is None else use
@@ -97,9 +101,10 @@ class Logistic:
         """Learn from features (T, P, F) and membership (T, P)."""
         model = LogisticRegression(C=self.c, solver="newton-cholesky")
         model.fit(_rows(features)[:, self.use], solution.ravel())
+        odds = logit(solution.mean())
 
         def predict(asked: Floats) -> Floats:
-            found: Floats = model.decision_function(_rows(asked)[:, self.use])
+            found: Floats = model.decision_function(_rows(asked)[:, self.use]) - odds
             return found.reshape(asked.shape[:-1])
 
         return predict
@@ -225,6 +230,10 @@ class Quantile(Attack):
     def _fit(self, features: Floats, solution: Mask) -> Predict:
         """Learn from features (T, P, 1 + F), the first of which is the score itself."""
         asked = ~solution & np.isfinite(features[..., 0])
+        told = np.asarray(
+            np.isfinite(features[asked]).any(axis=0)
+        )  # trees do not take what is always missing
+        told[0] = False  # the score itself is what they learn
         trees = HistGradientBoostingRegressor(
             loss="quantile",
             quantile=1 - self.alpha,
@@ -233,10 +242,10 @@ class Quantile(Attack):
             min_samples_leaf=40,
             random_state=0,
         )
-        trees.fit(features[asked][:, 1:], features[asked][:, 0])
+        trees.fit(features[asked][:, told], features[asked][:, 0])
 
         def predict(some: Floats) -> Floats:
-            level: Floats = trees.predict(_rows(some)[:, 1:]).reshape(some.shape[:-1])
+            level: Floats = trees.predict(_rows(some)[:, told]).reshape(some.shape[:-1])
             found = some[..., 0] - level
             return np.where(np.isfinite(found), found, np.nanmedian(found))
 

@@ -4,7 +4,8 @@ Beside `choices`, the one place below the commands that reads a configuration.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -59,6 +60,49 @@ def check_cell(cfg: DictConfig) -> None:
     """
     if (reason := refusal(cfg.metric, cfg.formula, cfg.scenario)) is not None:
         raise InputError(f"{cfg.scenario.name}/{cfg.metric.name}/{cfg.formula.name}: {reason}.")
+
+
+def sensible_cells(jobs: Iterable[Sequence[str]], meaningless: str) -> list[list[str]]:
+    """Keep the jobs of a sweep, each by its overrides, that are cells with a meaning.
+
+    Args:
+        jobs: overrides of each.
+        meaningless: ``skip`` the other cells, or ``refuse`` the whole sweep because of them.
+
+    Raises:
+        InputError: the sweep is refused, or all of it would be skipped; each reason is named.
+    """
+    if meaningless not in ("refuse", "skip"):
+        raise InputError(f"`hydra.sweeper.meaningless` must be refuse or skip, got {meaningless}.")
+    reasons = [(list(job), _refusal_of(job)) for job in jobs]
+    sensible = [job for job, reason in reasons if reason is None]
+    refused = Counter(reason for _, reason in reasons if reason is not None)
+    if not refused:
+        return sensible
+    listed = [f"  {reason} ({count} of {len(reasons)} jobs)" for reason, count in refused.items()]
+    if sensible and meaningless == "skip":
+        log.info("Left out, since they have no meaning:\n%s", "\n".join(listed))
+        return sensible
+    lines = ["These cells have no meaning, and so nothing is begun:", *listed]
+    if sensible:
+        lines.append("hydra.sweeper.meaningless=skip sweeps the others.")
+    raise InputError("\n".join(lines))
+
+
+def _refusal_of(job: Sequence[str]) -> str | None:
+    """`refusal` of the cell that overrides choose."""
+    return refusal(*(_chosen(group, job) for group in ("metric", "formula", "scenario")))
+
+
+def _chosen(group: str, job: Sequence[str]) -> DictConfig:
+    """Option of a group that overrides choose; others of theirs do not change it."""
+    own = [text for text in job if text.lstrip("+~").partition("=")[0].split(".")[0] == group]
+    return _option(group, tuple(own))
+
+
+@cache
+def _option(group: str, overrides: tuple[str, ...]) -> Any:
+    return compose("config", overrides=list(overrides))[group]
 
 
 def metrics_of_cell(cfg: DictConfig) -> dict[str, Metric]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mico_exp.errors import InputError
 from mico_exp.statistics import Choose, Comparison, Floats, Interval
 
-RULES = ("max", "one_se")
+RULES = ("max", "one_se", "auc_one_se")
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,19 @@ def within_one_se(
 
     simplicity: (C,) ranks, each once, the simplest 0.
     """
+    alike = _within_one_se(tpr, auc, error)
+    return np.where(alike, simplicity, len(simplicity)).argmin(axis=-1)
+
+
+def auc_within_one_se(tpr: Floats, auc: Floats, error: Floats) -> NDArray[np.int64]:
+    """Take the cell (R,) of highest AUC whose TPR is within one standard error of the highest."""
+    return np.where(_within_one_se(tpr, auc, error), auc, -np.inf).argmax(axis=-1)
+
+
+def _within_one_se(tpr: Floats, auc: Floats, error: Floats) -> NDArray[np.bool_]:
+    """Cells (R, C) that are not clearly worse than the highest."""
     top = highest(tpr, auc, error)[:, np.newaxis]
-    least = np.take_along_axis(tpr - error, top, axis=-1)
-    return np.where(tpr >= least, simplicity, len(simplicity)).argmin(axis=-1)
+    return tpr >= np.take_along_axis(tpr - error, top, axis=-1)
 
 
 def make_rule(
@@ -98,7 +108,7 @@ def make_rule(
     simple_metrics: Sequence[str],
     simple_formulas: Sequence[str],
 ) -> Choose:
-    """Make the rule `max` or `one_se` for cells.
+    """Make a rule of `RULES` for cells.
 
     Args:
         name: of the rule.
@@ -113,6 +123,8 @@ def make_rule(
         raise InputError(f"`selection.rule` must be one of {', '.join(RULES)}, got {name}.")
     if name == "max":
         return highest
+    if name == "auc_one_se":
+        return auc_within_one_se
     places = [
         (_place(simple_formulas, c.formula), _place(simple_metrics, c.metric)) for c in candidates
     ]

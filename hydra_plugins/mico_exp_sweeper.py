@@ -1,0 +1,54 @@
+"""Hydra's own sweeper, but for cells without meaning: refused before the first job, or left out.
+
+Hydra takes sweepers from this package alone, which it imports at every start: what is heavy waits.
+"""
+
+from dataclasses import dataclass, field
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
+
+
+class GridSweeper(BasicSweeper):
+    """Sweeps the product of all choices.
+
+    Args:
+        max_batch_size: jobs that are launched at once; None for all.
+        params: what is swept unless the command line says otherwise.
+        meaningless: ``refuse`` the whole sweep where a cell has no meaning, or ``skip`` the cell.
+    """
+
+    def __init__(
+        self, max_batch_size: int | None, params: dict[str, str] | None, meaningless: str
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.meaningless = meaningless
+
+    def split_arguments(  # type: ignore[override]  # Hydra calls it on the instance
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        """List each job's overrides, in batches."""
+        from mico_exp.cli import CommandError
+        from mico_exp.errors import InputError
+        from mico_exp.options import sensible_cells
+
+        (jobs,) = BasicSweeper.split_arguments(overrides, None)
+        try:
+            sensible = sensible_cells(jobs, self.meaningless)
+        except InputError as error:
+            raise CommandError(str(error)) from None
+        return list(BasicSweeper.split_overrides_to_chunks(sensible, max_batch_size))
+
+
+@dataclass
+class GridSweeperOption:
+    """``hydra/sweeper=grid``."""
+
+    _target_: str = "hydra_plugins.mico_exp_sweeper.GridSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = field(default_factory=dict)
+    meaningless: str = "refuse"
+
+
+ConfigStore.instance().store("grid", GridSweeperOption, "hydra/sweeper", provider="mico_exp")

@@ -1,0 +1,187 @@
+"""Attacks by disclosed training sets against literal definitions."""
+
+from dataclasses import replace
+
+import leaky
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from mico_exp import formulas
+from mico_exp.disclosure import Conformal, DensityRatio, DisclosedRMIA
+from mico_exp.errors import InputError
+from mico_exp.evidence import Evidence
+from mico_exp.scoring import roc
+
+PHASES = ("train", "dev")
+
+
+@pytest.fixture(scope="module")
+def world():
+    return leaky.evidence({"one": 1.0}, known=40)
+
+
+def calibrated(evidence, phase, row, columns, values, formula):
+    """One target's scores by a formula on plain arrays; a train model leaves itself out."""
+    others = np.delete(np.arange(24), row) if phase == "train" else np.arange(24)
+    shadow = evidence.only.shadow[others][:, columns]
+    is_in = evidence.points.is_member[others][:, columns]
+    found = formula(values, shadow, is_in, ~is_in)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def both(evidence, phase, row, formula):
+    """Scores at a target's challenge points, at its known points, and their membership."""
+    columns = evidence.points.columns(phase)[row]
+    own = calibrated(evidence, phase, row, columns, evidence.only.own[phase][row], formula)
+    sample = evidence.known[phase][row]
+    places = np.searchsorted(evidence.points.unique, sample.points)
+    told = evidence.only.known[phase][row]
+    return own, calibrated(evidence, phase, row, places, told, formula), sample.is_member
+
+
+def test_conformal_p_values(world):
+    evidence, _ = world
+    found = Conformal()(evidence)
+    for phase in PHASES:
+        for row, scores in enumerate(found[phase].scores):
+            own, told, is_member = both(evidence, phase, row, formulas.offset)
+            others = told[~is_member].tolist()
+            for score, a in zip(scores, own, strict=True):
+                above = sum(other >= a for other in others)
+                assert score == -(1 + above) / (1 + len(others))
+
+
+def test_conformal_p_values_are_uniform_for_non_members():
+    evidence, truth = leaky.evidence({"one": 1.0}, known=100, unique=400, targets=40, points=50)
+    p = -Conformal()(evidence)["dev"].scores
+    for level in (0.1, 0.3, 0.5):
+        assert (p[~truth] <= level).mean() == pytest.approx(level, abs=0.04)
+    assert (p[truth] <= 0.1).mean() > 0.2
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.2])
+def test_rmia_by_true_non_members(world, gamma):
+    evidence, _ = world
+    scores = evidence.only
+    chance = replace(
+        scores,
+        shadow=expit(scores.shadow),
+        own={phase: expit(own) for phase, own in scores.own.items()},
+        known={phase: [expit(row) for row in rows] for phase, rows in scores.known.items()},
+    )
+    evidence = replace(evidence, scores={"confidence": chance})
+    found = DisclosedRMIA(gamma)(evidence)
+    for phase in PHASES:
+        for row, scores in enumerate(found[phase].scores):
+            own, told, is_member = both(evidence, phase, row, formulas.ratio_online)
+            expected = [np.mean(told[~is_member] <= a / gamma) for a in own]
+            np.testing.assert_allclose(scores, expected, atol=1e-12)
+
+
+def hardness(score, shadow, is_in, is_out):
+    return np.where(is_out, shadow, 0).sum(axis=0) / np.maximum(is_out.sum(axis=0), 1)
+
+
+def terms(pairs, pooled):
+    a, h = ((pairs - pooled.mean(axis=0)) / pooled.std(axis=0)).clip(-5, 5).T
+    return np.stack([np.ones_like(a), a, a * a, h, a * h], axis=1)
+
+
+def test_density_ratio_is_a_penalised_logistic_regression(world):
+    """Every target's coefficients by a general optimiser, drawn to the common ones."""
+    evidence, _ = world
+    found = DensityRatio(strength=5.0)(evidence)
+
+    def pair(phase, row):
+        own, told, is_member = both(evidence, phase, row, formulas.offset)
+        own_h, told_h, _ = both(evidence, phase, row, hardness)
+        return np.stack([own, own_h], axis=1), np.stack([told, told_h], axis=1), is_member
+
+    train = [pair("train", row) for row in range(24)]
+    pooled = np.concatenate([told for _, told, _ in train])
+    members = np.concatenate([is_member for _, _, is_member in train])
+
+    def fit(x, is_member, pull, centre):
+        odds = np.log(is_member.mean() / (1 - is_member.mean()))
+
+        def loss(w):
+            z = x @ w + odds
+            return np.logaddexp(0, z).sum() - z[is_member].sum() + (pull * (w - centre) ** 2).sum()
+
+        return minimize(loss, np.zeros(5), method="BFGS", options={"gtol": 1e-6}).x
+
+    zero = np.zeros(5)
+    odds = np.log(members.mean() / (1 - members.mean()))
+    # scikit-learn's own penalty, ½‖w‖² on the coefficients with the odds among them
+    shift = np.array([odds, 0, 0, 0, 0])
+    common = fit(terms(pooled, pooled), members, 0.5 * np.ones(5), zero - shift)
+    for phase, row in (("train", 0), ("train", 13), ("dev", 4)):
+        own, told, is_member = pair(phase, row)
+        weights = fit(terms(told, pooled), is_member, 2.5 * np.ones(5), common)
+        expected = terms(own, pooled) @ weights
+        np.testing.assert_allclose(found[phase].scores[row], expected, atol=2e-3)
+
+
+def test_density_ratio_finds_what_the_hardness_hides():
+    """Members of hard points score lower, those of easy points higher than others: A·h tells."""
+    evidence, truth = leaky.evidence({"one": 1.0}, known=200, unique=600, points=60, targets=30)
+    found = DensityRatio()(evidence)["dev"].scores
+    plain = evidence.calibrated(formulas.offset, evidence.only, "dev").scores
+    assert roc(truth, found).auc > roc(truth, plain).auc - 0.01
+
+
+ATTACKS = [Conformal(), DensityRatio()]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_scenario_that_discloses_nothing(attack):
+    evidence, _ = leaky.evidence({"one": 1.0})
+    with pytest.raises(InputError, match="does not disclose training sets"):
+        attack(evidence)
+
+
+def told(evidence, kind):
+    """Keep only known members, or only known non-members, of the first dev model."""
+    samples, scores = list(evidence.known["dev"]), list(evidence.only.known["dev"])
+    keep = samples[0].is_member == kind
+    samples[0] = replace(
+        samples[0], points=samples[0].points[keep], is_member=samples[0].is_member[keep]
+    )
+    scores[0] = scores[0][keep]
+    one = replace(evidence.only, known={**evidence.only.known, "dev": scores})
+    return Evidence(
+        {"one": one}, evidence.points, evidence.labels, {**evidence.known, "dev": samples}
+    )
+
+
+def test_a_model_without_known_non_members(world):
+    with pytest.raises(InputError, match="no known non-member"):
+        Conformal()(told(world[0], True))
+    with pytest.raises(InputError, match="All 40 known points of a model are of one class"):
+        DensityRatio()(told(world[0], False))
+
+
+def test_arguments_out_of_range(world):
+    with pytest.raises(InputError, match="`strength` must be above 0, got 0"):
+        DensityRatio(strength=0)
+    with pytest.raises(InputError, match="`gamma` must be at least 1"):
+        DisclosedRMIA(0.9)(positive(world[0]))
+    with pytest.raises(InputError, match="scores must be in"):
+        DisclosedRMIA()(world[0])
+
+
+def positive(evidence):
+    scores = evidence.only
+    return replace(
+        evidence,
+        scores={
+            "confidence": replace(
+                scores,
+                shadow=expit(scores.shadow),
+                own={phase: expit(own) for phase, own in scores.own.items()},
+                known={p: [expit(row) for row in rows] for p, rows in scores.known.items()},
+            )
+        },
+    )

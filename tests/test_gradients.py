@@ -1,0 +1,255 @@
+"""White-box metrics against their definitions, with every gradient written out."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mico_exp import gradients, traces
+from mico_exp.datasets import Features
+from mico_exp.errors import InputError, MetricError
+from mico_exp.evaluation import Evaluator, Processor, reference_of
+from mico_exp.gradients import View
+from mico_exp.models import CNN, MLP
+
+RECORDS, POINTS = 40, np.array([3, 17, 29, 5, 38])
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A trained MLP, so that its gradients are not all alike, in float64; and its records."""
+    torch.manual_seed(0)
+    features, labels = torch.randn(RECORDS, 7), torch.arange(RECORDS) % 4
+    model = MLP([7, 6, 4])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(features), labels).backward()
+        optimizer.step()
+    return model.double().eval().requires_grad_(False), features.double(), labels
+
+
+def rows(world, function):
+    """Gradient of `function(logits, label)` at every record: a row (N, D); weights first."""
+    model, features, labels = world
+    found = []
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    for x, y in zip(features, labels, strict=True):
+        grads = torch.autograd.grad(function(model(x[None])[0], y), parameters)
+        found.append(torch.cat([joined(*pair) for pair in pairs(grads)]))
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return torch.stack(found)
+
+
+def pairs(parameters):
+    return list(zip(parameters[::2], parameters[1::2], strict=True))
+
+
+def joined(weight, bias):
+    """(O, F + 1), flat row by row."""
+    return torch.cat([weight, bias[:, None]], dim=1).flatten()
+
+
+def loss(z, y):
+    return nn.functional.cross_entropy(z[None], y[None])
+
+
+def softened(z, y, temperature=2.0):
+    others = torch.cat([z[:y], z[y + 1 :]])
+    return z[y] - temperature * torch.logsumexp(others / temperature, dim=0)
+
+
+def view(world, some=None):
+    model, features, labels = world
+    some = torch.arange(RECORDS) if some is None else some
+    return View(traces.trace(model, features[some]), labels[some], torch.zeros(len(some)).bool())
+
+
+def halves(world):
+    return (view(world, torch.arange(RECORDS)[part]) for part in (slice(15), slice(15, None)))
+
+
+def ready(metric, views, records):
+    return metric.prepare(metric.observe(views), records)
+
+
+def test_norm(world):
+    metric = gradients.GradNorm()
+    found = metric.score(view(world), ready(metric, [], 0))
+    torch.testing.assert_close(found, -rows(world, loss).norm(dim=1))
+
+
+def test_alignment_is_with_the_mean_gradient_of_the_class(world):
+    metric = gradients.GradAlignment()
+    found = metric.score(view(world), ready(metric, halves(world), RECORDS))
+    grads, labels = rows(world, loss), world[2]
+    for i in range(RECORDS):
+        expected = -grads[i] @ grads[labels == labels[i]].mean(dim=0)
+        assert found[i].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_a_class_without_reference_scores_nothing(world):
+    metric = gradients.GradAlignment()
+    only = view(world, torch.arange(RECORDS)[world[2] == 1])
+    found = metric.score(view(world), ready(metric, [only], RECORDS))
+    assert (found[world[2] != 1] == 0).all()
+    assert (found[world[2] == 1] != 0).all()
+
+
+def weights_of(world):
+    return torch.cat([joined(*pair) for pair in pairs(list(world[0].parameters()))])
+
+
+def test_a_representers_score_is_the_ridge_coefficient(world):
+    """At every reference record, by solving for the coefficients with all gradients written out."""
+    metric = gradients.Representer(damping=0.1)
+    found = metric.score(view(world), ready(metric, halves(world), RECORDS))
+    g = rows(world, softened)
+    gram = g @ g.T
+    ridge = 0.1 * gram.diagonal().mean()
+    coefficients = torch.linalg.solve(
+        gram + ridge * torch.eye(RECORDS, dtype=gram.dtype), g @ weights_of(world)
+    )
+    torch.testing.assert_close(found, coefficients * gram.diagonal().mean(), rtol=1e-8, atol=1e-10)
+
+
+def inverse_of(world, grads, records, damping):
+    """(N·A⊗S + μ)⁻¹ of both layers, with the Kronecker products written out."""
+    model, features, labels = world
+    mu = damping * grads.square().sum(dim=1).mean()
+    trace = traces.trace(model, features)
+    layers = trace.back(gradients.logit_signal(trace.logits, labels, 2.0))
+    blocks = []
+    for layer in layers:
+        a, s = layer.inputs[:, 0], layer.signals[:, 0]
+        kron = torch.kron(s.T @ s / len(s), a.T @ a / len(a))
+        blocks.append(torch.linalg.inv(records * kron + mu * torch.eye(len(kron)).double()))
+    return torch.block_diag(*blocks), mu
+
+
+def test_kronecker_is_the_written_out_inverse(world):
+    metric = gradients.Kronecker(damping=0.2)
+    found = metric.score(view(world), ready(metric, halves(world), 90))
+    g = rows(world, softened)
+    inverse, _ = inverse_of(world, g, 90, 0.2)
+    pull = g.sum(dim=0)
+    share = (pull @ inverse @ weights_of(world)) / (pull @ inverse @ pull)
+    expected = g @ inverse @ (weights_of(world) - share * pull)
+    scale = g.square().sum(dim=1).mean()
+    torch.testing.assert_close(found, expected * scale, rtol=1e-7, atol=1e-9)
+
+
+def test_fewer_records_than_inputs(world):
+    """The eigenbasis of the inputs does not span them; the result is the same."""
+    few = (world[0], world[1][:5], world[2][:5])
+    metric = gradients.Kronecker(damping=0.2)
+    here = View(traces.trace(few[0], few[1]), few[2], torch.zeros(5).bool())
+    prepared = ready(metric, [here], 5)
+    assert not prepared.curvatures[0].complete
+    g = rows(few, softened)
+    inverse, _ = inverse_of(few, g, 5, 0.2)
+    pull = g.sum(dim=0)
+    share = (pull @ inverse @ weights_of(few)) / (pull @ inverse @ pull)
+    direction = inverse @ (weights_of(few) - share * pull)
+    found = metric.score(view(world), prepared)
+    scale = g.square().sum(dim=1).mean()
+    expected = rows(world, softened) @ direction * scale
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    layers = metric.layers(view(world))
+    leverage = sum(c.leverage(one) for c, one in zip(prepared.curvatures, layers, strict=True))
+    every = rows(world, softened)
+    expected = (every @ inverse * every).sum(dim=1)
+    torch.testing.assert_close(leverage, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_known_member_is_left_out_of_its_own_score(world):
+    """It has pulled at the mean gradient that is taken out, and gets its own part back."""
+    metric = gradients.DisclosedKronecker(damping=0.2)
+    prepared = ready(metric, halves(world), RECORDS)
+    asked = view(world)
+    known = torch.arange(RECORDS) < 4
+    told = View(asked.trace, asked.labels, known)
+    found, plain = metric.score(told, prepared), metric.score(asked, prepared)
+    assert torch.equal(found[4:], plain[4:])
+    g = rows(world, softened)
+    inverse, _ = inverse_of(world, g, RECORDS, 0.2)
+    pull = g.sum(dim=0)
+    share = (pull @ inverse @ weights_of(world)) / (pull @ inverse @ pull)
+    scale = g.square().sum(dim=1).mean()
+    for i in range(4):
+        expected = g[i] @ inverse @ (weights_of(world) - share * (pull - g[i])) * scale
+        assert found[i].item() == pytest.approx(expected.item(), rel=1e-7)
+
+
+METRICS = {
+    "grad_norm": gradients.GradNorm(),
+    "grad_alignment": gradients.GradAlignment(reference=30),
+    "representer": gradients.Representer(reference=25),
+    "kfac": gradients.Kronecker(reference=25),
+    "kfac_high": gradients.Kronecker(reference=25, damping=1.0),  # shares what the other has seen
+    "kfac_cold": gradients.Kronecker(reference=25, temperature=0.5),
+}
+
+
+@pytest.fixture
+def records(world):
+    return Features(world[1].float(), world[2])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_the_evaluator_gives_the_same_in_any_batches(world, records, batch_size):
+    model = MLP([7, 6, 4])
+    model.load_state_dict({k: v.float() for k, v in world[0].state_dict().items()})
+    model.eval().requires_grad_(False)
+    evaluator = Evaluator(Processor("cpu", batch_size=batch_size))
+    found = evaluator.gradient_scores(model, records, POINTS, METRICS)
+    for name, metric in METRICS.items():
+        seen = torch.from_numpy(reference_of(metric, RECORDS))
+        assert len(seen) == (metric.reference or 0)
+        prepared = ready(metric, [view(world, seen)], RECORDS)
+        expected = metric.score(view(world, torch.from_numpy(POINTS)), prepared)
+        np.testing.assert_allclose(found[name], expected.numpy(), rtol=2e-3, atol=1e-4)
+
+
+def test_the_reference_is_always_the_same_and_part_of_a_larger_one():
+    few, more = (reference_of(gradients.Kronecker(reference=n), 1000) for n in (10, 20))
+    assert set(few) < set(more)
+    assert (np.diff(more) > 0).all()
+    every = reference_of(gradients.Kronecker(reference=None), 1000)
+    assert np.array_equal(every, np.arange(1000))
+    told = np.array([7, 2, 9])
+    disclosed = gradients.DisclosedKronecker(reference=5)
+    assert reference_of(disclosed, 1000, told).tolist() == [2, 7, 9]
+    with pytest.raises(MetricError, match="needs a scenario that discloses"):
+        reference_of(disclosed, 1000)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: gradients.Kronecker(damping=0), "`damping` must be a number above 0, got 0"),
+        (lambda: gradients.Representer(temperature=-1.0), "`temperature` must be a number above 0"),
+        (lambda: gradients.Kronecker(damping=float("nan")), "got nan"),
+        (lambda: gradients.GradAlignment(reference=0), "`reference` must be null or a whole"),
+        (lambda: gradients.Representer(reference=2.5), "got 2.5"),
+    ],
+)
+def test_arguments_out_of_range(make, words):
+    with pytest.raises(InputError, match=words):
+        make()
+
+
+def test_a_representer_needs_a_dense_layer():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(2), nn.AvgPool1d(900), nn.Flatten())
+    trace = traces.trace(model.requires_grad_(False), torch.randn(4, 3, 32, 32))
+    here = View(trace, torch.tensor([0, 1, 0, 1]), torch.zeros(4).bool())
+    with pytest.raises(InputError, match="needs a dense layer"):
+        ready(gradients.Kronecker(), [here], 4)
+    cnn = CNN().eval().requires_grad_(False)
+    trace = traces.trace(cnn, torch.randn(4, 3, 32, 32))
+    here = View(trace, torch.arange(4), torch.zeros(4).bool())
+    metric = gradients.Kronecker()
+    assert torch.isfinite(metric.score(here, ready(metric, [here], 4))).all()
