@@ -16,6 +16,7 @@ from scipy.special import expit, logit
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from threadpoolctl import threadpool_limits
 
 from mico_exp.calibration import Calibrated, shadows_of
 from mico_exp.errors import InputError
@@ -242,7 +243,8 @@ class Quantile(Attack):
             min_samples_leaf=40,
             random_state=0,
         )
-        trees.fit(features[asked][:, told], features[asked][:, 0])
+        with threadpool_limits(1):  # with so few rows, more threads only wait for each other
+            trees.fit(features[asked][:, told], features[asked][:, 0])
 
         def predict(some: Floats) -> Floats:
             level: Floats = trees.predict(_rows(some)[:, told]).reshape(some.shape[:-1])

@@ -327,9 +327,15 @@ def test_ddp_is_one_challenge_of_three_data_sets(user):
 def test_extraction_by_itself(user, tmp_path):
     command = ["mico_exp.extract", "dataset=tiny_sst2", "scenario=inf", *OWN]
     command.append(f"paths.store={tmp_path}")
-    assert "9 models computed" in run(*command, cwd=user).stdout
-    assert "0 models computed" in run(*command, cwd=user).stdout
-    assert len(list(tmp_path.rglob("*.npz"))) == 9 * 3
+    assert "logits: 9 models computed" in run(*command, cwd=user).stdout
+    assert "nothing was missing" in run(*command, cwd=user).stdout
+    stored = {path.name.rpartition("-")[0] for path in tmp_path.rglob("*.npz")}
+    assert stored >= {"loss", "logit", "entropy"}
+    assert not stored & {"grad_norm", "kfac"}
+    assert len(list(tmp_path.rglob("*.npz"))) == 9 * len(stored)
+    more = run(*command, "metrics=[grad_norm,kfac]", cwd=user).stdout
+    assert "gradients: 9 models computed" in more
+    assert len(list(tmp_path.rglob("*.npz"))) == 9 * (len(stored) + 2)
 
 
 @pytest.mark.parametrize("dataset", TRACKS)

@@ -1,0 +1,178 @@
+"""Which cells have a meaning, what they are called, and when they are another experiment."""
+
+import pytest
+from commands import run
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+from mico_exp import cli, options
+from mico_exp.errors import InputError
+
+GRADIENTS = {"grad_alignment", "grad_norm", "kfac", "kfac_high", "kfac_low", "representer"}
+
+
+@pytest.fixture
+def composed():
+    """Compose the main configuration as a job does."""
+    with initialize_config_dir(str(cli.OPTIONS), version_base="1.3"):
+
+        def make(*overrides):
+            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            return cfg
+
+        yield make
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["metric=loss", "formula=rmia_online"], "compares probabilities, which scores of metric="),
+        (["metric=loss", "formula=stack"], "formula=stack: it combines metrics, so it takes"),
+        (["metric=all", "formula='0'"], "formula=0: it takes one metric, not metric=all"),
+        (["metric=loss", "formula=conformal"], "scenario=inf keeps them"),
+        (["metric=kfac_disclosed"], "metric=kfac_disclosed: it needs disclosed training sets"),
+        (["metric=kfac_disclosed", "scenario=lo"], "scenario=lo keeps them"),
+        (["metric=logit", "formula=rmia_disclosed", "scenario=ddp"], "compares probabilities"),
+    ],
+)
+def test_cells_without_meaning(composed, overrides, reason):
+    with pytest.raises(InputError, match=reason):
+        options.check_cell(composed(*overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["metric=confidence", "formula=rmia_online"],
+        ["metric=all", "formula=stack"],
+        ["metric=kfac_disclosed", "formula=lira_shrunk", "scenario=ddp"],
+        ["metric=confidence", "formula=rmia_disclosed", "scenario=ddp"],
+        ["metric=loss", "formula=conformal", "scenario='inf'", "scenario.disclose_training=true"],
+    ],
+)
+def test_cells_with_meaning(composed, overrides):
+    options.check_cell(composed(*overrides))
+
+
+def test_a_need_that_nobody_knows(composed):
+    with pytest.raises(InputError, match="`needs` of 0 must be of all, probability, disclosure"):
+        options.check_cell(composed("formula='0'", "+formula.needs=[weights]"))
+
+
+def jobs(metrics, formulas, scenario="inf"):
+    return [
+        [f"metric={m}", f"formula='{f}'", f"scenario={scenario}"] for m in metrics for f in formulas
+    ]
+
+
+def test_a_sweep_keeps_its_order_and_says_what_it_leaves_out(composed, caplog):
+    composed()
+    grid = jobs(["loss", "confidence", "all"], ["0", "rmia_online", "stack"], "'inf'")
+    kept = options.sensible_cells(grid, "skip")
+    assert kept == [grid[0], grid[3], grid[4], grid[8]]
+    with pytest.raises(InputError) as refused:
+        options.sensible_cells(grid, "refuse")
+    lines = str(refused.value).splitlines()
+    assert lines[0] == "These cells have no meaning, and so nothing is begun:"
+    assert "(2 of 9 jobs)" not in lines[1]
+    assert sum(line.startswith("  formula=") for line in lines) == 5
+    assert options.sensible_cells(kept, "refuse") == kept
+    with pytest.raises(InputError, match="nothing is begun") as all_refused:
+        options.sensible_cells(grid[1:3], "skip")
+    assert "skip sweeps" not in str(all_refused.value)
+    with pytest.raises(InputError, match="must be refuse or skip, got maybe"):
+        options.sensible_cells(grid, "maybe")
+
+
+def test_disclosure_makes_the_difference(composed):
+    composed()
+    grid = jobs(["kfac_disclosed", "loss"], ["1", "conformal"], "ddp")
+    assert options.sensible_cells(grid, "refuse") == grid
+    grid = jobs(["kfac_disclosed", "loss"], ["1", "conformal"], "lo")
+    assert options.sensible_cells(grid, "skip") == [grid[2]]
+
+
+def test_all_metrics_of_a_scenario(composed):
+    composed()
+    every = options.all_metrics(disclosed=False)
+    assert every.keys() >= GRADIENTS | {"loss", "logit"}
+    assert "all" not in every
+    told = options.all_metrics(disclosed=True)
+    assert told.keys() - every.keys() == {"kfac_disclosed"}
+    cfg = composed("metric=all", "formula=stack")
+    assert list(options.metrics_of_cell(cfg)) == list(every)
+    cfg = composed("metric=all", "formula=stack", "metrics=[loss,kfac]")
+    assert list(options.metrics_of_cell(cfg)) == ["loss", "kfac"]
+
+
+def test_labels_tell_what_was_changed(composed):
+    cfg = composed("metric=kfac", "metric.function.damping=0.5", "formula=rmia_offline")
+    assert options.label(cfg, "metric") == "kfac[damping=0.5]"
+    assert options.label(cfg, "formula") == "rmia_offline"
+    cfg = composed("metric=confidence", "formula=rmia_offline", "formula.function.a=0.5")
+    assert options.label(cfg, "formula") == "rmia_offline[a=0.5]"
+    assert options.changes(cfg, "formula") == ["formula.function.a=0.5"]
+    cfg = composed("metric=loss", "formula=conformal", "formula.function.base.w=1.0")
+    assert options.label(cfg, "formula") == "conformal[base.w=1.0]"
+    cfg = composed("metric=all", "formula=stack", "metrics=[loss,logit]")
+    assert options.label(cfg, "metric") == "all[metrics=[loss,logit]]"
+    assert options.label(composed("formula=midpoint"), "formula") == "0"
+
+
+def test_the_present_code_of_what_was_run(composed):
+    """A run can be chosen only if its option, changed as it was, still does the same."""
+    for overrides in (
+        ["metric=confidence", "formula=rmia_offline", "formula.function.a=0.5"],
+        ["metric=all", "formula=stack", "metrics=[loss,logit]"],
+        ["metric=kfac", "metric.function.damping=0.5", "formula='2'"],
+    ):
+        cfg = composed(*overrides)
+        for group in ("metric", "formula"):
+            name = options.label(cfg, group).partition("[")[0]
+            changed = tuple(options.changes(cfg, group))
+            assert options.code(cfg, group) == options.present_code(group, name, changed)
+            if changed:
+                assert options.code(cfg, group) != options.present_code(group, name)
+    assert options.present_code("metric", "gone") == ""
+
+
+def test_two_formulas_of_one_function_are_two_experiments(composed):
+    codes = {
+        name: options.code(composed(f"formula='{name}'"), "formula")
+        for name in ("0", "1", "2", "watson", "lira_online", "lira_online_pooled")
+    }
+    assert len(set(codes.values())) == len(codes)
+    assert options.code(composed("formula=midpoint"), "formula") == codes["0"]
+
+
+SMALL = [
+    "dataset.len_training=120",
+    "dataset.len_challenge=10",
+    "dataset.phases={train: 5, dev: 2, final: 2}",
+    "dataset.recipe.steps=20",
+    "plots=off",
+]
+
+
+def test_a_sweep_with_cells_without_meaning_begins_nothing(tmp_path):
+    grid = ["metric=loss,confidence", "formula=0,rmia_online", *SMALL, "-m"]
+    done = run("mico_exp", *grid, cwd=tmp_path, status=1)
+    assert "formula=rmia_online: it compares probabilities" in done.stderr
+    assert "(3 of 12 jobs)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
+    done = run("mico_exp", *grid, "hydra.sweeper.meaningless=skip", cwd=tmp_path)
+    assert done.stdout.count("validation TPR") == 9
+    one = run("mico_exp", "metric=loss", "formula=rmia_online", cwd=tmp_path, status=1)
+    assert "inf/loss/rmia_online: formula=rmia_online: it compares" in one.stderr
+
+
+def test_the_full_experiment_on_a_scenario_that_discloses(tmp_path):
+    """Every metric with every formula, by models of all phases trained on the spot."""
+    done = run("mico_exp", "experiment=full", "scenario=ddp", *SMALL, *FOLDS, "-m", cwd=tmp_path)
+    cells = {line.split()[4].rstrip(":") for line in done.stdout.splitlines() if "TPR@" in line}
+    assert "ddp/kfac_disclosed/lira_shrunk" in cells
+    assert {"ddp/all/stack", "ddp/confidence/rmia_disclosed", "ddp/logit/density_ratio"} <= cells
+    assert not {"ddp/all/0", "ddp/loss/rmia_online"} & cells
+    assert not [cell for cell in cells if cell.endswith(("/midpoint", "/uncalibrated"))]
