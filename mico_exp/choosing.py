@@ -209,4 +209,9 @@ def describe_rule(cfg: "DictConfig") -> str:
             "the simplest cell within one standard error of the highest validation TPR@0.1FPR "
             f"(from the simplest on: formulas {order[0]}; then metrics {order[1]})"
         )
+    if cfg.selection.rule == "auc_one_se":
+        return (
+            "the highest validation AUC of the cells within one standard error of the highest "
+            "validation TPR@0.1FPR"
+        )
     return "highest validation TPR@0.1FPR; ties: higher AUC, then the order of the options"

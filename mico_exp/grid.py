@@ -50,7 +50,7 @@ def judge(
     Args:
         tracker: where the predictions are.
         candidates: one for each cell, in the order of the options.
-        rule: ``max`` or ``one_se``.
+        rule: one of `selection.RULES`.
         simple_metrics: for ``one_se``, from the simplest on.
         simple_formulas: the same.
         resamples: draws of models.

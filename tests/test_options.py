@@ -4,6 +4,7 @@ import pytest
 from commands import run
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mico_exp import cli, options
 from mico_exp.errors import InputError
@@ -75,8 +76,8 @@ def test_a_sweep_keeps_its_order_and_says_what_it_leaves_out(composed, caplog):
         options.sensible_cells(grid, "refuse")
     lines = str(refused.value).splitlines()
     assert lines[0] == "These cells have no meaning, and so nothing is begun:"
-    assert "(2 of 9 jobs)" not in lines[1]
-    assert sum(line.startswith("  formula=") for line in lines) == 5
+    assert sum(line.startswith("  formula=") for line in lines) == 4
+    assert next(line for line in lines if "formula=stack" in line).endswith("(2 of 9 jobs)")
     assert options.sensible_cells(kept, "refuse") == kept
     with pytest.raises(InputError, match="nothing is begun") as all_refused:
         options.sensible_cells(grid[1:3], "skip")
@@ -156,23 +157,48 @@ SMALL = [
 
 
 def test_a_sweep_with_cells_without_meaning_begins_nothing(tmp_path):
-    grid = ["metric=loss,confidence", "formula=0,rmia_online", *SMALL, "-m"]
+    grid = ["metric=loss,confidence", "formula=0,rmia_online", "scenario=inf", *SMALL, "-m"]
     done = run("mico_exp", *grid, cwd=tmp_path, status=1)
     assert "formula=rmia_online: it compares probabilities" in done.stderr
-    assert "(3 of 12 jobs)" in done.stderr
+    assert "(1 of 4 jobs)" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "data").exists()
     done = run("mico_exp", *grid, "hydra.sweeper.meaningless=skip", cwd=tmp_path)
-    assert done.stdout.count("validation TPR") == 9
+    assert done.stdout.count("validation TPR") == 3
     one = run("mico_exp", "metric=loss", "formula=rmia_online", cwd=tmp_path, status=1)
     assert "inf/loss/rmia_online: formula=rmia_online: it compares" in one.stderr
 
 
-def test_the_full_experiment_on_a_scenario_that_discloses(tmp_path):
-    """Every metric with every formula, by models of all phases trained on the spot."""
-    done = run("mico_exp", "experiment=full", "scenario=ddp", *SMALL, *FOLDS, "-m", cwd=tmp_path)
+def test_the_full_experiment_leaves_out_what_has_no_meaning(tmp_path):
+    """Of the metrics and formulas named, on models of a scenario that discloses training sets."""
+    grid = ["metric=kfac_disclosed,confidence,all", "formula='0',rmia_disclosed,stack"]
+    models = ["scenario=ddp", "dataset.phases={train: 10, dev: 2, final: 2}", "plots=off"]
+    small = [text for text in SMALL if "phases" not in text and "plots" not in text]
+    done = run("mico_exp", "experiment=full", *grid, *models, *small, "-m", cwd=tmp_path)
+    assert "Left out, since they have no meaning:" in done.stdout
     cells = {line.split()[4].rstrip(":") for line in done.stdout.splitlines() if "TPR@" in line}
-    assert "ddp/kfac_disclosed/lira_shrunk" in cells
-    assert {"ddp/all/stack", "ddp/confidence/rmia_disclosed", "ddp/logit/density_ratio"} <= cells
-    assert not {"ddp/all/0", "ddp/loss/rmia_online"} & cells
-    assert not [cell for cell in cells if cell.endswith(("/midpoint", "/uncalibrated"))]
+    assert cells == {
+        "digits_ddp/kfac_disclosed/0",
+        "digits_ddp/confidence/0",
+        "digits_ddp/confidence/rmia_disclosed",
+        "digits_ddp/all/stack",
+    }
+
+
+def test_the_full_experiment_is_every_metric_with_every_formula(composed):
+    """None is forgotten that is no readable name of another."""
+    cfg = composed("experiment=full")
+    params = cfg.hydra.sweeper.params
+    swept = {group: parsed(f"{group}={params[group]}", group) for group in ("metric", "formula")}
+    assert swept["metric"] == options.option_names("metric")
+    named = {
+        option: composed(f"formula='{option}'").formula.name
+        for option in options.option_names("formula")
+    }
+    assert swept["formula"] == [option for option, name in named.items() if option == name]
+    assert cfg.metrics == "all"
+
+
+def parsed(text, group):
+    override = OverridesParser.create().parse_override(text)
+    return override.value().filter(options.option_names(group))

@@ -7,7 +7,7 @@ import pytest
 
 from mico_exp import scoring, statistics
 from mico_exp.errors import InputError
-from mico_exp.selection import highest, within_one_se
+from mico_exp.selection import auc_within_one_se, highest, within_one_se
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("curse", ROOT / "benchmarks" / "winners_curse.py")
@@ -195,6 +195,10 @@ def test_the_rules():
     assert first(tpr, auc, np.full_like(tpr, 0.03)) == [0]
     # The highest one's error counts, not the other's.
     assert first(tpr, auc, np.array([[0.1, 0.1, 0.001, 0.1]])) == [2]
+    assert auc_within_one_se(tpr, auc, np.full_like(tpr, 0.001)) == [2]
+    assert auc_within_one_se(tpr, auc, np.full_like(tpr, 0.03)) == [0]
+    rows = auc_within_one_se(np.tile(tpr, (2, 1)), np.stack([auc[0], -auc[0]]), np.ones((2, 4)))
+    assert rows.tolist() == [0, 1]
 
 
 def test_intervals_cover_the_truth_where_models_are_drawn():

@@ -1,0 +1,101 @@
+"""What attacks cost: metrics by family, formulas by cell, and memory, at Purchase-100's shape.
+
+    .venv/bin/python benchmarks/attack_cost.py [folder]
+
+Builds `purchase_like` without privacy (8,000 records, 100 + 50 + 50 MLPs of 600-128-100), and then
+measures each metric by itself on 20 models, the whole extraction, and every formula on one metric
+(stacks on all) for all three phases, three times each: median and range.
+"""
+
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+
+from mico_exp import choices, options
+from mico_exp.cell import calibrate_phases
+from mico_exp.cli import OPTIONS
+from mico_exp.evaluation import GRADIENTS, Evaluator, Processor, family_of
+from mico_exp.evidence import Evidence
+
+MODELS, ROUNDS = 20, 3
+
+
+def seconds(function: Callable[[], Any]) -> list[float]:
+    found = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - started)
+    return found
+
+
+def told(name: str, found: list[float], target: str = "") -> None:
+    low, high = min(found), max(found)
+    print(
+        f"{name:22} {statistics.median(found):8.3f} ({low:.3f} - {high:.3f}) {target}", flush=True
+    )
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="attack_cost_"))
+    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
+        cfg: Any = compose(
+            "config", overrides=["dataset=purchase_like", f"paths.data={folder.absolute()}"]
+        )
+        measure(cfg)
+
+
+def measure(cfg: Any) -> None:
+    records = choices.records(cfg)
+    scenario = choices.scenario(cfg, records)
+    points = choices.points(scenario)
+    extraction = choices.extraction(cfg, scenario, points, records)
+    metrics = options.all_metrics(disclosed=False)
+    evaluator = Evaluator(Processor("cpu"))
+    folders = [model.path for model in scenario.phases["train"][:MODELS]]
+    models = [evaluator.load_one(extraction.architecture, path) for path in folders]
+    stacked = evaluator.load(extraction.architecture, folders)
+    every = np.broadcast_to(points.unique, (MODELS, len(points.unique)))
+    print(f"metrics, seconds a model at {len(points.unique)} points")
+    for name, metric in metrics.items():
+        some: Any = {name: metric}
+        if family_of(metric) == GRADIENTS:
+            found = seconds(
+                lambda some=some: [
+                    evaluator.gradient_scores(model, records, points.unique, some)
+                    for model in models
+                ]
+            )
+        else:
+            found = seconds(lambda some=some: evaluator.scores(stacked, records, every, some))
+        told(name, [one / MODELS for one in found])
+    for one in extraction.compute(metrics):
+        print(f"{one.family}: {one.models} models in {one.seconds:.1f} s")
+    evidence = choices.evidence(extraction, records, metrics)
+    assert evidence is not None
+    print("formulas, seconds for all phases: 200 targets x 200 points x 100 shadow models")
+    for name in options.option_names("formula"):
+        option = compose("config", overrides=[f"formula='{name}'"]).formula
+        needs = option.get("needs") or ()
+        if option.name != name or "disclosure" in needs:
+            continue
+        formula = choices.make(option.function)
+        held = evidence.scores if options.COMBINED in needs else ["confidence"]
+        some = Evidence({key: evidence.scores[key] for key in held}, points, evidence.labels)
+        slow = name in ("quantile", "stack", "stack_search")
+        target = "target 20" if slow else "target 1"
+        told(name, seconds(lambda some=some, one=formula: calibrate_phases(some, one)), target)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"peak memory {peak:.2f} GB   target 2")
+
+
+if __name__ == "__main__":
+    main()
