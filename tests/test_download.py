@@ -237,7 +237,7 @@ class LocalHub:
         found = [p for p in self.origin.rglob("*") if p.is_file()]
         return {p.relative_to(self.origin).as_posix(): p.stat().st_size for p in found}
 
-    def fetch(self, names, sizes):  # noqa: ARG002
+    def fetch(self, names, sizes):
         for name in names:
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_bytes((self.origin / name).read_bytes())

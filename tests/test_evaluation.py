@@ -62,7 +62,7 @@ class Scarce:
     def __init__(self, model, most):
         self.model, self.most, self.seen = model, most, []
 
-    def __call__(self, inputs, *, own=False):  # noqa: ARG002
+    def __call__(self, inputs, *, own=False):
         self.seen.append(len(inputs))
         if len(inputs) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
