@@ -5,15 +5,17 @@ Unlike the pipeline, which stops at the first thing that is wrong, this goes on 
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from mico_exp.challenge import (
     PHASES,
     ChallengePoints,
+    Indices,
     ModelFolder,
     Scenario,
     Sizes,
@@ -27,8 +29,9 @@ from mico_exp.challenge import (
 )
 from mico_exp.datasets import Records
 from mico_exp.errors import InputError
-from mico_exp.evaluation import Evaluator
+from mico_exp.evaluation import Evaluator, Metric
 from mico_exp.extraction import MODELS_AT_ONCE, progress
+from mico_exp.gradients import GradientMetric, GradNorm
 from mico_exp.metrics import loss
 from mico_exp.models import (
     Architecture,
@@ -75,10 +78,14 @@ class PhaseReport:
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimated cost of extraction: seconds on the device, and bytes in the score store."""
+    """Estimated cost of extraction: seconds on the device, and bytes in the score store.
+
+    gradient_seconds: of the second pass, for metrics of gradients; 0 without any.
+    """
 
     points: int
     seconds: float
+    gradient_seconds: float
     store_bytes: int
 
 
@@ -213,9 +220,13 @@ def estimate(
     records: Records,
     architecture: Architecture,
     evaluator: Evaluator,
-    num_metrics: int,
+    metrics: Mapping[str, Metric],
 ) -> Cost:
-    """Estimate extraction by running some points through as many models as run at once."""
+    """Estimate extraction by running some points through as many models as run at once.
+
+    What a gradient metric computes of a model beside the passes over its points and its reference
+    records is not in the estimate.
+    """
     train = scenario.phases["train"]
     stackable = can_stack(architecture.make(train[0].path))
     together = [model.path for model in train[: MODELS_AT_ONCE if stackable else 1]]
@@ -232,7 +243,39 @@ def estimate(
     total = len(train) * len(points.unique) + sum(own)
     # Every model is read three times: for its hash, for the check, and to run.
     seconds = per_score * total + 3 * per_model * sum(map(len, scenario.phases.values()))
-    return Cost(len(points.unique), seconds, total * num_metrics * BYTES_PER_SCORE)
+    gradients = _gradient_seconds(evaluator, architecture, records, some, train[0].path, metrics)
+    passes = total + gradients.reference * sum(map(len, scenario.phases.values()))
+    stored = total * len(metrics) * BYTES_PER_SCORE
+    return Cost(len(points.unique), seconds, gradients.each * passes, stored)
+
+
+class _Gradients(NamedTuple):
+    """Seconds for each point that is passed back, and reference records of one model."""
+
+    each: float
+    reference: int
+
+
+def _gradient_seconds(
+    evaluator: Evaluator,
+    architecture: Architecture,
+    records: Records,
+    some: Indices,
+    folder: Path,
+    metrics: Mapping[str, Metric],
+) -> _Gradients:
+    asked = [one for one in metrics.values() if isinstance(one, GradientMetric)]
+    if not asked:
+        return _Gradients(0.0, 0)
+    among = len(records.labels)
+    seen = {
+        one.observation: min(among if one.reference is None else one.reference, among)
+        for one in asked
+    }
+    model = evaluator.load_one(architecture, folder)
+    started = time.perf_counter()
+    evaluator.gradient_scores(model, records, some, {"grad_norm": GradNorm()})
+    return _Gradients((time.perf_counter() - started) / len(some), sum(seen.values()))
 
 
 def check_truth(root: Path, scenario: Scenario) -> list[Finding]:

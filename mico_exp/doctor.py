@@ -41,8 +41,9 @@ def command(cfg: "DictConfig") -> None:
     show(overview)
     for name, cost in costs.items():
         print(
-            f"{name}: {cost.points:,} unique points; extraction about {cost.seconds:,.0f} s on "
-            f"{cfg.compute.device}, {_size(cost.store_bytes)} of disk"
+            f"{name}: {cost.points:,} unique points; extraction about {cost.seconds:,.0f} s, of "
+            f"gradients {cost.gradient_seconds:,.0f} s, on {cfg.compute.device}, "
+            f"{_size(cost.store_bytes)} of disk"
         )
     sys.exit(_conclude(findings))
 
@@ -85,7 +86,7 @@ def _examine(
         return reports, None
     if name.endswith("_inf") and (odd := check_members(scenario, records, made, evaluator)):
         findings.append(odd)
-    metrics = len(options.single_metrics())
+    metrics = options.all_metrics(disclosed=scenario.discloses)
     points = challenge_points(scenario)
     return reports, estimate(scenario, points, records, made, evaluator, metrics)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SIZES, tiny_recipe
 
-from mico_exp import challenge, datasets, diagnosis
+from mico_exp import challenge, datasets, diagnosis, gradients, metrics
 from mico_exp.challenge import Sizes
 from mico_exp.errors import InputError
 from mico_exp.evaluation import Evaluator, Processor
@@ -172,12 +172,18 @@ def test_records_in_a_wrong_order_are_found_out(larger, digits):
 def test_the_cost_is_of_the_right_size(built, digits):
     scenario = challenge.load_scenario(built, "digits", "digits_inf", SIZES)
     points = challenge.challenge_points(scenario)
-    cost = diagnosis.estimate(
-        scenario, points, digits, ARCHITECTURE, Evaluator(Processor("cpu")), 3
-    )
+    wanted = {"loss": metrics.loss, "logit": metrics.logit, "confidence": metrics.confidence}
+    where = scenario, points, digits, ARCHITECTURE, Evaluator(Processor("cpu"))
+    cost = diagnosis.estimate(*where, wanted)
     assert cost.points == len(points.unique)
     assert cost.store_bytes == (12 * len(points.unique) + 5 * 20) * 3 * 12
     assert 0 < cost.seconds < 5
+    assert cost.gradient_seconds == 0
+    few, many = (
+        diagnosis.estimate(*where, {"kfac": gradients.Kronecker(reference=n)}).gradient_seconds
+        for n in (1, 1700)
+    )
+    assert 0 < few < many < 60
 
 
 def test_ddp_seeds_that_are_missing_do_not_stop_an_attack(tmp_path, digits):
