@@ -3,6 +3,7 @@
 Hydra takes sweepers from this package alone, which it imports at every start: what is heavy waits.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -29,16 +30,25 @@ class GridSweeper(BasicSweeper):
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
         """List each job's overrides, in batches."""
-        from mico_exp.cli import CommandError
+        from mico_exp.cli import CommandError, groups, quote_choices
         from mico_exp.errors import InputError
         from mico_exp.options import sensible_cells
 
-        (jobs,) = BasicSweeper.split_arguments(overrides, None)
+        (split,) = BasicSweeper.split_arguments(overrides, None)
+        # glob(*) gives the options 0 and inf bare, which would be numbers
+        jobs = [[quote_choices(text, groups()) for text in job] for job in split]
         try:
             sensible = sensible_cells(jobs, self.meaningless)
         except InputError as error:
             raise CommandError(str(error)) from None
         return list(BasicSweeper.split_overrides_to_chunks(sensible, max_batch_size))
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose one job of each kind: cells' own options were composed to see their meaning."""
+        from mico_exp.options import CELL, is_of
+
+        kinds = {tuple(text for text in job if not is_of(CELL, text)): job for job in batch}
+        super().validate_batch_is_legal(list(kinds.values()))
 
 
 @dataclass

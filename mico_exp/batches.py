@@ -72,7 +72,7 @@ class Batches:
             for some in self.cut(sizes[left], per_size):
                 reason = _tried(work, left[some])
                 if reason is not None:
-                    self._halve(per_size * int(sizes[left[some]].max()), len(some), reason)
+                    self.halve(per_size * int(sizes[left[some]].max()), len(some), reason)
                     break
                 done.append(some)
             left = np.delete(left, np.concatenate(done)) if done else left
@@ -84,7 +84,12 @@ class Batches:
         count -= count % 64 if count > 64 else 0  # whole vectors and tiles
         return count if self.most is None else min(count, self.most)
 
-    def _halve(self, bytes_each: int, tried: int, reason: str) -> None:
+    def halve(self, bytes_each: int, tried: int, reason: str) -> None:
+        """Take half of the points that were tried from now on.
+
+        Raises:
+            InputError: it was a single one.
+        """
         if tried == 1:
             raise InputError(f"{self.device} has no memory for a single point: {reason}")
         if self.device.type == "cuda":

@@ -58,8 +58,8 @@ def calibrate(
 
     Args:
         formula: see `mico_exp.formulas`.
-        own: (T, P) each target's scores at its own points; NaN where the model has none, which
-            gives the median of all calibrated scores: it says neither.
+        own: (T, P) each target's scores at its own points; NaN where the model has none. There,
+            and where no shadow model has a score, the result is the median of all others.
         shadow: (S, U) scores of the train models at all points; NaN takes no part.
         is_member: (S, U) True where the train model was trained on the point.
         columns: (T, P) where each target's points lie in the U columns.
@@ -69,13 +69,14 @@ def calibrate(
     Raises:
         InputError: fewer than one shadow model is left, or the result is not finite.
     """
-    known = np.isfinite(own)
+    known = np.isfinite(own)  # and some shadow model is
     scores = np.empty(own.shape)
     fell_back = np.zeros(3)
     out_models = np.empty(own.shape, dtype=np.int64)
     gaps = copes_with_gaps(formula)
     for some, gathered, is_in, is_out in shadows_of(shadow, is_member, columns, left_out):
         out_models[some] = np.count_nonzero(is_out, axis=-2)
+        known[some] &= (is_in | is_out).any(axis=-2)
         asked = np.where(known[some], own[some], 0)
         if gaps:
             values, lacking = formula(asked, gathered, is_in, is_out)

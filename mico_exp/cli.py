@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ class CommandError(CompactHydraException):
 
 def launch(command: Callable[[DictConfig], Any], config_name: str = "config") -> None:
     """Run a command as a Hydra app over ``conf/<config_name>.yaml`` and the arguments given."""
-    groups = {path.name for path in OPTIONS.iterdir() if path.is_dir()}
-    arguments = [quote_choices(argument, groups) for argument in sys.argv[1:]]
+    arguments = [quote_choices(argument, groups()) for argument in sys.argv[1:]]
     # argparse refuses overrides on both sides of a flag, so flags that stand alone go first.
     sys.argv[1:] = sorted(arguments, key=lambda argument: not _stands_alone(argument))
     app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config_name)
@@ -89,6 +88,12 @@ def _one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConf
             raise CommandError(str(error)) from None
 
     return wrapped
+
+
+@cache
+def groups() -> set[str]:
+    """Names of the config groups."""
+    return {path.name for path in OPTIONS.iterdir() if path.is_dir()}
 
 
 def quote_choices(argument: str, groups: Sequence[str] | set[str]) -> str:

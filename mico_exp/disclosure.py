@@ -37,13 +37,13 @@ class _ByTarget(Attack):
         for phase in evidence.phases:
             known = evidence.known_calibrated(self.base, evidence.only, phase)
             own = evidence.calibrated(self.base, evidence.only, phase)
-            rows = [self.judge(*pair) for pair in zip(own.scores, known, strict=True)]
+            rows = [self.judge(one) for one in known]
             found[phase] = replace(own, scores=np.stack(rows), keeps_order=True)
         return found
 
     @abstractmethod
-    def judge(self, scores: Floats, known: Known) -> Floats:
-        """Judge one target's scores (P,) at its challenge points."""
+    def judge(self, known: Known) -> Floats:
+        """Judge one target's challenge points (P,)."""
 
 
 def _others(known: Known) -> Floats:
@@ -70,10 +70,10 @@ class Conformal(_ByTarget):
     def __init__(self, base: Formula = MIDPOINT) -> None:
         self.base = base
 
-    def judge(self, scores: Floats, known: Known) -> Floats:
+    def judge(self, known: Known) -> Floats:
         """Negated p-values (P,)."""
         others = np.sort(_others(known))
-        above = len(others) - np.searchsorted(others, scores, side="left")
+        above = len(others) - np.searchsorted(others, known.own, side="left")
         return -(1 + above) / (1 + len(others))
 
 
@@ -93,9 +93,9 @@ class DisclosedRMIA(_ByTarget):
     def __init__(self, gamma: float = 1.0) -> None:
         self.gamma = gamma
 
-    def judge(self, scores: Floats, known: Known) -> Floats:
+    def judge(self, known: Known) -> Floats:
         """Share (P,) of the known non-members that x beats."""
-        return share_below(scores, _others(known), self.gamma)
+        return share_below(known.own, _others(known), self.gamma)
 
 
 class DensityRatio(Attack):
@@ -122,28 +122,30 @@ class DensityRatio(Attack):
     def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
         """Calibrated scores of every phase."""
         known = {phase: self._known(evidence, phase) for phase in evidence.phases}
-        pooled = np.concatenate([pair for pair, _ in known["train"]])
+        pooled = np.concatenate([told for _, told, _ in known["train"]])
         centre, spread = pooled.mean(axis=0), np.maximum(pooled.std(axis=0), 1e-12)
         terms = partial(_terms, centre=centre, spread=spread)
-        common = _common(terms(pooled), np.concatenate([member for _, member in known["train"]]))
+        common = _common(terms(pooled), np.concatenate([member for *_, member in known["train"]]))
         found = {}
         for phase in evidence.phases:
             own = evidence.calibrated(self.base, evidence.only, phase)
-            hardness = evidence.calibrated(_hardness, evidence.only, phase).scores
-            asked = np.stack([own.scores, hardness], axis=-1)
-            rows = []
-            for pairs, (told, is_member) in zip(asked, known[phase], strict=True):
-                weights = self._drawn(terms(told), is_member, common)
-                rows.append(terms(pairs) @ weights)
+            rows = [
+                terms(asked) @ self._drawn(terms(told), is_member, common)
+                for asked, told, is_member in known[phase]
+            ]
             found[phase] = replace(own, scores=np.stack(rows), keeps_order=True)
         return found
 
-    def _known(self, evidence: Evidence, phase: str) -> list[tuple[Floats, Mask]]:
-        """(A, h) and membership of each model's known points: (K, 2) and (K,)."""
+    def _known(self, evidence: Evidence, phase: str) -> list[tuple[Floats, Floats, Mask]]:
+        """(A, h) of each model's challenge points (P, 2) and known points (K, 2), membership."""
         scores = evidence.known_calibrated(self.base, evidence.only, phase)
         hardness = evidence.known_calibrated(_hardness, evidence.only, phase)
         return [
-            (np.stack([a.scores, h.scores], axis=-1), a.is_member)
+            (
+                np.stack([a.own, h.own], axis=-1),
+                np.stack([a.scores, h.scores], axis=-1),
+                a.is_member,
+            )
             for a, h in zip(scores, hardness, strict=True)
         ]
 

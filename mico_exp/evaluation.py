@@ -30,6 +30,7 @@ from mico_exp.models import (
     State,
     fill,
     load_state,
+    not_finite,
     stack,
     weights_file,
 )
@@ -213,7 +214,8 @@ class Evaluator:
     ) -> dict[str, Floats]:
         """Compute metrics of one model's gradients at points (P,); each metric's scores are (P,).
 
-        Always in float32. Where memory runs out, the batch is halved and the work goes on.
+        Always in float32. Where memory runs out, the batch is halved and the work goes on. Of a
+        model whose weights are not finite all scores are NaN.
 
         Args:
             model: with its weights.
@@ -226,20 +228,21 @@ class Evaluator:
             InputError: a single point does not fit.
             MetricError: a metric fails, or gives another shape.
         """
-        found = {name: np.empty(points.shape) for name in metrics}
+        found = {name: np.full(points.shape, np.nan) for name in metrics}
+        if not_finite(model.state_dict()):
+            return found
         sizes = records.sizes(points)
         per_size = self._bytes_per_size(Alone(model), records, points, sizes, shared=True)
         per_size *= LAYERS_OF_A_TRACE
         prepared, observed = {}, {}
         for name, metric in metrics.items():
             seen = reference_of(metric, len(records.labels), known)
-            cuts = self.trace_batches.cut(records.sizes(seen), per_size)
             total = len(known) if metric.disclosed and known is not None else len(records.labels)
+            if (key := metric.observation) not in observed:
+                with _named(name):
+                    observed[key] = self._observed(metric, model, records, seen, per_size)
             with _named(name):
-                if metric.observation not in observed:
-                    views = (self._view(model, records, seen[some]) for some in cuts)
-                    observed[metric.observation] = metric.observe(views)
-                state = metric.prepare(observed[metric.observation], total)
+                state = metric.prepare(observed[key], total)
             prepared[name] = state, seen[: len(seen) * metric.disclosed]
 
         def score(some: Indices) -> None:
@@ -254,6 +257,22 @@ class Evaluator:
 
         self.trace_batches.run(score, sizes, per_size)
         return found
+
+    def _observed(
+        self, metric: GradientMetric, model: nn.Module, records: Records, seen: Indices, size: int
+    ) -> Any:
+        """What a metric observes of its reference; from the start where memory runs out."""
+        sizes = records.sizes(seen)
+        while True:
+            cuts = list(self.trace_batches.cut(sizes, size))
+            views = (self._view(model, records, seen[some]) for some in cuts)
+            try:
+                return metric.observe(views)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            self.trace_batches.halve(size * int(sizes.max()), len(cuts[0]), reason)
 
     def _view(self, model: nn.Module, records: Records, points: Indices) -> View:
         wanted = torch.from_numpy(points)

@@ -38,14 +38,16 @@ class Scores:
 
 
 class Known(NamedTuple):
-    """One model's sample of points whose membership is disclosed.
+    """One model's scores at its challenge points and at points whose membership is disclosed.
 
-    scores: (K,), calibrated. is_member: (K,). columns: (K,) where they lie among the unique ones.
+    own: (P,) at its challenge points. scores: (K,) at the disclosed ones. is_member: (K,).
+    All are calibrated together, so that a formula that looks at all points of a target looks at
+    the same for either.
     """
 
+    own: Floats
     scores: Floats
     is_member: Mask
-    columns: Indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ class Evidence:
         )
 
     def known_calibrated(self, formula: Formula, scores: Scores, phase: str) -> list[Known]:
-        """Calibrate each model's scores at its sample of known members and non-members.
+        """Calibrate each model's scores at its challenge points and at its known ones, together.
 
         Raises:
             InputError: training sets are not disclosed.
@@ -106,16 +108,18 @@ class Evidence:
             )
         left_out, found = self.left_out(phase), []
         for row, sample in enumerate(self.known[phase]):
-            columns = np.searchsorted(self.points.unique, sample.points)
+            own = scores.own[phase][row]
+            asked = np.concatenate([self.points.of_phase[phase][row], sample.points])
             calibrated = calibrate(
                 formula,
-                scores.known[phase][row][np.newaxis],
+                np.concatenate([own, scores.known[phase][row]])[np.newaxis],
                 scores.shadow,
                 self.points.is_member,
-                columns[np.newaxis],
+                np.searchsorted(self.points.unique, asked)[np.newaxis],
                 left_out=None if left_out is None else left_out[[row]],
             )
-            found.append(Known(calibrated.scores[0], sample.is_member, columns))
+            first, second = np.split(calibrated.scores[0], [len(own)])
+            found.append(Known(first, second, sample.is_member))
         return found
 
 

@@ -48,7 +48,7 @@ def forms(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> Floats:
     variance = (inside.squares + outside.squares + 10 * pooled) / (freedom + 10)
     found = {
         "midpoint": midpoint,
-        "centred": midpoint - midpoint.mean(axis=-1, keepdims=True),
+        "centred": midpoint - _mean_of_known(midpoint),
         "in_mean": score - above,
         "out_mean": score - below,
         "standardized": divide(midpoint, np.sqrt(variance)),
@@ -59,6 +59,13 @@ def forms(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> Floats:
     return np.stack([found[name] for name in FORMS], axis=-1)
 
 
+def _mean_of_known(values: Floats) -> Floats:
+    """Mean (…, 1) over the points that are not NaN; 0 where none is."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(axis=-1, keepdims=True)
+    return total / np.maximum(np.count_nonzero(known, axis=-1, keepdims=True), 1)
+
+
 def forms_of(evidence: Evidence, scores: Scores, phase: str) -> Floats:
     """Calibrate a metric's scores of a phase in every form: (T, P, F); NaN for a target without."""
     own = scores.own[phase]
@@ -66,8 +73,9 @@ def forms_of(evidence: Evidence, scores: Scores, phase: str) -> Floats:
     place = evidence.points.columns(phase), evidence.left_out(phase)
     chunks = shadows_of(scores.shadow, evidence.points.is_member, *place)
     for some, shadow, is_in, is_out in chunks:
-        found[some] = forms(np.nan_to_num(own[some]), shadow, is_in, is_out)
-    found[~np.isfinite(own)] = np.nan
+        known = np.isfinite(own[some])
+        found[some] = forms(np.where(known, own[some], np.nan), shadow, is_in, is_out)
+        found[some][~known] = np.nan  # of a form that gives 0 where there is no spread, too
     return found
 
 

@@ -336,7 +336,8 @@ def lira_offline(
 
     The logarithm keeps points apart whose probability rounds to 1 or 0. Arguments and what stands
     in for missing models are those of `lira_online`; ``bayesian`` takes the location and scale of
-    Student's t, whose own distribution function would compare points by their counts.
+    Student's t, whose own distribution function would compare points by their counts, and whose
+    prior mean is the in models' less the mean gap, so it is not offline in the strict sense.
 
     Raises:
         InputError: an argument is outside its range.

@@ -17,7 +17,7 @@ Axes: P points, T positions, F inputs and O outputs of a layer, C classes, N ref
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -50,6 +50,20 @@ class View:
     trace: Trace
     labels: Tensor
     known: Tensor
+    _sent: dict[float | None, list[Layer]] = field(default_factory=dict)  # metrics share them
+
+    def of_loss(self) -> list[Layer]:
+        """Layers with the signals of the cross-entropy."""
+        if None not in self._sent:
+            self._sent[None] = self.trace.back(loss_signal(self.trace.logits, self.labels))
+        return self._sent[None]
+
+    def of_logit(self, temperature: float) -> list[Layer]:
+        """Layers with the signals of φ_T."""
+        if temperature not in self._sent:
+            signal = logit_signal(self.trace.logits, self.labels, temperature)
+            self._sent[temperature] = self.trace.back(signal)
+        return self._sent[temperature]
 
 
 class GradientMetric(ABC):
@@ -97,8 +111,13 @@ def _check_reference(value: int | None) -> None:
 
 
 def loss_signal(logits: Tensor, labels: Tensor) -> Tensor:
-    """∂ cross-entropy/∂ logits (P, C) = softmax(z) − one-hot(y)."""
-    return logits.softmax(dim=-1) - one_hot(labels, logits.shape[-1])
+    """∂ cross-entropy/∂ logits (P, C) = softmax(z) − one-hot(y).
+
+    At y it is minus the sum of the others, which p_y − 1 would round to 0 for sure points.
+    """
+    index = labels.unsqueeze(-1)
+    others = logits.softmax(dim=-1).scatter(-1, index, 0.0)
+    return others.scatter(-1, index, -others.sum(dim=-1, keepdim=True))
 
 
 def logit_signal(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -115,8 +134,7 @@ class GradNorm(GradientMetric):
 
     def score(self, view: View, prepared: None) -> Tensor:  # noqa: ARG002
         """Negated norm (P,) of each point's gradient."""
-        layers = view.trace.back(loss_signal(view.trace.logits, view.labels))
-        return -squared_norms(layers).sqrt()
+        return -squared_norms(view.of_loss()).sqrt()
 
 
 @dataclass(frozen=True)
@@ -139,7 +157,7 @@ class GradAlignment(GradientMetric):
         sums: dict[int, Direction] = {}
         counts: dict[int, int] = {}
         for view in views:
-            layers = view.trace.back(loss_signal(view.trace.logits, view.labels))
+            layers = view.of_loss()
             for label in view.labels.unique().tolist():
                 same = view.labels == label
                 part = total(at(layers, same), torch.ones_like(layers[0].inputs[same, 0, 0]))
@@ -150,7 +168,7 @@ class GradAlignment(GradientMetric):
 
     def score(self, view: View, prepared: dict[int, Direction]) -> Tensor:
         """Negated inner product (P,) with the mean gradient of the class."""
-        layers = view.trace.back(loss_signal(view.trace.logits, view.labels))
+        layers = view.of_loss()
         found = torch.zeros_like(view.trace.logits[:, 0])
         for label in view.labels.unique().tolist():
             if label in prepared:
@@ -186,8 +204,7 @@ class _OfLogit(GradientMetric):
 
     def layers(self, view: View) -> list[Layer]:
         """Dense layers with the signals of φ_T."""
-        signal = logit_signal(view.trace.logits, view.labels, self.temperature)
-        return _dense(view.trace.back(signal))
+        return _dense(view.of_logit(self.temperature))
 
 
 class Representer(_OfLogit):

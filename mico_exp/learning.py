@@ -249,7 +249,8 @@ class Quantile(Attack):
         def predict(some: Floats) -> Floats:
             level: Floats = trees.predict(_rows(some)[:, told]).reshape(some.shape[:-1])
             found = some[..., 0] - level
-            return np.where(np.isfinite(found), found, np.nanmedian(found))
+            known = np.isfinite(found)
+            return np.where(known, found, np.median(found[known]) if known.any() else 0)
 
         return predict
 

@@ -3,9 +3,10 @@
 Beside `choices`, the one place below the commands that reads a configuration.
 """
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -24,6 +25,7 @@ from mico_exp.fingerprints import definition, digest
 
 log = logging.getLogger(__name__)
 COMBINED = "all"  # the metric that stands for several
+CELL = ("metric", "formula", "scenario")  # groups that a cell is of
 REASONS = {
     COMBINED: "it combines metrics, so it takes metric=all",
     "probability": "it compares probabilities, which {metric} are not (metric=confidence)",
@@ -79,10 +81,11 @@ def sensible_cells(jobs: Iterable[Sequence[str]], meaningless: str) -> list[list
     refused = Counter(reason for _, reason in reasons if reason is not None)
     if not refused:
         return sensible
-    listed = [f"  {reason} ({count} of {len(reasons)} jobs)" for reason, count in refused.items()]
     if sensible and meaningless == "skip":
-        log.info("Left out, since they have no meaning:\n%s", "\n".join(listed))
+        about = "%d of %d cells have no meaning, and are left out (meaningless=refuse says why)"
+        log.info(about, sum(refused.values()), len(reasons))
         return sensible
+    listed = [f"  {reason} ({count} of {len(reasons)} jobs)" for reason, count in refused.items()]
     lines = ["These cells have no meaning, and so nothing is begun:", *listed]
     if sensible:
         lines.append("hydra.sweeper.meaningless=skip sweeps the others.")
@@ -91,13 +94,17 @@ def sensible_cells(jobs: Iterable[Sequence[str]], meaningless: str) -> list[list
 
 def _refusal_of(job: Sequence[str]) -> str | None:
     """`refusal` of the cell that overrides choose."""
-    return refusal(*(_chosen(group, job) for group in ("metric", "formula", "scenario")))
+    return refusal(*(_chosen(group, job) for group in CELL))
 
 
 def _chosen(group: str, job: Sequence[str]) -> DictConfig:
     """Option of a group that overrides choose; others of theirs do not change it."""
-    own = [text for text in job if text.lstrip("+~").partition("=")[0].split(".")[0] == group]
-    return _option(group, tuple(own))
+    return _option(group, tuple(text for text in job if is_of([group], text)))
+
+
+def is_of(groups: Collection[str], override: str) -> bool:
+    """Tell whether an override, ``metric=loss`` or ``metric.name=x``, is of one of the groups."""
+    return override.lstrip("+~").partition("=")[0].split(".")[0] in groups
 
 
 @cache
@@ -116,8 +123,9 @@ def metrics_of_cell(cfg: DictConfig) -> dict[str, Metric]:
             f"conf/metric/{option}.yaml: `name` must be that of its file, got {cfg.metric.name}."
         )
     if cfg.metric.name == COMBINED:
-        names = narrowed(cfg) or single_metrics()
-        return dict(_made_metrics(_sensible(names, cfg.scenario.disclose_training)))
+        if (names := narrowed(cfg)) is not None:
+            return dict(_made_metrics(_allowed(names, cfg)))
+        return all_metrics(disclosed=cfg.scenario.disclose_training)
     return {cfg.metric.name: make(cfg.metric.function)}
 
 
@@ -138,6 +146,21 @@ def _sensible(names: Iterable[str], disclosed: bool) -> list[str]:
     One that cannot be composed is kept, for whoever makes it to say so.
     """
     return [name for name in names if disclosed or "disclosure" not in _needs_of_metric(name)]
+
+
+def _allowed(names: list[str], cfg: DictConfig) -> list[str]:
+    """Names given in `metrics`, all of which the scenario lets be computed.
+
+    Raises:
+        InputError: there is none, or one needs what the scenario does not give.
+    """
+    if not names:
+        raise InputError("`metrics` must name at least one metric, got none.")
+    disclosed = cfg.scenario.disclose_training
+    if refused := [name for name in names if name not in _sensible(names, disclosed)]:
+        reason = REASONS["disclosure"].format(scenario=f"scenario={cfg.scenario.name}")
+        raise InputError(f"`metrics` names {refused[0]}: {reason}.")
+    return names
 
 
 @cache
@@ -192,7 +215,9 @@ def extracted_metrics(cfg: DictConfig) -> dict[str, Metric]:
     if cfg.metrics in (LOGITS, GRADIENTS):
         every = all_metrics(disclosed=disclosed)
         return {name: one for name, one in every.items() if family_of(one) == cfg.metrics}
-    return dict(_made_metrics(_sensible(named_metrics(cfg), disclosed)))
+    if cfg.metrics == COMBINED:
+        return all_metrics(disclosed=disclosed)
+    return dict(_made_metrics(_allowed(named_metrics(cfg), cfg)))
 
 
 def _made_metrics(names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
@@ -250,10 +275,17 @@ def changes(cfg: DictConfig, group: str) -> list[str]:
     usual = _leaves(_composed(group, cfg[group].name)[group].function)
     here = _leaves(cfg[group].function)
     return [
-        f"{group}.function.{key}={value}"
+        f"{group}.function.{key}={_typed(value)}"
         for key, value in here.items()
         if key not in usual or usual[key] != value
     ]
+
+
+def _typed(value: Any) -> str:
+    """Value as Hydra's grammar reads it back; plain words stay as they are."""
+    if isinstance(value, str) and value.isidentifier() and value not in ("null", "true", "false"):
+        return value
+    return json.dumps(value)
 
 
 def _leaves(option: Any, prefix: str = "") -> dict[str, Any]:
