@@ -69,19 +69,21 @@ def calibrate(
     Raises:
         InputError: fewer than one shadow model is left, or the result is not finite.
     """
-    known = np.isfinite(own)  # and some shadow model is
+    known = np.isfinite(own)
     scores = np.empty(own.shape)
     fell_back = np.zeros(3)
     out_models = np.empty(own.shape, dtype=np.int64)
     gaps = copes_with_gaps(formula)
     for some, gathered, is_in, is_out in shadows_of(shadow, is_member, columns, left_out):
         out_models[some] = np.count_nonzero(is_out, axis=-2)
-        known[some] &= (is_in | is_out).any(axis=-2)
+        nobody = ~(is_in | is_out).any(axis=-2)
+        known[some] &= ~nobody
         asked = np.where(known[some], own[some], 0)
         if gaps:
             values, lacking = formula(asked, gathered, is_in, is_out)
             fell_back[0] += np.count_nonzero(lacking)
         else:
+            is_in[..., 0, :] |= nobody  # any score will do, for the result is not used
             is_in, is_out, counts = stand_in(is_in, is_out)
             values = formula(asked, gathered, is_in, is_out)
             fell_back += [counts.sum(), *counts]

@@ -271,7 +271,7 @@ def lira_online(
     kappa: float = 1.0,
     nu: float = PRIOR_SCORES,
 ) -> tuple[Floats, Mask]:
-    """log p(s | in) − log p(s | out) (Carlini et al. 2022, arXiv 2112.03570, eq. 4, algorithm 1).
+    """log p(s | in) − log p(s | out) (Carlini et al. 2022, arXiv 2112.03570, algorithm 1).
 
     A side without models has the other's mean, moved by the mean gap of the target's points that
     have both; one with fewer than two, or with no spread, has the pooled variance. Both count as
@@ -332,7 +332,7 @@ def lira_offline(
     kappa: float = 1.0,
     nu: float = PRIOR_SCORES,
 ) -> tuple[Floats, Mask]:
-    """log Φ((s − μ_out)/σ_out), one-sided (Carlini et al. 2022, arXiv 2112.03570, §IV-C).
+    """log Φ((s − μ_out)/σ_out), one-sided (Carlini et al. 2022, arXiv 2112.03570, offline).
 
     The logarithm keeps points apart whose probability rounds to 1 or 0. Arguments and what stands
     in for missing models are those of `lira_online`; ``bayesian`` takes the location and scale of
@@ -408,7 +408,7 @@ def rmia_online(
 ) -> tuple[Floats, Mask]:
     """Pr_z[r(x)/r(z) ≥ γ] with r = p/p̄, p̄ = (mean p_in + mean p_out)/2.
 
-    RMIA (Zarifzadeh et al. 2024, arXiv 2312.03262, eq. 2 and 4). The population z are the
+    RMIA (Zarifzadeh et al. 2024, arXiv 2312.03262). The population z are the
     target's own points. It is the share of them with r(z) ≤ r(x)/γ, found by one sort. A side
     without models has the other's mean, which counts as falling back.
 

@@ -64,14 +64,14 @@ def confidence(phi: Tensor) -> Tensor:
 
 @OfScaledLogit
 def logit(phi: Tensor) -> Tensor:
-    """φ itself, log(p_y / (1 − p_y)), exactly (Carlini et al. 2022, arXiv 2112.03570, §V-B)."""
+    """φ itself, log(p_y / (1 − p_y)), exactly (Carlini et al. 2022, arXiv 2112.03570 §V)."""
     return phi
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """z_y − max_{c≠y} z_c in float64, which is φ for two classes.
 
-    How far the true class is ahead (Carlini et al. 2022, arXiv 2112.03570, fig. 4, compare it).
+    How far the true class is ahead (Carlini et al. 2022, arXiv 2112.03570 §V, compare it).
     """
     index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
     others = logits.scatter(-1, index, -torch.inf).amax(dim=-1)

@@ -162,6 +162,17 @@ def test_a_shadow_model_without_scores_takes_no_part(world, index):
     assert found.out_fallback_rate == expected.out_fallback_rate
 
 
+def test_a_point_that_no_shadow_model_knows_gets_the_median(world):
+    shadow, is_member, columns = world
+    own = np.take_along_axis(shadow, columns, axis=1)
+    unknown = shadow.copy()
+    unknown[:, columns[4, 0]] = np.nan
+    asked = columns == columns[4, 0]
+    for formula in (WINNER["0"], WINNER["2"], formulas.lira_shrunk):
+        found = calibrate(formula, own, unknown, is_member, columns).scores
+        assert (found[asked] == np.median(found[~asked])).all()
+
+
 def test_a_target_without_scores_gets_the_median(world):
     shadow, is_member, columns = world
     own = np.take_along_axis(shadow, columns, axis=1)

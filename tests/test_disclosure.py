@@ -89,6 +89,21 @@ def terms(pairs, pooled):
     return np.stack([np.ones_like(a), a, a * a, h, a * h], axis=1)
 
 
+def test_a_base_that_looks_at_all_points_looks_at_the_same_for_all_of_them(world):
+    """Challenge points and known ones are calibrated together, so their scores can be compared."""
+    evidence, _ = world
+    found = Conformal(formulas.lira_shrunk)(evidence)
+    columns = evidence.points.columns("dev")[2]
+    sample = evidence.known["dev"][2]
+    places = np.concatenate([columns, np.searchsorted(evidence.points.unique, sample.points)])
+    values = np.concatenate([evidence.only.own["dev"][2], evidence.only.known["dev"][2]])
+    together = calibrated(evidence, "dev", 2, places, values, formulas.lira_shrunk)
+    own, told = together[:30], together[30:]
+    others = told[~sample.is_member]
+    expected = [-(1 + (others >= a).sum()) / (1 + len(others)) for a in own]
+    np.testing.assert_allclose(found["dev"].scores[2], expected, atol=1e-12)
+
+
 def test_density_ratio_is_a_penalised_logistic_regression(world):
     """Every target's coefficients by a general optimiser, drawn to the common ones."""
     evidence, _ = world

@@ -82,6 +82,16 @@ def test_norm(world):
     torch.testing.assert_close(found, -rows(world, loss).norm(dim=1))
 
 
+def test_the_loss_of_sure_points_still_has_a_gradient():
+    """In float32 p_y rounds to 1, and p_y − 1 to 0; the gradient is −7.7e-9 all the same."""
+    logits = torch.tensor([[20.0, 0.0, 1.0], [-3.0, 14.0, 2.0]])
+    labels = torch.tensor([0, 1])
+    exact = logits.double().requires_grad_(True)
+    nn.functional.cross_entropy(exact, labels, reduction="sum").backward()
+    found = gradients.loss_signal(logits, labels)
+    torch.testing.assert_close(found.double(), exact.grad, rtol=1e-5, atol=0)
+
+
 def test_alignment_is_with_the_mean_gradient_of_the_class(world):
     metric = gradients.GradAlignment()
     found = metric.score(view(world), ready(metric, halves(world), RECORDS))
@@ -212,6 +222,14 @@ def test_the_evaluator_gives_the_same_in_any_batches(world, records, batch_size)
         prepared = ready(metric, [view(world, seen)], RECORDS)
         expected = metric.score(view(world, torch.from_numpy(POINTS)), prepared)
         np.testing.assert_allclose(found[name], expected.numpy(), rtol=2e-3, atol=1e-4)
+
+
+def test_a_model_that_is_not_finite_scores_nan(records):
+    model = MLP([7, 6, 4]).eval().requires_grad_(False)
+    next(iter(model.parameters()))[0, 0] = torch.nan
+    found = Evaluator(Processor("cpu")).gradient_scores(model, records, POINTS, METRICS)
+    assert found.keys() == METRICS.keys()
+    assert all(np.isnan(values).all() for values in found.values())
 
 
 def test_the_reference_is_always_the_same_and_part_of_a_larger_one():

@@ -177,6 +177,22 @@ def test_points_without_out_models_are_scored_too(world, attack):
     assert found["dev"].fallback_rate == 1.0
 
 
+def test_a_single_point_without_a_score_leaves_the_others_as_they_are(world):
+    """An infinite score is none; the mean that `centred` takes out is of the others alone."""
+    evidence = only(world[0], "strong")
+    scores = evidence.only
+    own = {phase: values.copy() for phase, values in scores.own.items()}
+    own["dev"][1, 3] = np.inf
+    broken = replace(evidence, scores={"strong": replace(scores, own=own)})
+    (_, before), (_, after) = table(evidence), table(broken)
+    assert np.isnan(after["dev"][1, 3]).all()
+    centred = FORMS.index("centred")
+    rest = np.delete(np.arange(30), 3)
+    plain = FORMS.index("midpoint")
+    expected = before["dev"][1, rest, plain] - before["dev"][1, rest, plain].mean()
+    np.testing.assert_allclose(after["dev"][1, rest, centred], expected, atol=1e-12)
+
+
 def test_a_target_without_scores_says_neither(world):
     evidence = only(world[0], "strong")
     scores = evidence.only

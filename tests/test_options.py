@@ -107,6 +107,18 @@ def test_all_metrics_of_a_scenario(composed):
     assert list(options.metrics_of_cell(cfg)) == ["loss", "kfac"]
 
 
+def test_metrics_that_a_scenario_refuses_are_not_left_out_silently(composed):
+    told = "metrics=[loss,kfac_disclosed]"
+    with pytest.raises(InputError, match="`metrics` names kfac_disclosed: it needs disclosed"):
+        options.metrics_of_cell(composed("metric=all", "formula=stack", told))
+    cfg = composed("metric=all", "formula=stack", told, "scenario=ddp")
+    assert list(options.metrics_of_cell(cfg)) == ["loss", "kfac_disclosed"]
+    with pytest.raises(InputError, match="`metrics` must name at least one"):
+        options.extracted_metrics(composed("metrics=null"))
+    cfg = composed("metrics=gradients")
+    assert options.extracted_metrics(cfg).keys() == GRADIENTS
+
+
 def test_labels_tell_what_was_changed(composed):
     cfg = composed("metric=kfac", "metric.function.damping=0.5", "formula=rmia_offline")
     assert options.label(cfg, "metric") == "kfac[damping=0.5]"
@@ -127,6 +139,9 @@ def test_the_present_code_of_what_was_run(composed):
         ["metric=confidence", "formula=rmia_offline", "formula.function.a=0.5"],
         ["metric=all", "formula=stack", "metrics=[loss,logit]"],
         ["metric=kfac", "metric.function.damping=0.5", "formula='2'"],
+        ["metric=representer", "metric.function.reference=null", "formula=offset"],
+        ["metric=loss", "formula=offset", "formula.function.w=counts"],
+        ["metric=all", "formula=stack_search", "formula.function.cs=[0.1,1.0]"],
     ):
         cfg = composed(*overrides)
         for group in ("metric", "formula"):
