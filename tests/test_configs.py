@@ -38,7 +38,7 @@ def test_the_groups_are_those_the_user_asked_for():
 def test_every_option_composes(composed, group, option):
     cfg = composed(f"{group}='{option}'", name="select_best" if group == "preset" else "config")
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert cfg[group].name
+    assert group == "experiment" or cfg[group].name  # which changes others, and has no key
 
 
 @pytest.mark.parametrize("option", sorted(set(GROUPS["metric"]) - {"all"}))

@@ -41,7 +41,9 @@ def test_a_rule_by_its_name():
     assert rule(tpr, tpr, error) == [1]  # formula 1 before 0; then what is listed
     assert rule(tpr, tpr, error / 4) == [2]
     assert rule(tpr, tpr, error / 100) == [0]
-    with pytest.raises(InputError, match=r"`selection\.rule` must be one of max, one_se, got best"):
+    with pytest.raises(
+        InputError, match=r"`selection\.rule` must be one of max, one_se, auc_one_se, got best"
+    ):
         make_rule("best", cells, [], [])
 
 
