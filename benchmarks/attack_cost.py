@@ -4,11 +4,13 @@
 
 Builds `purchase_like` without privacy (8,000 records, 100 + 50 + 50 MLPs of 600-128-100), and then
 measures each metric by itself on 20 models, the whole extraction, and every formula on one metric
-(stacks on all) for all three phases, three times each: median and range.
+(stacks on all) for all three phases, three times each: median and range. Last, the peak memory
+of all that, the building apart, and of a stack with as many points as Purchase-100 has.
 """
 
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,11 +23,14 @@ from hydra import compose, initialize_config_dir
 
 from mico_exp import choices, options
 from mico_exp.cell import calibrate_phases
+from mico_exp.challenge import ChallengePoints
 from mico_exp.cli import OPTIONS
 from mico_exp.evaluation import GRADIENTS, Evaluator, Processor, family_of
-from mico_exp.evidence import Evidence
+from mico_exp.evidence import Evidence, Scores
+from mico_exp.learning import Stack
 
 MODELS, ROUNDS = 20, 3
+PURCHASE_POINTS = 36_224  # unique challenge points of purchase100_inf
 
 
 def seconds(function: Callable[[], Any]) -> list[float]:
@@ -46,6 +51,9 @@ def told(name: str, found: list[float], target: str = "") -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="attack_cost_"))
+    given = ["dataset=purchase_like", "scenario=inf", f"paths.data={folder.absolute()}"]
+    command = [sys.executable, "-m", "mico_exp.build", *given]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     with initialize_config_dir(str(OPTIONS), version_base="1.3"):
         cfg: Any = compose(
             "config", overrides=["dataset=purchase_like", f"paths.data={folder.absolute()}"]
@@ -93,8 +101,35 @@ def measure(cfg: Any) -> None:
         slow = name in ("quantile", "stack", "stack_search")
         target = "target 20" if slow else "target 1"
         told(name, seconds(lambda some=some, one=formula: calibrate_phases(some, one)), target)
+    told_peak("peak memory")
+    calibrate_phases(large(list(metrics)), Stack())
+    told_peak("with Purchase-100's points")
+
+
+def told_peak(name: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"peak memory {peak:.2f} GB   target 2")
+    print(f"{name:26} {peak:.2f} GB   target 2", flush=True)
+
+
+def large(metrics: list[str]) -> Evidence:
+    """Scores without meaning of 100 + 50 + 50 models at Purchase-100's challenge points."""
+    random = np.random.default_rng(0)
+    columns = {
+        phase: np.stack([random.permutation(PURCHASE_POINTS)[:200] for _ in range(count)])
+        for phase, count in (("train", 100), ("dev", 50), ("final", 50))
+    }
+    member = random.random((100, PURCHASE_POINTS)) < 0.75
+    solution = np.take_along_axis(member, columns["train"], axis=1)
+    unique = np.arange(PURCHASE_POINTS)
+    scores = {
+        name: Scores(
+            random.normal(size=member.shape),
+            {phase: random.normal(size=some.shape) for phase, some in columns.items()},
+        )
+        for name in metrics
+    }
+    points = ChallengePoints(columns, unique, member, solution)
+    return Evidence(scores, points, np.zeros(len(unique), dtype=np.int64))
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def table(challenge: str, chosen: dict[str, Selected]) -> Table:
         caption_justify="left",
     )
     for title in ("scenario", "cell"):
-        result.add_column(title)
+        result.add_column(title, overflow="fold")  # a cell's name is typed again: never cut
     known = [
         phase
         for phase in ("dev", "final")
