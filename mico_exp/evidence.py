@@ -110,12 +110,13 @@ class Evidence:
         for row, sample in enumerate(self.known[phase]):
             own = scores.own[phase][row]
             asked = np.concatenate([self.points.of_phase[phase][row], sample.points])
+            columns = np.searchsorted(self.points.unique, asked)
             calibrated = calibrate(
                 formula,
                 np.concatenate([own, scores.known[phase][row]])[np.newaxis],
-                scores.shadow,
-                self.points.is_member,
-                np.searchsorted(self.points.unique, asked)[np.newaxis],
+                scores.shadow[:, columns],  # not all, to be looked through for every model
+                self.points.is_member[:, columns],
+                np.arange(len(columns))[np.newaxis],
                 left_out=None if left_out is None else left_out[[row]],
             )
             first, second = np.split(calibrated.scores[0], [len(own)])

@@ -19,9 +19,9 @@ from mico_exp.formulas import (
     gap_of,
     log_ratio,
     means,
-    pooled_variance,
     shrunk_ratio,
     side,
+    variance_of,
 )
 
 log = logging.getLogger(__name__)
@@ -43,15 +43,12 @@ def forms(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> Floats:
     inside, outside = side(shadow, is_in), side(shadow, is_out)
     above, below = means(inside, outside, gap_of(inside, outside).value)
     midpoint = score - (above + below) / 2
-    pooled = pooled_variance(inside, outside)
-    freedom = np.maximum(inside.size - 1, 0) + np.maximum(outside.size - 1, 0)
-    variance = (inside.squares + outside.squares + 10 * pooled) / (freedom + 10)
     found = {
         "midpoint": midpoint,
         "centred": midpoint - _mean_of_known(midpoint),
         "in_mean": score - above,
         "out_mean": score - below,
-        "standardized": divide(midpoint, np.sqrt(variance)),
+        "standardized": divide(midpoint, np.sqrt(variance_of(inside, outside, "shrunk"))),
         "log_ratio": log_ratio(score, inside, outside)[0],
         "bayesian": log_ratio(score, inside, outside, "bayesian")[0],
         "shrunk": shrunk_ratio(score, inside, outside)[0],

@@ -115,7 +115,7 @@ def offset(
     moved = score - (middle[1] + share * (middle[0] - middle[1]))
     if k == 0:
         return moved
-    spread = np.sqrt(_variance(inside, outside, scale))
+    spread = np.sqrt(variance_of(inside, outside, scale))
     return divide(moved, spread**k)
 
 
@@ -144,7 +144,7 @@ def divide(value: Floats, by: Floats) -> Floats:
 PRIOR_SCORES = 10.0  # as many scores' worth of belief in the pooled variance, where it is a prior
 
 
-def _variance(inside: Side, outside: Side, scale: str) -> Floats:
+def variance_of(inside: Side, outside: Side, scale: str) -> Floats:
     """σ² (…, P) as `offset` names them."""
     if scale == "all":
         count = inside.size + outside.size

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mico_exp.calibration import Formula
 from mico_exp.choices import make
+from mico_exp.cli import quote_choices
 from mico_exp.errors import InputError, first_line
 from mico_exp.evaluation import GRADIENTS, LOGITS, Metric, family_of
 from mico_exp.evidence import Attack
@@ -99,17 +100,12 @@ def _refusal_of(job: Sequence[str]) -> str | None:
 
 def _chosen(group: str, job: Sequence[str]) -> DictConfig:
     """Option of a group that overrides choose; others of theirs do not change it."""
-    return _option(group, tuple(text for text in job if is_of([group], text)))
+    return composed(*(text for text in job if is_of([group], text)))[group]
 
 
 def is_of(groups: Collection[str], override: str) -> bool:
     """Tell whether an override, ``metric=loss`` or ``metric.name=x``, is of one of the groups."""
     return override.lstrip("+~").partition("=")[0].split(".")[0] in groups
-
-
-@cache
-def _option(group: str, overrides: tuple[str, ...]) -> Any:
-    return compose("config", overrides=list(overrides))[group]
 
 
 def metrics_of_cell(cfg: DictConfig) -> dict[str, Metric]:
@@ -166,7 +162,7 @@ def _allowed(names: list[str], cfg: DictConfig) -> list[str]:
 @cache
 def _needs_of_metric(name: str) -> tuple[str, ...]:
     try:
-        return tuple(_composed("metric", name).metric.get("needs") or ())
+        return tuple(option_of("metric", name).metric.get("needs") or ())
     except Exception:
         return ()
 
@@ -223,7 +219,7 @@ def extracted_metrics(cfg: DictConfig) -> dict[str, Metric]:
 def _made_metrics(names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
     for name in names:
         try:
-            yield name, make(_composed("metric", name).metric.function)
+            yield name, make(option_of("metric", name).metric.function)
         except Exception as error:  # whatever it is, it is no reason to stop the other metrics
             reason = first_line(error)
             log.warning("conf/metric/%s.yaml cannot be used, and is left out: %s", name, reason)
@@ -236,9 +232,15 @@ def option_names(group: str) -> list[str]:
 
 
 @cache  # it takes some 30 ms, and options do not change while a process lives
-def _composed(group: str, name: str, overrides: tuple[str, ...] = ()) -> Any:
-    """Compose the main configuration with one option of a group."""
-    return compose("config", overrides=[f"{group}='{name}'", *overrides])
+def composed(*overrides: str) -> Any:
+    """Compose the main configuration with some overrides."""
+    return compose("config", overrides=list(overrides))
+
+
+def option_of(group: str, name: str, *overrides: str) -> Any:
+    """Compose the main configuration with one option of a group, and some of its values changed."""
+    typed = f"{group}={name}" if name.isidentifier() else f"{group}='{name}'"
+    return composed(quote_choices(typed, [group]), *overrides)  # as a sweep's jobs have it
 
 
 def formula(cfg: DictConfig) -> Formula | Attack:
@@ -247,7 +249,7 @@ def formula(cfg: DictConfig) -> Formula | Attack:
     name = cfg.formula.name
     if name != option and (
         name not in option_names("formula")
-        or _composed("formula", name).formula.function._target_ != cfg.formula.function._target_
+        or option_of("formula", name).formula.function._target_ != cfg.formula.function._target_
     ):
         raise InputError(
             f"conf/formula/{option}.yaml: `name` must be {option} as its file, or that of the "
@@ -272,7 +274,7 @@ def changes(cfg: DictConfig, group: str) -> list[str]:
     if group == "metric" and cfg.metric.name == COMBINED:
         names = narrowed(cfg)
         return [] if names is None else [f"metrics=[{','.join(names)}]"]
-    usual = _leaves(_composed(group, cfg[group].name)[group].function)
+    usual = _leaves(option_of(group, cfg[group].name)[group].function)
     here = _leaves(cfg[group].function)
     return [
         f"{group}.function.{key}={_typed(value)}"
@@ -318,6 +320,6 @@ def present_code(group: str, name: str, overrides: tuple[str, ...] = ()) -> str:
     Empty where it cannot be made: there can be no runs of it that could be used.
     """
     try:
-        return code(_composed(group, name, overrides), group)
+        return code(option_of(group, name, *overrides), group)
     except Exception:  # whatever it is that keeps it from being made
         return ""

@@ -8,7 +8,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
 from hydra.experimental.callback import Callback
@@ -136,9 +135,8 @@ def swept(group: str, config: DictConfig) -> list[str]:
 
 def _real_name(group: str, name: str) -> str:
     """Name that an option gives itself: ``formula=midpoint`` is 0."""
-    from mico_exp.options import option_names
+    from mico_exp.options import option_names, option_of
 
     if name not in option_names(group):
         return name  # Hydra itself will refuse it
-    composed: Any = compose("config", overrides=[f"{group}='{name}'"])
-    return str(composed[group].name)
+    return str(option_of(group, name)[group].name)
