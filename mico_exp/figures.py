@@ -39,6 +39,7 @@ DOT: dict[str, Any] = {"markeredgecolor": "black", "markersize": 4.5}
 BINS = 60
 FEWEST = 50  # points, of which quantiles are drawn
 MOST_COUNTS = 25  # groups of numbers of out models
+LONG_NAME = 10  # letters of a formula, which are wider than its column of a heatmap
 BAND_POINTS = 18  # of the interval's band, up to an FPR of 0.2
 TPR_LABEL, FPR_LABEL = "True positive rate (of members)", "False positive rate (of non-members)"
 
@@ -217,7 +218,9 @@ def heatmap(
         for j, formula in enumerate(formulas):
             if verdict := cells.get(f"{metric}/{formula}"):
                 values[i, j] = verdict.tpr
+    longest = max(map(len, formulas))
     width, height = 2.6 + 0.95 * len(formulas), 1.7 + 0.55 * len(metrics)
+    height += 0.06 * longest if longest > LONG_NAME else 0
     figure = new_figure(max(width, 5.2), height, f"{title}: validation TPR at FPR {RANKING_FPR}")
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
@@ -242,6 +245,9 @@ def heatmap(
                 frame.set(fill=False, edgecolor="#D55E00", linewidth=2.5)
                 axes.add_patch(frame)
     axes.set_xticks(range(len(formulas)), formulas)
+    if longest > LONG_NAME:
+        for label in axes.get_xticklabels():
+            label.set(rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(metrics)), metrics)
     about = f"± half of the {LEVEL} % interval over models; {caption}"
     axes.set_xlabel(f"Formula\n\n{about}\nframe: chosen; ≈: cannot be told from it")

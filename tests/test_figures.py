@@ -130,6 +130,26 @@ def test_a_heatmap_names_every_cell_frames_the_chosen_and_marks_its_likes():
     picture(figure)
 
 
+@pytest.mark.parametrize(
+    "names", [["0", "1", "2"], ["watson", "attack_r", "rmia_onlin"], ["lira_online_bayes"] * 9]
+)
+def test_the_names_under_a_heatmap_do_not_overlap(names):
+    """Side by side, or where they are slanted, one below the other."""
+    cells = [verdict(f"loss/{name}", 0.2) for name in names]
+    best = Candidate("run", "digits_inf", "loss", names[0], 0, "", {})
+    figure = heatmap("title", Selected(best, cells[0], cells, None, None), ["loss"], names, "")
+    figure.draw_without_rendering()
+    labels = figure.axes[0].get_xticklabels()
+    angle = np.radians(labels[0].get_rotation())
+    for label in labels:
+        label.set_rotation(0)
+    sizes = [label.get_window_extent() for label in labels]
+    left, right = (figure.axes[0].transData.transform((x, 0))[0] for x in (0, 1))
+    column = right - left
+    for size in sizes:
+        assert size.height < column * np.sin(angle) if angle else size.width < column
+
+
 def test_a_heatmap_of_one_cell():
     cells = [verdict("loss/0", 0.2, like=True)]
     best = Candidate("run", "digits_inf", "loss", "0", 0, "", {})
