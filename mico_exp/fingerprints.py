@@ -1,15 +1,20 @@
 """What makes two things the same: files by their bytes, functions by their code."""
 
-import ast
 import contextlib
+import dis
 import functools
 import hashlib
+import importlib
+import importlib.util
 import inspect
 import json
-import textwrap
+import re
+import sys
 import time
-from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, GenericAlias, ModuleType
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path, PurePath
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, GenericAlias, ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +23,10 @@ from mico_exp.atomic import write_text
 from mico_exp.errors import InputError
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+WRITTEN = (*PLAIN, Enum, PurePath, re.Pattern, range, slice, np.dtype)  # data that repr() tells
 CONTAINERS = (tuple, list, set, frozenset, dict)
+PACKAGE = __name__.partition(".")[0]
+INSTALLED = {"site-packages", "dist-packages"}  # folders of what others wrote
 RACY_SECONDS = 2.0  # a file changed this recently may change again within one clock tick
 
 
@@ -72,18 +80,20 @@ class FileFingerprints:
 
 
 def definition(target: Any) -> str:
-    """SHA-256 of what a function, class or callable object does.
+    """SHA-256 of what a function, class or callable object does, as it is in memory.
 
-    That is its code and all of its package that it names, with constants, defaults and the
-    arguments bound by `functools.partial`. Comments, docstrings and layout do not count, nor does
-    what other packages do.
+    That is its compiled code, which an edit of its file does not change, and all of the user's own
+    code and of this package that it names, with constants, defaults and the arguments bound by
+    `functools.partial`. Comments, docstrings and layout do not count, nor does what installed
+    packages do: of those the name counts alone. Another minor version of Python compiles otherwise,
+    and so gives another hash.
     """
     return digest(json.dumps(_describe(target, set())))
 
 
 def _describe(target: Any, seen: set[int]) -> Any:
     """Say of a value, as nested lists, what can change what it does; each function once."""
-    if isinstance(target, PLAIN):
+    if isinstance(target, WRITTEN):
         return repr(target)
     if isinstance(target, (tuple, list)):
         return [_describe(part, seen) for part in target]
@@ -98,77 +108,178 @@ def _describe(target: Any, seen: set[int]) -> Any:
         ]
     if callable(target):
         target = inspect.unwrap(target)  # what functools.cache and other wrappers hide
+    name = f"{getattr(target, '__module__', '')}.{_qualified(target)}"
+    if isinstance(target, (FunctionType, type)) and not _is_own(target.__module__):
+        return name
     if id(target) in seen:
-        return getattr(target, "__qualname__", type(target).__qualname__)
+        return name
     seen.add(id(target))
     if isinstance(target, FunctionType):
-        cells = [cell.cell_contents for cell in target.__closure__ or ()]
+        cells = [_content(cell) for cell in target.__closure__ or ()]
         parts = [target.__defaults__, target.__kwdefaults__, cells, _mentioned(target)]
-        return [_normalised_source(target), _describe(parts, seen)]
+        return [_code(target.__code__), _describe(parts, seen)]
     if isinstance(target, type):
-        package = target.__module__.partition(".")[0]
-        bases = [base for base in target.__bases__ if _belongs(base, package)]
-        return [_normalised_source(target), _describe([*_functions(target), *bases], seen)]
+        bases = [base for base in target.__bases__ if base is not object]
+        return [target.__qualname__, _describe([bases, _members(target)], seen)]
+    return _describe_object(target, name, seen)
+
+
+def _describe_object(target: Any, name: str, seen: set[int]) -> Any:
+    """Say it of what is neither plain data nor a function or class: by its type and its state."""
     if not isinstance(target, BuiltinFunctionType) and hasattr(target, "__array__"):
         array = np.asarray(target)
         return [str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()]
+    if isinstance(target, (property, staticmethod, classmethod, functools.cached_property)):
+        inner = [getattr(target, part, None) for part in ("fget", "fset", "__func__", "func")]
+        return [type(target).__name__, _describe(inner, seen)]
     if not hasattr(target, "__dict__"):
-        return getattr(target, "__qualname__", type(target).__qualname__)
-    state = {name: value for name, value in vars(target).items() if name != "__doc__"}
+        return name
+    state = {key: value for key, value in vars(target).items() if key != "__doc__"}
     return [_describe(type(target), seen), _describe(state, seen)]
 
 
+def _qualified(target: Any) -> str:
+    return str(getattr(target, "__qualname__", type(target).__qualname__))
+
+
+def _content(cell: CellType) -> Any:
+    """What a closure holds; a name that is not bound yet holds nothing."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+@functools.cache
+def _code(code: CodeType) -> list[Any]:
+    """A code object as nested lists: its signature and its instructions, without their lines.
+
+    A docstring is a constant that no instruction loads, and so does not count.
+    """
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    signature = [names, code.co_argcount, code.co_posonlyargcount, code.co_flags]
+    body = [
+        [
+            step.opname,
+            _constant(step.argval) if step.opcode in dis.hasconst else step.argrepr,
+        ]
+        for step in dis.get_instructions(code)
+    ]
+    return [signature, body, code.co_exceptiontable.hex()]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, CodeType):
+        return _code(value)
+    if isinstance(value, (tuple, frozenset)):
+        parts = [_constant(part) for part in value]
+        return parts if isinstance(value, tuple) else sorted(parts, key=repr)
+    return repr(value)
+
+
+# What the interpreter and `dataclass` add to a class, or what only words are.
+BOOKKEEPING = {
+    "__abstractmethods__", "__annotations__", "__dataclass_fields__", "__dataclass_params__",
+    "__dict__", "__doc__", "__firstlineno__", "__module__", "__orig_bases__", "__parameters__",
+    "__qualname__", "__static_attributes__", "__weakref__", "_abc_impl", "_is_protocol",
+}  # fmt: skip
+
+
+def _members(target: type) -> dict[str, Any]:
+    """What a class defines by itself, methods and data."""
+    return {key: value for key, value in vars(target).items() if key not in BOOKKEEPING}
+
+
 def _mentioned(function: FunctionType) -> dict[str, Any]:
-    """Globals that a function names: data, and functions and classes of its own package."""
-    package = function.__module__.partition(".")[0]
+    """What of the user's own code, of this package, and of data a function names."""
     names = _names(function.__code__)
     found: dict[str, Any] = {}
     for name in names & function.__globals__.keys():
         value = function.__globals__[name]
+        found |= _reached(value, names) if isinstance(value, ModuleType) else {name: value}
+    for module in _imports(function):
+        found |= _reached(module, names)
+    return {name: found[name] for name in sorted(found) if _counts(found[name])}
+
+
+def _reached(module: ModuleType, names: set[str]) -> dict[str, Any]:
+    """What a function with these names can reach through a module, as far as it is one's own."""
+    found: dict[str, Any] = {}
+    if not _is_own(module.__name__):
+        return found
+    for name in names & vars(module).keys():
+        value = vars(module)[name]
         if isinstance(value, ModuleType):
-            if value.__name__.partition(".")[0] == package:
-                inner = {n: getattr(value, n) for n in names if hasattr(value, n)}
-                found |= {n: v for n, v in inner.items() if _belongs(v, package)}
-        elif _belongs(value, package):
+            if value.__name__.startswith(f"{module.__name__}."):  # downwards alone: it ends
+                found |= _reached(value, names)
+        else:
             found[name] = value
-    return dict(sorted(found.items()))
+    return found
 
 
-def _belongs(value: Any, package: str) -> bool:
-    """Tell data and the package's own code from the code of others."""
+def _imports(function: FunctionType) -> Iterator[ModuleType]:
+    """Modules of one's own that a function imports when it is called."""
+    for code in _codes(function.__code__):
+        steps = list(dis.get_instructions(code))
+        for level, step in zip(steps[:-2], steps[2:], strict=True):
+            if step.opname == "IMPORT_NAME":
+                dots = "." * level.argval if isinstance(level.argval, int) else ""
+                package = function.__globals__.get("__package__")
+                name = importlib.util.resolve_name(f"{dots}{step.argval}", package)
+                if _is_own(name) and _place(name.partition(".")[0]) is not None:
+                    yield importlib.import_module(name)
+
+
+def _counts(value: Any) -> bool:
+    """Tell data and one's own code from the code of others."""
     if isinstance(value, (ModuleType, GenericAlias)):
         return False
     if callable(value):
         value = inspect.unwrap(value)
     if isinstance(value, (FunctionType, type)):
-        return value.__module__.partition(".")[0] == package
-    return isinstance(value, (*PLAIN, *CONTAINERS)) or hasattr(value, "__array__")
+        return _is_own(value.__module__)
+    return (
+        isinstance(value, (*WRITTEN, *CONTAINERS, functools.partial))
+        or hasattr(value, "__array__")
+        or _is_own(type(value).__module__)
+    )
 
 
-def _functions(target: type) -> list[FunctionType]:
-    """Methods of a class, in whatever they are wrapped."""
-    members = [getattr(value, "__func__", value) for value in vars(target).values()]
-    members += [value.fget for value in members if isinstance(value, property)]
-    return [value for value in members if isinstance(value, FunctionType)]
+def _is_own(module: str | None) -> bool:
+    """Tell this package's modules and those that the user wrote from installed ones."""
+    return bool(module) and _is_own_package(str(module).partition(".")[0])
+
+
+@functools.cache
+def _is_own_package(name: str) -> bool:
+    if name in (PACKAGE, "__main__"):
+        return True
+    if name in sys.stdlib_module_names:
+        return False
+    place = _place(name)  # of what was made by hand there is none
+    return place is None or not INSTALLED & set(place.parts)
+
+
+def _place(package: str) -> Path | None:
+    """Where a package lies; it is not imported for that."""
+    found: Any = sys.modules.get(package)
+    if found is not None:
+        places = [getattr(found, "__file__", None), *getattr(found, "__path__", ())]
+    else:
+        found = importlib.util.find_spec(package)
+        places = [] if found is None else [found.origin, *(found.submodule_search_locations or ())]
+    known = [Path(place).absolute() for place in places if place is not None]
+    return known[0] if known else None
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A code object and all within it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
 
 
 def _names(code: CodeType) -> set[str]:
     """Every global or attribute that a function and the functions within it mention."""
-    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
-
-
-@functools.cache  # a function's source never changes while it lives
-def _normalised_source(target: FunctionType | type) -> str:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(target)))
-    except (OSError, TypeError, SyntaxError):  # written in C, typed at a prompt, or a lambda
-        code = getattr(target, "__code__", None)
-        return f"{target.__module__}.{target.__qualname__}{code and code.co_code.hex()}"
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, (ast.FunctionDef, ast.ClassDef))
-            and ast.get_docstring(node) is not None
-        ):
-            node.body = node.body[1:]
-    return ast.dump(tree)
+    return {name for one in _codes(code) for name in one.co_names}

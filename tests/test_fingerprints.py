@@ -1,13 +1,17 @@
 import functools
+import importlib
 import importlib.util
 import json
+import linecache
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from mico_exp import metrics, models
 from mico_exp.fingerprints import FileFingerprints, definition
@@ -86,6 +90,71 @@ def test_words_do_not_count(load):
 def test_constants_and_helpers_count(load, change):
     before = definition(load(1).metric)
     assert definition(load(2, **change).metric) != before
+
+
+def test_what_ran_counts_and_not_what_the_file_says_now(load, tmp_path):
+    """An edit during a run leaves the function in memory, and so its hash, as they are."""
+    made = load(1)
+    path = tmp_path / "made_1.py"
+    path.write_text(MODULE.format(**{**PLAIN, "helper": "return x - 1"}))
+    linecache.checkcache(str(path))
+    before = definition(made.metric), definition(made.Model)
+    path.write_text(MODULE.format(**PLAIN))
+    linecache.checkcache(str(path))
+    again = load(1)
+    assert (definition(again.metric), definition(again.Model)) == before
+
+
+@pytest.mark.parametrize("comment", ["# x", "", "        # deeper", '\"\"\"More words.\"\"\"'])
+def test_blank_lines_and_comments_do_not_count(load, comment):
+    before = definition(load(1).helper)
+    assert definition(load(2, helper=f"{comment}\n\n    return x + 1").helper) == before
+
+
+HELPERS = """
+import re
+WORD = re.compile("{pattern}")
+def help(x):
+    return x + {number}
+class Lens:
+    factor = {factor}
+    def __call__(self, x):
+        return x * self.factor
+lens = Lens()
+"""
+CALLERS = {
+    "from": "from {helpers} import help, WORD, lens\ndef f(x): return lens(help(x)), WORD.match(x)",
+    "module": "import {helpers}\n"
+    "def f(x): return {helpers}.lens({helpers}.help(x)), {helpers}.WORD.match(x)",
+    "inside": "def f(x):\n    from {helpers} import help, WORD, lens\n"
+    "    return lens(help(x)), WORD.match(x)",
+    "method": "from {helpers} import *\nclass F:\n"
+    "    def __call__(self, x): return lens(help(x)), WORD.match(x)\nf = F()",
+    "lambda": "from {helpers} import *\nf = lambda x: (lens(help(x)), WORD.match(x))",
+}
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_helpers_in_another_file_of_the_users_count(tmp_path, monkeypatch, caller):
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    kinds = [("a", 1, 2.0), ("a", 1, 2.0), ("b", 1, 2.0), ("a", 2, 2.0), ("a", 1, 3.0)]
+    for i, (pattern, number, factor) in enumerate(kinds):
+        names = {"pattern": pattern, "number": number, "factor": factor}
+        (tmp_path / "own_helpers.py").write_text(HELPERS.format(**names) + "\n" * i)
+        (tmp_path / "own_caller.py").write_text(CALLERS[caller].format(helpers="own_helpers"))
+        for name in ("own_helpers", "own_caller"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+            Path(importlib.util.cache_from_source(tmp_path / f"{name}.py")).unlink(missing_ok=True)
+        importlib.invalidate_caches()
+        found.append(definition(importlib.import_module("own_caller").f))
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
+
+
+def test_what_others_installed_counts_by_its_name_alone():
+    assert definition(np.linalg.norm) != definition(np.linalg.svd)
+    assert definition(torch.nn.Linear) != definition(torch.nn.Conv2d)
 
 
 def test_helpers_reached_through_a_module_count(monkeypatch):
