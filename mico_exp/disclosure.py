@@ -9,16 +9,20 @@ Axes: T target models, P challenge points of a target, K known points of one, F 
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from mico_exp.calibration import Calibrated, Formula
+from mico_exp.challenge import Indices
 from mico_exp.errors import InputError
 from mico_exp.evidence import Attack, Evidence, Known
+from mico_exp.folds import Folds, Hidden
 from mico_exp.formulas import Floats, Mask, offset, ratio_online, share_below, side
 
 MIDPOINT: Formula = partial(offset, w=0.5)
@@ -104,50 +108,61 @@ class DensityRatio(Attack):
     A is a calibrated score and h the point's hardness, the mean score of its out models. The
     ratio is a logistic regression on A, A², h and A·h (both standardised), less the log odds of
     the sample. Each target's coefficients are drawn to those of all train models' known points
-    together: a thousand points tell little of one model where members hardly differ.
+    together: a thousand points tell little of one model where members hardly differ. These common
+    coefficients are learnt from other models, cross-fitted as `folds` has it.
 
     Args:
         base: formula that gives A.
         strength: of the L2 pull of a target's coefficients to the common ones, above 0.
+        folds: of the train models, for validation, at least 3.
 
     Raises:
-        InputError: training sets are not disclosed, or a model's known points are of one class.
+        InputError: training sets are not disclosed, a model's known points are of one class, or
+            there are fewer train models than folds.
     """
 
-    def __init__(self, base: Formula = MIDPOINT, strength: float = 100.0) -> None:
+    def __init__(self, base: Formula = MIDPOINT, strength: float = 100.0, folds: int = 5) -> None:
         if not (isinstance(strength, (int, float)) and 0 < strength < np.inf):
             raise InputError(f"`strength` must be above 0, got {strength}.")
-        self.base, self.strength = base, float(strength)
+        self.base, self.strength, self.folds = base, float(strength), folds
 
     def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
         """Calibrated scores of every phase."""
-        known = {phase: self._known(evidence, phase) for phase in evidence.phases}
-        pooled = np.concatenate([told for _, told, _ in known["train"]])
-        centre, spread = pooled.mean(axis=0), np.maximum(pooled.std(axis=0), 1e-12)
-        terms = partial(_terms, centre=centre, spread=spread)
-        common = _common(terms(pooled), np.concatenate([member for *_, member in known["train"]]))
+        told = _Told(evidence, self.base, Folds.of(evidence.points, self.folds))
         found = {}
-        for phase in evidence.phases:
+        for phase, of_phase in evidence.points.of_phase.items():
             own = evidence.calibrated(self.base, evidence.only, phase)
-            rows = [
-                terms(asked) @ self._drawn(terms(told), is_member, common)
-                for asked, told, is_member in known[phase]
-            ]
-            found[phase] = replace(own, scores=np.stack(rows), keeps_order=True)
+            scores = np.empty(own.scores.shape)
+            if phase == "train":
+                for fold in range(told.folds.count):
+                    targets = told.folds.models(fold)
+                    for point_fold in range(told.folds.point_folds):
+                        here = told.folds.of_point[evidence.points.columns(phase)[targets]]
+                        some = self._ratios(told, phase, targets, frozenset({fold}), point_fold)
+                        scores[targets] = np.where(here == point_fold, some, scores[targets])
+            else:
+                scores = self._ratios(told, phase, np.arange(len(of_phase)))
+            found[phase] = replace(own, scores=scores, keeps_order=True)
         return found
 
-    def _known(self, evidence: Evidence, phase: str) -> list[tuple[Floats, Floats, Mask]]:
-        """(A, h) of each model's challenge points (P, 2) and known points (K, 2), membership."""
-        scores = evidence.known_calibrated(self.base, evidence.only, phase)
-        hardness = evidence.known_calibrated(_hardness, evidence.only, phase)
-        return [
-            (
-                np.stack([a.own, h.own], axis=-1),
-                np.stack([a.scores, h.scores], axis=-1),
-                a.is_member,
-            )
-            for a, h in zip(scores, hardness, strict=True)
+    def _ratios(
+        self,
+        told: "_Told",
+        phase: str,
+        targets: Indices,
+        hidden: Hidden = frozenset(),
+        point_fold: int | None = None,
+    ) -> Floats:
+        """Ratios (t, P) of targets, by what is learnt from models and points elsewhere."""
+        terms, common = told.common(hidden, point_fold)
+        turns = [
+            [
+                terms(one.own) @ self._drawn(terms(one.known), one.is_member, common)
+                for one in told(phase, targets, hidden | {fold})
+            ]
+            for fold in told.folds.shown(hidden)
         ]
+        return np.mean(turns, axis=0)
 
     def _drawn(self, terms: Floats, is_member: Mask, common: Floats) -> Floats:
         """Coefficients (F,) of one target, by Newton's method on its penalised log likelihood.
@@ -166,6 +181,68 @@ class DensityRatio(Attack):
             if np.abs(step).max() < ENOUGH:
                 break
         return weights
+
+
+class _Pairs(NamedTuple):
+    """(A, h) of a model's challenge points (P, 2) and known points (K, 2); membership (K,), and
+    where the latter lie (K,).
+    """
+
+    own: Floats
+    known: Floats
+    is_member: Mask
+    columns: Indices
+
+
+class _Told:
+    """What models tell by their known points, judged by the shadow models of some folds."""
+
+    def __init__(self, evidence: Evidence, base: Formula, folds: Folds) -> None:
+        self.evidence, self.base, self.folds = evidence, base, folds
+        self._seen: dict[tuple[str, bytes, Hidden], list[_Pairs]] = {}
+
+    def __call__(self, phase: str, targets: Indices, hidden: Hidden) -> list[_Pairs]:
+        """Pairs of each target; what one fold tells the others is asked for twice."""
+        key = phase, targets.tobytes(), hidden
+        if key not in self._seen:
+            self._seen[key] = self._pairs(phase, targets, hidden)
+        return self._seen[key]
+
+    def _pairs(self, phase: str, targets: Indices, hidden: Hidden) -> list[_Pairs]:
+        shadows = np.flatnonzero(~np.isin(self.folds.of_model, list(hidden)))
+        both = [
+            self.evidence.known_calibrated(one, self.evidence.only, phase, targets, shadows)
+            for one in (self.base, _hardness)
+        ]
+        unique = self.evidence.points.unique
+        return [
+            _Pairs(
+                np.stack([a.own, h.own], axis=-1),
+                np.stack([a.scores, h.scores], axis=-1),
+                a.is_member,
+                np.searchsorted(unique, self.evidence.known[phase][target].points),
+            )
+            for target, a, h in zip(targets, *both, strict=True)
+        ]
+
+    def common(
+        self, hidden: Hidden, point_fold: int | None
+    ) -> tuple[Callable[[Floats], Floats], Floats]:
+        """How pairs become terms, and the coefficients (F,) of all shown models together."""
+        pairs = [
+            one
+            for fold in self.folds.shown(hidden)
+            for one in self("train", self.folds.models(fold), hidden | {fold})
+        ]
+        known = np.concatenate([one.known for one in pairs])
+        is_member = np.concatenate([one.is_member for one in pairs])
+        if point_fold is not None and self.folds.point_folds > 1:
+            columns = np.concatenate([one.columns for one in pairs])
+            elsewhere = self.folds.of_point[columns] != point_fold
+            known, is_member = known[elsewhere], is_member[elsewhere]
+        centre, spread = known.mean(axis=0), np.maximum(known.std(axis=0), 1e-12)
+        terms = partial(_terms, centre=centre, spread=spread)
+        return terms, _common(terms(known), is_member)
 
 
 def _odds(is_member: Mask) -> float:

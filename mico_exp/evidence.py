@@ -95,8 +95,22 @@ class Evidence:
             left_out=self.left_out(phase),
         )
 
-    def known_calibrated(self, formula: Formula, scores: Scores, phase: str) -> list[Known]:
-        """Calibrate each model's scores at its challenge points and at its known ones, together.
+    def known_calibrated(
+        self,
+        formula: Formula,
+        scores: Scores,
+        phase: str,
+        targets: Indices | None = None,
+        shadows: Indices | None = None,
+    ) -> list[Known]:
+        """Calibrate models' scores at their challenge points and at their known ones, together.
+
+        Args:
+            formula: see `mico_exp.formulas`.
+            scores: of one metric.
+            phase: of the models.
+            targets: which of them; None for all.
+            shadows: train models that they are judged by; None for all but the target itself.
 
         Raises:
             InputError: training sets are not disclosed.
@@ -106,18 +120,20 @@ class Evidence:
                 "The attack needs known members and non-members of every model, and the scenario "
                 "does not disclose training sets (scenario=ddp does)."
             )
-        left_out, found = self.left_out(phase), []
-        for row, sample in enumerate(self.known[phase]):
-            own = scores.own[phase][row]
+        every = np.arange(len(self.points.is_member))
+        found = []
+        for row in range(len(self.known[phase])) if targets is None else targets:
+            own, sample = scores.own[phase][row], self.known[phase][row]
             asked = np.concatenate([self.points.of_phase[phase][row], sample.points])
             columns = np.searchsorted(self.points.unique, asked)
+            others = shadows if shadows is not None else every[(every != row) | (phase != "train")]
+            cut = np.ix_(others, columns)  # not all, to be looked through for every model
             calibrated = calibrate(
                 formula,
                 np.concatenate([own, scores.known[phase][row]])[np.newaxis],
-                scores.shadow[:, columns],  # not all, to be looked through for every model
-                self.points.is_member[:, columns],
+                scores.shadow[cut],
+                self.points.is_member[cut],
                 np.arange(len(columns))[np.newaxis],
-                left_out=None if left_out is None else left_out[[row]],
             )
             first, second = np.split(calibrated.scores[0], [len(own)])
             found.append(Known(first, second, sample.is_member))

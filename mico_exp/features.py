@@ -1,26 +1,25 @@
 """Features of challenge points for attacks that learn: a metric in all its calibrated forms.
 
-Axes: T target models, P points of a target, S shadow models, F features, N points of any target.
+Axes: t target models of a phase, P points of a target, F features, N rows (a target at a point).
 """
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
-from sklearn.preprocessing import QuantileTransformer
+from scipy.special import ndtr
 
-from mico_exp.calibration import shadows_of
+from mico_exp.challenge import Indices
 from mico_exp.errors import InputError
-from mico_exp.evidence import Evidence, Scores
+from mico_exp.evidence import Evidence
+from mico_exp.folds import Folds, FoldSides, Hidden
 from mico_exp.formulas import (
     Floats,
-    Mask,
+    Side,
     divide,
     gap_of,
     log_ratio,
     means,
     shrunk_ratio,
-    side,
     variance_of,
 )
 
@@ -35,12 +34,12 @@ FORMS = (
     "bayesian",  # LiRA with Student's t
     "shrunk",  # LiRA with a shrunken gain
 )
+LEVELS = np.linspace(-4, 4, 161)  # of a normal variable, at which quantiles are taken
 FEWEST_FORMS = ("midpoint", "centred", "shrunk")
 
 
-def forms(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> Floats:
-    """Calibrate (…, P) in every form of `FORMS`: (…, P, F). Arguments as in `formulas`."""
-    inside, outside = side(shadow, is_in), side(shadow, is_out)
+def forms(score: Floats, inside: Side, outside: Side) -> Floats:
+    """Calibrate (…, P) by the shadow models on either side in every form of `FORMS`: (…, P, F)."""
     above, below = means(inside, outside, gap_of(inside, outside).value)
     midpoint = score - (above + below) / 2
     found = {
@@ -63,61 +62,76 @@ def _mean_of_known(values: Floats) -> Floats:
     return total / np.maximum(np.count_nonzero(known, axis=-1, keepdims=True), 1)
 
 
-def forms_of(evidence: Evidence, scores: Scores, phase: str) -> Floats:
-    """Calibrate a metric's scores of a phase in every form: (T, P, F); NaN for a target without."""
-    own = scores.own[phase]
-    found = np.empty((*own.shape, len(FORMS)))
-    place = evidence.points.columns(phase), evidence.left_out(phase)
-    chunks = shadows_of(scores.shadow, evidence.points.is_member, *place)
-    for some, shadow, is_in, is_out in chunks:
-        known = np.isfinite(own[some])
-        found[some] = forms(np.where(known, own[some], np.nan), shadow, is_in, is_out)
-        found[some][~known] = np.nan  # of a form that gives 0 where there is no spread, too
-    return found
+class Forms:
+    """All metrics in all forms, by the shadow models of some folds: a `folds.Describe`.
 
+    names: (metric, form) of every feature.
+    """
 
-def table(evidence: Evidence) -> tuple[list[tuple[str, str]], dict[str, Floats]]:
-    """All metrics in all forms: names (metric, form), and phase → (T, P, F)."""
-    names = [(metric, form) for metric in evidence.scores for form in FORMS]
-    found = {}
-    for phase in evidence.phases:
-        parts = [forms_of(evidence, scores, phase) for scores in evidence.scores.values()]
-        found[phase] = np.concatenate(parts, axis=-1)
-    return names, found
+    def __init__(self, evidence: Evidence, folds: Folds) -> None:
+        self.evidence = evidence
+        self.names = [(metric, form) for metric in evidence.scores for form in FORMS]
+        is_member = evidence.points.is_member
+        self.sides = {
+            name: FoldSides(scores.shadow, is_member, folds)
+            for name, scores in evidence.scores.items()
+        }
+
+    def __call__(self, phase: str, targets: Indices, hidden: Hidden) -> Floats:
+        """Features (t, P, F); NaN where a target has no score."""
+        columns = self.evidence.points.columns(phase)[targets]
+        parts = []
+        for name, scores in self.evidence.scores.items():
+            own = scores.own[phase][targets]
+            known = np.isfinite(own)
+            sides = self.sides[name].without(hidden, columns)
+            found = forms(np.where(known, own, np.nan), *sides)
+            found[~known] = np.nan  # of a form that gives 0 where there is no spread, too
+            parts.append(found)
+        return np.concatenate(parts, axis=-1)
 
 
 class NormalScores:
-    """Features as normal quantiles of their ranks among those of the train models.
+    """Features as normal quantiles of their ranks among those that are learnt from.
 
     Monotone, so that it changes no feature's order, and none lies far out. A value that is not
-    finite becomes 0, the median.
+    finite becomes 0, the median; so does all of a feature that has none finite. Between the
+    quantiles of `LEVELS` it is linear.
 
     Args:
-        features: (T, P, F) of the train models.
-        names: of the features, for messages.
-
-    Raises:
-        InputError: there is no feature with finite values. Those without are left out with a
-            warning.
+        features: (N, F) that are learnt from.
     """
 
-    def __init__(self, features: Floats, names: Sequence[object]) -> None:
-        flat = _finite(features)
-        self.kept: Mask = np.asarray(np.isfinite(flat).any(axis=0))
-        if absent := [str(name) for name, kept in zip(names, self.kept, strict=True) if not kept]:
-            log.warning("%d features have no finite value: %s", len(absent), ", ".join(absent))
-        if not self.kept.any():
-            raise InputError("No feature of the train models has a finite value.")
-        self.ranks = QuantileTransformer(
-            n_quantiles=min(1000, len(flat)), output_distribution="normal", subsample=None
-        ).fit(flat[:, self.kept])
+    def __init__(self, features: Floats) -> None:
+        self.ranks = [_ranks(column[np.isfinite(column)]) for column in features.T]
 
     def __call__(self, features: Floats) -> Floats:
-        """Transform (T, P, F) to (T, P, f), f ≤ F."""
-        found = self.ranks.transform(_finite(features)[:, self.kept])
-        return np.nan_to_num(found).reshape(*features.shape[:-1], -1)
+        """Transform (N, F)."""
+        found = np.empty(features.shape)
+        for i, (values, levels) in enumerate(self.ranks):
+            known = np.isfinite(features[:, i])
+            found[:, i] = np.where(known, np.interp(features[:, i], values, levels), 0)
+        return found
 
 
-def _finite(features: Floats) -> Floats:
-    flat = features.reshape(-1, features.shape[-1])
-    return np.where(np.isfinite(flat), flat, np.nan)
+def _ranks(values: Floats) -> tuple[Floats, Floats]:
+    """Distinct quantiles of values (n,), ascending, and their levels; a tie has its mean level."""
+    if not len(values):
+        return np.zeros(1), np.zeros(1)
+    distinct, place = np.unique(np.quantile(values, ndtr(LEVELS)), return_inverse=True)
+    return distinct, np.bincount(place, LEVELS) / np.bincount(place)
+
+
+def check_known(evidence: Evidence) -> None:
+    """Warn of metrics that have no score under any train model: they teach nothing.
+
+    Raises:
+        InputError: none has any.
+    """
+    absent = [
+        name for name, one in evidence.scores.items() if not np.isfinite(one.own["train"]).any()
+    ]
+    if len(absent) == len(evidence.scores):
+        raise InputError("No metric has a finite score under any train model.")
+    if absent:
+        log.warning("Metrics without a finite score teach nothing: %s", ", ".join(absent))

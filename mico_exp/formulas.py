@@ -18,7 +18,7 @@ is no scale, and what divides by it gives 0: neither member-like nor not. One sm
 ``conf/formula`` makes a formula a choice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -65,6 +65,17 @@ def side(shadow: Floats, mask: Mask) -> Side:
     mean = apart.sum(axis=-2) / np.maximum(count, 1)
     apart -= np.where(mask, mean[..., np.newaxis, :], 0)
     return Side(count, top + mean, np.einsum("...sp,...sp->...p", apart, apart))
+
+
+def joined(parts: Sequence[Side]) -> Side:
+    """One side of several that share no model (Chan et al. 1979); alike, they have no spread."""
+    size, mean, squares = (np.stack(values) for values in zip(*parts, strict=True))
+    count = size.sum(axis=0)
+    top = np.where(count > 0, np.where(size > 0, mean, -np.inf).max(axis=0), 0)
+    apart = np.where(size > 0, mean - top, 0)
+    middle = (size * apart).sum(axis=0) / np.maximum(count, 1)
+    between = (size * np.square(apart - middle)).sum(axis=0)
+    return Side(count, top + middle, squares.sum(axis=0) + between)
 
 
 @sees_gaps

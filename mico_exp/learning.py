@@ -1,13 +1,10 @@
-"""Attacks that learn from the train models' own membership, cross-fitted by model.
+"""Attacks that learn from the train models' own membership, cross-fitted as `folds` has it.
 
-A train model's validation scores come from what was learnt from the other folds' models; dev and
-final models are scored by what all train models teach. So no figure sees its own answers. (A train
-model of one fold does serve as a shadow model of the others', as it does for dev and final.)
-
-Axes: T target models, S train models, P points of a target, F features, N points of any model.
+Axes: T target models, S train models, P points of a target, F features, N rows (a target at a
+point).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -18,54 +15,23 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from threadpoolctl import threadpool_limits
 
-from mico_exp.calibration import Calibrated, shadows_of
+from mico_exp.calibration import Calibrated
+from mico_exp.challenge import Indices
 from mico_exp.errors import InputError
-from mico_exp.evidence import Attack, Evidence, Scores
-from mico_exp.features import FEWEST_FORMS, NormalScores, table
-from mico_exp.formulas import Floats, Mask, side
-
-Predict = Callable[[Floats], Floats]
-Fit = Callable[[Floats, Mask], Predict]
-
-
-def folds_of(models: int, folds: int) -> NDArray[np.int64]:
-    """Fold (S,) of each train model, drawn once and for all.
-
-    Raises:
-        InputError: fewer than two folds, or more than models.
-    """
-    if type(folds) is not int or not 2 <= folds <= models:
-        raise InputError(
-            f"`folds` must be a whole number from 2 to the number of train models, {models}, "
-            f"got {folds}."
-        )
-    return np.random.default_rng(0).permutation(models) % folds
-
-
-def cross_fit(
-    features: dict[str, Floats], solution: Mask, fit: Fit, folds: int
-) -> dict[str, Floats]:
-    """Scores (T, P) of every phase from features (T, P, F), learnt from the train models.
-
-    Args:
-        features: by phase.
-        solution: (S, P) membership of the train models' points.
-        fit: learns from features (S, P, F) and membership (S, P) of some models.
-        folds: of models, for validation.
-
-    Raises:
-        InputError: fewer train models than folds.
-    """
-    train = features["train"]
-    fold = folds_of(len(train), folds)
-    found = {"train": np.empty(train.shape[:-1])}
-    for one in range(folds):
-        held, others = fold == one, fold != one
-        found["train"][held] = fit(train[others], solution[others])(train[held])
-    learnt = fit(train, solution)
-    for phase in features.keys() - {"train"}:
-        found[phase] = learnt(features[phase])
-    return {phase: found[phase] for phase in features}
+from mico_exp.evidence import Attack, Evidence
+from mico_exp.features import FEWEST_FORMS, Forms, NormalScores, check_known
+from mico_exp.folds import (
+    FEWEST_FOLDS,
+    Folds,
+    FoldSides,
+    Hidden,
+    Learn,
+    Learner,
+    Lessons,
+    Predict,
+    cross_fit,
+)
+from mico_exp.formulas import Floats, Mask
 
 
 def _calibrated(evidence: Evidence, scores: dict[str, Floats]) -> dict[str, Calibrated]:
@@ -98,21 +64,14 @@ class Logistic:
     def __init__(self, c: float, use: Mask | None = None) -> None:
         self.c, self.use = c, slice(None) if use is None else use
 
-    def __call__(self, features: Floats, solution: Mask) -> Predict:
-        """Learn from features (T, P, F) and membership (T, P)."""
+    def __call__(self, features: Floats, is_member: Mask) -> Predict:
+        """Learn from features (N, F) and membership (N,)."""
+        if is_member.all() or not is_member.any():
+            return lambda asked: np.zeros(len(asked))  # one class teaches nothing
         model = LogisticRegression(C=self.c, solver="newton-cholesky")
-        model.fit(_rows(features)[:, self.use], solution.ravel())
-        odds = logit(solution.mean())
-
-        def predict(asked: Floats) -> Floats:
-            found: Floats = model.decision_function(_rows(asked)[:, self.use]) - odds
-            return found.reshape(asked.shape[:-1])
-
-        return predict
-
-
-def _rows(features: Floats) -> Floats:
-    return features.reshape(-1, features.shape[-1])
+        model.fit(features[:, self.use], is_member)
+        odds = logit(is_member.mean())
+        return lambda asked: model.decision_function(asked[:, self.use]) - odds
 
 
 class Stack(Attack):
@@ -123,30 +82,30 @@ class Stack(Attack):
 
     Args:
         c: inverse strength of the L2 penalty, above 0.
-        folds: of the train models, for validation.
+        folds: of the train models, for validation, at least 3.
 
     Raises:
         InputError: an argument is out of range, or there are fewer train models than folds.
     """
 
-    def __init__(self, c: float = 0.03, folds: int = 10) -> None:
+    fewest_folds = FEWEST_FOLDS
+
+    def __init__(self, c: float = 0.03, folds: int = 5) -> None:
         _check_positive("c", c)
         self.c, self.folds = c, folds
 
     def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
         """Calibrated scores of every phase."""
-        folds_of(len(evidence.points.solution), self.folds)  # before any work
-        names, features = table(evidence)
-        normal = NormalScores(features["train"], names)
-        kept = [name for name, keep in zip(names, normal.kept, strict=True) if keep]
-        scaled = {phase: normal(values) for phase, values in features.items()}
-        fit = self.learner(kept)
-        solution = evidence.points.solution
-        return _calibrated(evidence, cross_fit(scaled, solution, fit, self.folds))
+        folds = Folds.of(evidence.points, self.folds, self.fewest_folds)
+        check_known(evidence)
+        forms = Forms(evidence, folds)
+        lessons = Lessons(evidence.points, folds, forms, NormalScores)
+        return _calibrated(evidence, cross_fit(lessons, self.learner(forms.names)))
 
-    def learner(self, names: Sequence[tuple[str, str]]) -> Fit:  # noqa: ARG002
+    def learner(self, names: Sequence[tuple[str, str]]) -> Learn:  # noqa: ARG002
         """How it learns from features with these names, (metric, form)."""
-        return Logistic(self.c)
+        one = Logistic(self.c)
+        return lambda lessons: lambda point_fold: one(*lessons.rows(point_fold))
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -155,21 +114,23 @@ def _check_positive(name: str, value: float) -> None:
 
 
 class StackSearch(Stack):
-    """As `Stack`, with the penalty and the forms chosen by log loss in an inner cross-fit.
+    """As `Stack`, with the penalty and the forms chosen by log loss on folds held out for it.
 
-    Whatever is scored took no part in the choice: it is made anew within every fold.
+    Whatever is scored took no part in the choice: it is made anew for every fold.
 
     Args:
         cs: inverse strengths of the penalty to try.
-        folds: of the train models, for validation.
-        inner: folds of the others, for the choice.
+        folds: of the train models, for validation, at least 4.
+        inner: how many of the other folds are held out in turn for the choice.
 
     Raises:
         InputError: an argument is out of range, or there are fewer train models than folds.
     """
 
+    fewest_folds = FEWEST_FOLDS + 1  # one more is held out for the choice
+
     def __init__(
-        self, cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1), folds: int = 5, inner: int = 3
+        self, cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1), folds: int = 5, inner: int = 2
     ) -> None:
         for c in cs:
             _check_positive("cs", c)
@@ -177,26 +138,53 @@ class StackSearch(Stack):
             raise InputError("`cs` must name at least one strength, got none.")
         self.cs, self.folds, self.inner = tuple(cs), folds, inner
 
-    def learner(self, names: Sequence[tuple[str, str]]) -> Fit:
+    def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
+        """Calibrated scores of every phase."""
+        most = self.folds - 1
+        if type(self.inner) is not int or not 1 <= self.inner <= most:
+            raise InputError(f"`inner` must be a whole number from 1 to {most}, got {self.inner}.")
+        return super().__call__(evidence)
+
+    def learner(self, names: Sequence[tuple[str, str]]) -> Learn:
         """How it learns from features with these names, (metric, form)."""
         few = np.array([form in FEWEST_FORMS for _, form in names])
         subsets = [np.ones(len(names), dtype=bool), few]
         tried = [Logistic(c, use) for use, c in product(subsets, self.cs) if use.any()]
 
-        def fit(features: Floats, solution: Mask) -> Predict:
-            losses = np.zeros(len(tried))
-            for inner, outer in self._halves(len(features)):
-                for i, one in enumerate(tried):
-                    scores = one(features[outer], solution[outer])(features[inner])
-                    losses[i] += log_loss(solution[inner].ravel(), expit(scores.ravel()))
-            return tried[int(losses.argmin())](features, solution)
+        def learn(lessons: Lessons) -> Learner:
+            trials = [_Trial(lessons, fold) for fold in lessons.shown[: self.inner]]
 
-        return fit
+            def learner(point_fold: int | None) -> Predict:
+                losses = [sum(trial.loss(one, point_fold) for trial in trials) for one in tried]
+                return tried[int(np.argmin(losses))](*lessons.rows(point_fold))
 
-    def _halves(self, models: int) -> Iterator[tuple[Mask, Mask]]:
-        fold = folds_of(models, self.inner)
-        for one in range(self.inner):
-            yield fold == one, fold != one
+            return learner
+
+        return learn
+
+
+class _Trial:
+    """A fold of lessons that is held out, to see how well a learner does on it."""
+
+    def __init__(self, lessons: Lessons, fold: int) -> None:
+        targets = lessons.folds.models(fold)
+        self.rest = lessons.hiding(fold)
+        self.solution = lessons.points.solution[targets].ravel()
+        self.of_row = lessons.of_row[targets].ravel()
+        self.turns = [_rows(features) for features in self.rest.asked("train", targets)]
+
+    def loss(self, one: Logistic, point_fold: int | None) -> float:
+        """Log loss of what is learnt from the rest, at points outside a fold of points."""
+        predict = one(*self.rest.rows(point_fold))
+        scores = np.mean([predict(features) for features in self.turns], axis=0)
+        asked = self.of_row != point_fold  # all of them for None, and where there is one fold
+        asked |= not asked.any()
+        chance = expit(scores[asked])
+        return float(log_loss(self.solution[asked], chance, labels=[False, True]))
+
+
+def _rows(features: Floats) -> Floats:
+    return features.reshape(-1, features.shape[-1])
 
 
 class Quantile(Attack):
@@ -209,7 +197,7 @@ class Quantile(Attack):
 
     Args:
         alpha: false positive rate to aim at, in (0, 1).
-        folds: of the train models, for validation.
+        folds: of the train models, for validation, at least 3.
 
     Raises:
         InputError: an argument is out of range, or there are fewer train models than folds.
@@ -222,15 +210,16 @@ class Quantile(Attack):
 
     def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
         """Calibrated scores of every phase."""
-        folds_of(len(evidence.points.solution), self.folds)
-        scores = evidence.only
-        features = {phase: _described(evidence, scores, phase) for phase in evidence.phases}
-        found = cross_fit(features, evidence.points.solution, self._fit, self.folds)
-        return _calibrated(evidence, found)
+        folds = Folds.of(evidence.points, self.folds)
+        lessons = Lessons(evidence.points, folds, _Described(evidence, folds))
+        return _calibrated(evidence, cross_fit(lessons, self._learn))
 
-    def _fit(self, features: Floats, solution: Mask) -> Predict:
-        """Learn from features (T, P, 1 + F), the first of which is the score itself."""
-        asked = ~solution & np.isfinite(features[..., 0])
+    def _learn(self, lessons: Lessons) -> Learner:
+        return lambda point_fold: self._fit(*lessons.rows(point_fold))
+
+    def _fit(self, features: Floats, is_member: Mask) -> Predict:
+        """Learn from features (N, 1 + F), the first of which is the score itself."""
+        asked = ~is_member & np.isfinite(features[:, 0])
         told = np.asarray(
             np.isfinite(features[asked]).any(axis=0)
         )  # trees do not take what is always missing
@@ -247,8 +236,7 @@ class Quantile(Attack):
             trees.fit(features[asked][:, told], features[asked][:, 0])
 
         def predict(some: Floats) -> Floats:
-            level: Floats = trees.predict(_rows(some)[:, told]).reshape(some.shape[:-1])
-            found = some[..., 0] - level
+            found = some[:, 0] - trees.predict(some[:, told])
             known = np.isfinite(found)
             return np.where(known, found, np.median(found[known]) if known.any() else 0)
 
@@ -258,19 +246,22 @@ class Quantile(Attack):
 MOST_CLASSES = 255  # that trees can tell apart; of more, the rest counts as one
 
 
-def _described(evidence: Evidence, scores: Scores, phase: str) -> Floats:
-    """Score, class and what shadow models say of every point: (T, P, 7)."""
-    own, columns = scores.own[phase], evidence.points.columns(phase)
-    found = np.empty((*own.shape, 7))
-    found[..., 0] = own
-    found[..., 1] = np.minimum(evidence.labels[columns], MOST_CLASSES - 1)
-    place = columns, evidence.left_out(phase)
-    for some, shadow, is_in, is_out in shadows_of(scores.shadow, evidence.points.is_member, *place):
-        inside, outside = side(shadow, is_in), side(shadow, is_out)
+class _Described:
+    """Score, class and what shadow models say of every point: a `folds.Describe`."""
+
+    def __init__(self, evidence: Evidence, folds: Folds) -> None:
+        self.evidence, self.scores = evidence, evidence.only
+        self.sides = FoldSides(self.scores.shadow, evidence.points.is_member, folds)
+
+    def __call__(self, phase: str, targets: Indices, hidden: Hidden) -> Floats:
+        """Features (t, P, 7)."""
+        columns = self.evidence.points.columns(phase)[targets]
+        inside, outside = self.sides.without(hidden, columns)
+        classes = np.minimum(self.evidence.labels[columns], MOST_CLASSES - 1)
         both = np.maximum(inside.size + outside.size - 2, 1)
         deviation = np.sqrt((inside.squares + outside.squares) / both)
         above = np.where(inside.size > 0, inside.mean, np.nan)  # trees know what is missing
         below = np.where(outside.size > 0, outside.mean, np.nan)
-        parts = (above, below, deviation, inside.size, outside.size)
-        found[some, :, 2:] = np.stack(parts, axis=-1)
-    return found
+        own = self.scores.own[phase][targets]
+        parts = (own, classes, above, below, deviation, inside.size, outside.size)
+        return np.stack(parts, axis=-1)

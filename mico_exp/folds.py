@@ -1,0 +1,226 @@
+"""Cross-fitting for attacks that learn from the train models' own membership.
+
+The rule: **no feature of a row may depend on its target's own membership, except through the
+target's own outputs**, and nothing that a row is scored by may have seen it.
+
+Leaving the target itself out of its shadow models is not enough where models share points. The
+mean of a point's in models is then one and the same number for all its non-members, and another
+for each member, whose own score is missing from it; and how many in models are left tells the
+target's membership outright. Plain folds are not enough either: the rows of the other folds have
+seen the membership of the fold that is scored. So folds are nested:
+
+- a train model of fold f is scored by what was learnt from the other folds' models;
+- a model of fold g that is learnt from is described by the shadow models outside f and g;
+- the models of fold f are described by those outside f and, in turn, one other fold; the scores of
+  all turns are averaged;
+- where train models share points, a point is scored by what was learnt at other points.
+
+Models of dev and final are no shadow models: they are scored by what all train models teach, each
+described by the shadow models outside its own fold, and are themselves described by those outside
+one fold in turn. What is compared is then alike everywhere.
+
+Axes: T target models, S train models, P points of a target, U unique points, F features, N rows
+(a target at a point).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from mico_exp.challenge import ChallengePoints, Indices
+from mico_exp.errors import InputError
+from mico_exp.formulas import Floats, Mask, Side, joined, side
+
+FEWEST_FOLDS = 3  # one is scored, one is learnt from, and the others' models are its shadows
+POINT_FOLDS = 2  # where train models share points
+Hidden = frozenset[int]  # folds whose train models serve as nobody's shadow models
+Describe = Callable[[str, Indices, Hidden], Floats]
+Transform = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True, eq=False)
+class Folds:
+    """Who is in which fold, drawn once and for all.
+
+    of_model: (S,) fold of each train model. of_point: (U,) fold of each unique point, all the same
+    where no two train models share one.
+    """
+
+    of_model: Indices
+    of_point: Indices
+
+    @classmethod
+    def of(cls, points: ChallengePoints, count: int, fewest: int = FEWEST_FOLDS) -> "Folds":
+        """Draw `count` folds of models, and folds of points where train models share any.
+
+        Raises:
+            InputError: fewer than `fewest` folds, or more than models.
+        """
+        columns = points.columns("train")
+        models = len(columns)
+        if type(count) is not int or not fewest <= count <= models:
+            raise InputError(
+                f"`folds` must be a whole number from {fewest} to the number of train models, "
+                f"{models}, got {count}."
+            )
+        of_model = np.random.default_rng(0).permutation(models) % count
+        shared = len(np.unique(columns)) < columns.size
+        order = np.random.default_rng(1).permutation(len(points.unique))
+        return cls(of_model, order % (POINT_FOLDS if shared else 1))
+
+    @property
+    def count(self) -> int:
+        """How many folds of models."""
+        return int(self.of_model.max()) + 1
+
+    @property
+    def point_folds(self) -> int:
+        """How many folds of points; 1 where none is held out."""
+        return int(self.of_point.max()) + 1
+
+    def shown(self, hidden: Hidden) -> list[int]:
+        """Folds of models outside `hidden`."""
+        return [fold for fold in range(self.count) if fold not in hidden]
+
+    def models(self, fold: int) -> Indices:
+        """Train models of a fold."""
+        return np.flatnonzero(self.of_model == fold)
+
+
+class FoldSides:
+    """The shadow models on both sides of every point, to be had without any folds.
+
+    Args:
+        shadow: (S, U) scores; NaN takes no part.
+        is_member: (S, U) True where the train model was trained on the point.
+        folds: of the train models.
+    """
+
+    def __init__(self, shadow: Floats, is_member: Mask, folds: Folds) -> None:
+        usable = np.isfinite(shadow)
+        known = np.where(usable, shadow, 0)
+        self.of_fold = []
+        for fold in range(folds.count):
+            some = folds.of_model == fold
+            masks = (mask[some] & usable[some] for mask in (is_member, ~is_member))
+            self.of_fold.append([side(known[some], mask) for mask in masks])
+
+    def without(self, hidden: Hidden, columns: Indices) -> tuple[Side, Side]:
+        """In and out models outside `hidden` at the points in `columns`, in that shape."""
+        shown = [sides for fold, sides in enumerate(self.of_fold) if fold not in hidden]
+        inside, outside = (
+            joined([Side(*(part[columns] for part in one)) for one in parts])
+            for parts in zip(*shown, strict=True)
+        )
+        return inside, outside
+
+
+class Lessons:
+    """Rows to learn from: all train models' outside the folds `hidden`, which none has seen.
+
+    Args:
+        points: of the scenario.
+        folds: of its train models.
+        describe: features (t, P, F) of some targets of a phase by the shadow models outside
+            some folds.
+        prepare: sees all rows' features (N, F), and gives what they are to be learnt as.
+        hidden: folds.
+    """
+
+    def __init__(
+        self,
+        points: ChallengePoints,
+        folds: Folds,
+        describe: Describe,
+        prepare: Callable[[Floats], Transform] = lambda _: np.asarray,
+        hidden: Hidden = frozenset(),
+    ) -> None:
+        self.points, self.folds = points, folds
+        self.describe, self.prepare, self.hidden = describe, prepare, hidden
+
+    @property
+    def shown(self) -> list[int]:
+        """Folds that are learnt from."""
+        return self.folds.shown(self.hidden)
+
+    @cached_property
+    def of_row(self) -> Indices:
+        """(S, P) fold of points of each train model's own points."""
+        return self.folds.of_point[self.points.columns("train")]
+
+    def hiding(self, fold: int) -> "Lessons":
+        """Lessons that have not seen another fold either."""
+        return Lessons(self.points, self.folds, self.describe, self.prepare, self.hidden | {fold})
+
+    def rows(self, point_fold: int | None = None) -> tuple[Floats, Mask]:
+        """Features (N, F) and membership (N,) of the rows at points outside a fold of points."""
+        if point_fold is None or self.folds.point_folds == 1:
+            return self._features, self._of_rows(self.points.solution)
+        elsewhere = self._of_rows(self.of_row) != point_fold
+        return self._features[elsewhere], self._of_rows(self.points.solution)[elsewhere]
+
+    def asked(self, phase: str, targets: Indices) -> Iterator[Floats]:
+        """Features (t, P, F) of targets that are not learnt from, one more fold hidden in turn."""
+        for fold in self.shown:
+            found = self.describe(phase, targets, self.hidden | {fold})
+            flat = self._transform(found.reshape(-1, found.shape[-1]))
+            yield flat.reshape(*found.shape[:-1], -1)
+
+    @cached_property
+    def _features(self) -> Floats:
+        return self._transform(self._described)
+
+    @cached_property
+    def _transform(self) -> Transform:
+        return self.prepare(self._described)
+
+    @cached_property
+    def _described(self) -> Floats:
+        """Features (N, F) of all rows, each model by shadow models outside its own fold too."""
+        parts = [
+            self.describe("train", self.folds.models(fold), self.hidden | {fold})
+            for fold in self.shown
+        ]
+        return np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+
+    def _of_rows(self, values: np.ndarray) -> np.ndarray:
+        return np.concatenate([values[self.folds.models(fold)].ravel() for fold in self.shown])
+
+
+Predict = Callable[[Floats], Floats]  # features (N, F) to scores (N,)
+Learner = Callable[[int | None], Predict]  # what is learnt at points outside a fold of points
+Learn = Callable[[Lessons], Learner]
+
+
+def cross_fit(lessons: Lessons, learn: Learn) -> dict[str, Floats]:
+    """Scores (T, P) of every phase, by what is learnt from the train models."""
+    found = {"train": _validated(lessons, learn)}
+    others = [phase for phase in lessons.points.of_phase if phase != "train"]
+    predict = learn(lessons)(None) if others else None
+    for phase in others:
+        targets = np.arange(len(lessons.points.of_phase[phase]))
+        turns = [_predicted(predict, features) for features in lessons.asked(phase, targets)]
+        found[phase] = np.mean(turns, axis=0)
+    return found
+
+
+def _validated(lessons: Lessons, learn: Learn) -> Floats:
+    """Scores (S, P) of the train models, each fold by lessons that hide it."""
+    folds = lessons.folds
+    found = np.empty(lessons.points.solution.shape)
+    for fold in range(folds.count):
+        hidden, targets = lessons.hiding(fold), folds.models(fold)
+        turns, learner = list(hidden.asked("train", targets)), learn(hidden)
+        scores = np.empty(found[targets].shape)
+        for point_fold in range(folds.point_folds):
+            here = lessons.of_row[targets] == point_fold
+            predict = learner(point_fold)
+            scores[here] = np.mean([predict(features[here]) for features in turns], axis=0)
+        found[targets] = scores
+    return found
+
+
+def _predicted(predict: Predict, features: Floats) -> Floats:
+    return predict(features.reshape(-1, features.shape[-1])).reshape(features.shape[:-1])
