@@ -132,17 +132,22 @@ class DensityRatio(Attack):
         found = {}
         for phase, of_phase in evidence.points.of_phase.items():
             own = evidence.calibrated(self.base, evidence.only, phase)
-            scores = np.empty(own.scores.shape)
             if phase == "train":
-                for fold in range(told.folds.count):
-                    targets = told.folds.models(fold)
-                    for point_fold in range(told.folds.point_folds):
-                        here = told.folds.of_point[evidence.points.columns(phase)[targets]]
-                        some = self._ratios(told, phase, targets, frozenset({fold}), point_fold)
-                        scores[targets] = np.where(here == point_fold, some, scores[targets])
+                scores = self._validated(told, evidence.points.columns(phase))
             else:
                 scores = self._ratios(told, phase, np.arange(len(of_phase)))
             found[phase] = replace(own, scores=scores, keeps_order=True)
+        return found
+
+    def _validated(self, told: "_Told", columns: Indices) -> Floats:
+        """Ratios of the train models' own points, which lie in columns (S, P)."""
+        folds, found = told.folds, np.empty(columns.shape)
+        for fold in range(folds.count):
+            targets = folds.models(fold)
+            for point_fold in range(folds.point_folds):
+                some = self._ratios(told, "train", targets, frozenset({fold}), point_fold)
+                here = folds.of_point[columns[targets]] == point_fold
+                found[targets] = np.where(here, some, found[targets])
         return found
 
     def _ratios(
@@ -184,8 +189,9 @@ class DensityRatio(Attack):
 
 
 class _Pairs(NamedTuple):
-    """(A, h) of a model's challenge points (P, 2) and known points (K, 2); membership (K,), and
-    where the latter lie (K,).
+    """(A, h) of a model at its challenge points and at its known points.
+
+    own: (P, 2). known: (K, 2). is_member: (K,) of the known ones. columns: (K,) where they lie.
     """
 
     own: Floats
