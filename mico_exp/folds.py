@@ -197,12 +197,12 @@ Learn = Callable[[Lessons], Learner]
 def cross_fit(lessons: Lessons, learn: Learn) -> dict[str, Floats]:
     """Scores (T, P) of every phase, by what is learnt from the train models."""
     found = {"train": _validated(lessons, learn)}
-    others = [phase for phase in lessons.points.of_phase if phase != "train"]
-    predict = learn(lessons)(None) if others else None
-    for phase in others:
-        targets = np.arange(len(lessons.points.of_phase[phase]))
-        turns = [_predicted(predict, features) for features in lessons.asked(phase, targets)]
-        found[phase] = np.mean(turns, axis=0)
+    if others := [phase for phase in lessons.points.of_phase if phase != "train"]:
+        predict = learn(lessons)(None)
+        for phase in others:
+            targets = np.arange(len(lessons.points.of_phase[phase]))
+            turns = [_predicted(predict, features) for features in lessons.asked(phase, targets)]
+            found[phase] = np.mean(turns, axis=0)
     return found
 
 

@@ -12,6 +12,7 @@ from mico_exp import formulas
 from mico_exp.disclosure import Conformal, DensityRatio, DisclosedRMIA
 from mico_exp.errors import InputError
 from mico_exp.evidence import Evidence
+from mico_exp.folds import Folds
 from mico_exp.scoring import roc
 
 PHASES = ("train", "dev")
@@ -105,18 +106,31 @@ def test_a_base_that_looks_at_all_points_looks_at_the_same_for_all_of_them(world
 
 
 def test_density_ratio_is_a_penalised_logistic_regression(world):
-    """Every target's coefficients by a general optimiser, drawn to the common ones."""
+    """Every target's coefficients by a general optimiser, drawn to the common ones.
+
+    A train model by those of the other folds' models at other points, a dev model by all; each
+    judged by the shadow models outside its own fold and, in turn, one other.
+    """
     evidence, _ = world
-    found = DensityRatio(strength=5.0)(evidence)
+    found = DensityRatio(strength=5.0, folds=3)(evidence)
+    folds = Folds.of(evidence.points, 3)
+    unique, scores = evidence.points.unique, evidence.only
 
-    def pair(phase, row):
-        own, told, is_member = both(evidence, phase, row, formulas.offset)
-        own_h, told_h, _ = both(evidence, phase, row, hardness)
-        return np.stack([own, own_h], axis=1), np.stack([told, told_h], axis=1), is_member
-
-    train = [pair("train", row) for row in range(24)]
-    pooled = np.concatenate([told for _, told, _ in train])
-    members = np.concatenate([is_member for _, _, is_member in train])
+    def pair(phase, row, hidden):
+        shadows = ~np.isin(folds.of_model, hidden)
+        sample = evidence.known[phase][row]
+        places = evidence.points.columns(phase)[row], np.searchsorted(unique, sample.points)
+        both = []
+        for columns, values in zip(
+            places, (scores.own[phase][row], scores.known[phase][row]), strict=True
+        ):
+            shadow, is_in = scores.shadow[shadows][:, columns], evidence.points.is_member
+            is_in = is_in[shadows][:, columns]
+            sides = is_in | ~is_in.any(axis=0), ~is_in
+            sides[1][:, (~is_in).sum(axis=0) < 2] = is_in[:, (~is_in).sum(axis=0) < 2]  # stand in
+            forms = (formulas.offset, hardness)
+            both.append(np.stack([f(values, shadow, *sides) for f in forms], axis=1))
+        return *both, sample.is_member, places[1]
 
     def fit(x, is_member, pull, centre):
         odds = np.log(is_member.mean() / (1 - is_member.mean()))
@@ -127,16 +141,30 @@ def test_density_ratio_is_a_penalised_logistic_regression(world):
 
         return minimize(loss, np.zeros(5), method="BFGS", options={"gtol": 1e-6}).x
 
-    zero = np.zeros(5)
-    odds = np.log(members.mean() / (1 - members.mean()))
-    # scikit-learn's own penalty, ½‖w‖² on the coefficients with the odds among them
-    shift = np.array([odds, 0, 0, 0, 0])
-    common = fit(terms(pooled, pooled), members, 0.5 * np.ones(5), zero - shift)
-    for phase, row in (("train", 0), ("train", 13), ("dev", 4)):
-        own, told, is_member = pair(phase, row)
-        weights = fit(terms(told, pooled), is_member, 2.5 * np.ones(5), common)
-        expected = terms(own, pooled) @ weights
-        np.testing.assert_allclose(found[phase].scores[row], expected, atol=2e-3)
+    def expected(phase, row, hidden, point_fold):
+        kept = [fold for fold in range(3) if fold not in hidden]
+        learnt = [
+            pair("train", other, [*hidden, fold]) for fold in kept for other in folds.models(fold)
+        ]
+        where = folds.of_point[np.concatenate([columns for *_, columns in learnt])] != point_fold
+        pooled = np.concatenate([told for _, told, *_ in learnt])[where]
+        members = np.concatenate([is_member for *_, is_member, _ in learnt])[where]
+        odds = np.log(members.mean() / (1 - members.mean()))
+        # scikit-learn's own penalty, ½‖w‖² on the coefficients with the odds among them
+        shift = np.array([odds, 0, 0, 0, 0])
+        common = fit(terms(pooled, pooled), members, 0.5 * np.ones(5), -shift)
+        turns = []
+        for fold in kept:
+            own, told, is_member, _ = pair(phase, row, [*hidden, fold])
+            weights = fit(terms(told, pooled), is_member, 2.5 * np.ones(5), common)
+            turns.append(terms(own, pooled) @ weights)
+        return np.mean(turns, axis=0)
+
+    for row, point_fold in ((0, 0), (13, 1)):
+        here = folds.of_point[evidence.points.columns("train")[row]] == point_fold
+        one = expected("train", row, [folds.of_model[row]], point_fold)
+        np.testing.assert_allclose(found["train"].scores[row][here], one[here], atol=2e-3)
+    np.testing.assert_allclose(found["dev"].scores[4], expected("dev", 4, [], None), atol=2e-3)
 
 
 def test_density_ratio_finds_what_the_hardness_hides():

@@ -105,7 +105,7 @@ def test_what_ran_counts_and_not_what_the_file_says_now(load, tmp_path):
     assert (definition(again.metric), definition(again.Model)) == before
 
 
-@pytest.mark.parametrize("comment", ["# x", "", "        # deeper", '\"\"\"More words.\"\"\"'])
+@pytest.mark.parametrize("comment", ["# x", "", "        # deeper", '"""More words."""'])
 def test_blank_lines_and_comments_do_not_count(load, comment):
     before = definition(load(1).helper)
     assert definition(load(2, helper=f"{comment}\n\n    return x + 1").helper) == before

@@ -6,6 +6,7 @@ from dataclasses import replace
 import leaky
 import numpy as np
 import pytest
+from scipy.stats import norm, rankdata
 from sklearn.linear_model import LogisticRegression
 
 from mico_exp import formulas
@@ -13,11 +14,13 @@ from mico_exp.calibration import calibrate
 from mico_exp.cell import evaluate
 from mico_exp.errors import InputError
 from mico_exp.evidence import Scores
-from mico_exp.features import FORMS, NormalScores, forms, table
-from mico_exp.learning import Quantile, Stack, StackSearch, cross_fit, folds_of
+from mico_exp.features import FORMS, Forms, NormalScores, forms
+from mico_exp.folds import Folds
+from mico_exp.formulas import side
+from mico_exp.learning import Quantile, Stack, StackSearch
 from mico_exp.scoring import roc
 
-STACK, SEARCH = Stack(folds=4), StackSearch(cs=(0.01, 0.1), folds=3, inner=2)
+STACK, SEARCH = Stack(folds=4), StackSearch(cs=(0.01, 0.1), folds=4, inner=2)
 QUANTILE = Quantile(folds=3)
 
 
@@ -30,68 +33,67 @@ def only(evidence, name):
     return replace(evidence, scores={name: evidence.scores[name]})
 
 
-def test_folds_are_of_models_and_alike_in_size():
-    fold = folds_of(23, 4)
-    assert sorted(np.bincount(fold)) == [5, 6, 6, 6]
-    assert np.array_equal(fold, folds_of(23, 4))
-
-
-@pytest.mark.parametrize("folds", [1, 0, 25, 2.0, True])
+@pytest.mark.parametrize("folds", [1, 2, 0, 25, 2.0, True])
 def test_fewer_models_than_folds(world, folds):
-    for attack in (Stack(folds=folds), StackSearch(folds=folds), Quantile(folds=folds)):
+    for attack in (Stack(folds=folds), Quantile(folds=folds)):
         evidence = world[0] if isinstance(attack, Stack) else only(world[0], "weak")
-        with pytest.raises(InputError, match="`folds` must be a whole number from 2 to the number"):
+        with pytest.raises(InputError, match="`folds` must be a whole number from 3 to the number"):
             attack(evidence)
+    with pytest.raises(InputError, match="`folds` must be a whole number from 4 to the number"):
+        StackSearch(folds=3)(world[0])
+    with pytest.raises(InputError, match="`inner` must be a whole number from 1 to 4, got 5"):
+        StackSearch(folds=5, inner=5)(world[0])
 
 
-def test_cross_fitting_by_hand():
-    """What is learnt here is the mean of the features; its prediction is that mean."""
-    features = {phase: np.random.default_rng(0).normal(size=(9, 2, 3)) for phase in ("train", "x")}
-
-    def fit(some, solution):
-        assert some.shape[:-1] == solution.shape
-        return lambda others: np.full(others.shape[:-1], some.mean())
-
-    found = cross_fit(features, np.zeros((9, 2), dtype=bool), fit, folds=4)
-    fold = folds_of(9, 4)
-    for row in range(9):
-        assert (found["train"][row] == features["train"][fold != fold[row]].mean()).all()
-    assert (found["x"] == features["train"].mean()).all()
-
-
-@pytest.mark.parametrize("attack", [STACK, SEARCH], ids=["stack", "search"])
-def test_no_model_is_scored_by_its_own_answers(world, attack):
-    """Turning round a model's answers leaves what is learnt of it by the others alone.
-
-    Its features are left as they are: only what the learner is told of it changes.
-    """
-    evidence, _ = world
-    solution = evidence.points.solution.copy()
-    solution[7] = ~solution[7]
-    changed = replace(evidence, points=replace(evidence.points, solution=solution))
-    before, after = attack(evidence)["train"].scores, attack(changed)["train"].scores
-    fold = folds_of(24, attack.folds)
-    same = fold == fold[7]
+@pytest.mark.parametrize("attack", [STACK, SEARCH, QUANTILE], ids=["stack", "search", "quantile"])
+def test_no_model_is_scored_by_its_own_membership(world, attack):
+    """Turning round a model's membership moves other folds' scores, and none of its own fold."""
+    evidence = only(world[0], "weak") if attack is QUANTILE else world[0]
+    is_member, solution = (part.copy() for part in shown(evidence))
+    is_member[7], solution[7] = ~is_member[7], ~solution[7]
+    points = replace(evidence.points, is_member=is_member, solution=solution)
+    before = attack(evidence)["train"].scores
+    after = attack(replace(evidence, points=points))["train"].scores
+    of_model = Folds.of(evidence.points, attack.folds).of_model
+    same = of_model == of_model[7]
     assert np.array_equal(before[same], after[same])
     assert not np.isclose(before[~same], after[~same]).all()
 
 
+def shown(evidence):
+    return evidence.points.is_member, evidence.points.solution
+
+
 def test_a_stack_is_logistic_regression_on_normal_quantiles(world):
+    """One fold of models at one fold of points, and dev, put together by hand."""
     evidence, _ = world
-    names, features = table(evidence)
-    ranks = NormalScores(features["train"], names)
-    train, dev = ranks(features["train"]), ranks(features["dev"])
-    fold, found = folds_of(24, 4), STACK(evidence)
-    for some, others, asked in (
-        (fold != 2, train[fold == 2], found["train"].scores[fold == 2]),
-        (fold >= 0, dev, found["dev"].scores),
-    ):
-        model = LogisticRegression(C=0.03, tol=1e-8, max_iter=1000)
-        model.fit(train[some].reshape(-1, train.shape[-1]), evidence.points.solution[some].ravel())
-        flat = others.reshape(-1, train.shape[-1])
-        share = evidence.points.solution[some].mean()  # the odds of which are taken out
-        expected = model.decision_function(flat) - np.log(share / (1 - share))
-        np.testing.assert_allclose(asked, expected.reshape(asked.shape), atol=1e-3)
+    folds, found = Folds.of(evidence.points, 4), STACK(evidence)
+    described = Forms(evidence, folds)
+    solution, columns = evidence.points.solution, evidence.points.columns("train")
+
+    def expected(hidden, point_fold, phase, targets):
+        kept = [g for g in range(4) if g not in hidden]
+        rows = [described("train", folds.models(g), frozenset({*hidden, g})) for g in kept]
+        rows = np.concatenate([one.reshape(-1, one.shape[-1]) for one in rows])
+        told = np.concatenate([solution[folds.models(g)].ravel() for g in kept])
+        where = np.concatenate([columns[folds.models(g)].ravel() for g in kept])
+        use = folds.of_point[where] != point_fold
+        ranks = NormalScores(rows)
+        model = LogisticRegression(C=0.03, tol=1e-8, max_iter=1000).fit(ranks(rows)[use], told[use])
+        share = told[use].mean()  # the odds of which are taken out
+        turns = []
+        for g in kept:
+            asked = described(phase, targets, frozenset({*hidden, g}))
+            flat = model.decision_function(ranks(asked.reshape(-1, asked.shape[-1])))
+            turns.append(flat.reshape(asked.shape[:-1]) - np.log(share / (1 - share)))
+        return np.mean(turns, axis=0)
+
+    targets = folds.models(2)
+    here = folds.of_point[columns[targets]] == 1
+    some = expected({2}, 1, "train", targets)
+    np.testing.assert_allclose(found["train"].scores[targets][here], some[here], atol=1e-3)
+    every = expected(set(), None, "dev", np.arange(6))
+    np.testing.assert_allclose(found["dev"].scores, every, atol=1e-3)
 
 
 @pytest.mark.parametrize("attack", [STACK, SEARCH], ids=["stack", "search"])
@@ -122,7 +124,8 @@ def test_the_forms_are_the_formulas(world):
     columns = place[1][0]
     shadow = scores.shadow[:, columns]
     is_in = evidence.points.is_member[:, columns]
-    found = dict(zip(FORMS, forms(scores.own["dev"][0], shadow, is_in, ~is_in).T, strict=True))
+    sides = side(shadow, is_in), side(shadow, ~is_in)
+    found = dict(zip(FORMS, forms(scores.own["dev"][0], *sides).T, strict=True))
     for form, formula in {
         "midpoint": formulas.offset,
         "in_mean": lambda *w: formulas.offset(*w, w=1.0),
@@ -145,19 +148,19 @@ def with_nan(evidence, name, value=np.nan):
     return replace(evidence, scores={**evidence.scores, name: broken})
 
 
-def test_a_feature_that_is_all_nan_is_left_out_with_a_warning(world, caplog):
+def test_a_metric_that_is_all_nan_teaches_nothing_with_a_warning(world, caplog):
     evidence, _ = world
     with caplog.at_level(logging.WARNING):
         found = STACK(with_nan(evidence, "weak"))
-    assert "8 features have no finite value: ('weak', 'midpoint')" in caplog.text
+    assert "Metrics without a finite score teach nothing: weak" in caplog.text
     kept = {name: one for name, one in evidence.scores.items() if name != "weak"}
     expected = STACK(replace(evidence, scores=kept))
     for phase in ("train", "dev"):
         np.testing.assert_allclose(found[phase].scores, expected[phase].scores, atol=1e-9)
 
 
-def test_only_features_that_are_all_nan(world):
-    with pytest.raises(InputError, match="No feature of the train models has a finite value"):
+def test_only_metrics_that_are_all_nan(world):
+    with pytest.raises(InputError, match="No metric has a finite score under any train model"):
         STACK(with_nan(only(world[0], "weak"), "weak"))
 
 
@@ -184,13 +187,34 @@ def test_a_single_point_without_a_score_leaves_the_others_as_they_are(world):
     own = {phase: values.copy() for phase, values in scores.own.items()}
     own["dev"][1, 3] = np.inf
     broken = replace(evidence, scores={"strong": replace(scores, own=own)})
-    (_, before), (_, after) = table(evidence), table(broken)
-    assert np.isnan(after["dev"][1, 3]).all()
-    centred = FORMS.index("centred")
+    folds = Folds.of(evidence.points, 3)
+    before, after = (
+        Forms(one, folds)("dev", np.array([1]), frozenset({0}))[0] for one in (evidence, broken)
+    )
+    assert np.isnan(after[3]).all()
     rest = np.delete(np.arange(30), 3)
-    plain = FORMS.index("midpoint")
-    expected = before["dev"][1, rest, plain] - before["dev"][1, rest, plain].mean()
-    np.testing.assert_allclose(after["dev"][1, rest, centred], expected, atol=1e-12)
+    plain = before[rest, FORMS.index("midpoint")]
+    np.testing.assert_allclose(
+        after[rest, FORMS.index("centred")], plain - plain.mean(), atol=1e-12
+    )
+
+
+def test_normal_scores_are_the_normal_quantiles_of_ranks():
+    random = np.random.default_rng(0)
+    learnt = random.exponential(size=(5000, 2))
+    learnt[:1000, 1] = 0.25  # a fifth is tied
+    scores = NormalScores(learnt)
+    found = scores(learnt)
+    rank = (rankdata(learnt[:, 0]) - 0.5) / len(learnt)
+    expected = norm.ppf(rank)
+    inner = np.abs(expected) < 3
+    np.testing.assert_allclose(found[inner, 0], expected[inner], atol=0.03)
+    assert (np.diff(found[np.argsort(learnt[:, 0]), 0]) >= 0).all()
+    share = (learnt[:, 1] < 0.25).mean(), (learnt[:, 1] <= 0.25).mean()
+    (tied,) = set(found[:1000, 1])
+    assert norm.ppf(share[0]) < tied < norm.ppf(share[1])
+    beyond = scores(np.array([[99.0, np.nan], [-1.0, np.inf], [np.median(learnt[:, 0]), 0.25]]))
+    np.testing.assert_allclose(beyond, [[4, 0], [-4, 0], [0, tied]], atol=1e-3)
 
 
 def test_a_target_without_scores_says_neither(world):
