@@ -207,7 +207,7 @@ def test_normal_scores_are_the_normal_quantiles_of_ranks():
     found = scores(learnt)
     rank = (rankdata(learnt[:, 0]) - 0.5) / len(learnt)
     expected = norm.ppf(rank)
-    inner = np.abs(expected) < 3
+    inner = np.abs(expected) < 2.5
     np.testing.assert_allclose(found[inner, 0], expected[inner], atol=0.03)
     assert (np.diff(found[np.argsort(learnt[:, 0]), 0]) >= 0).all()
     share = (learnt[:, 1] < 0.25).mean(), (learnt[:, 1] <= 0.25).mean()
