@@ -353,7 +353,7 @@ def _tokenizer(name: str) -> Any:
 
 def _own_code(name: str) -> str:
     """Say where a tokenizer's files ask for code that is not a tokenizer of `transformers`."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     errors = {"_raise_exceptions_for_missing_entries": False}
     errors["_raise_exceptions_for_connection_errors"] = False

@@ -18,11 +18,11 @@ HIDDEN = "***"
 SHORTEST = 4  # a shorter secret is hidden in addresses only, or every word would lose its letters
 ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 ALONE = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "MYSQL_PWD")
-LOGIN = re.compile(
-    r"^([\w+.-]+://|(?![\w+.-]+://))(?!/)(.*)@"
-)  # of an address, whatever is in its password
+# The login of an address, whatever is in its password; a path has none.
+LOGIN = re.compile(r"^([\w+.-]+://|(?![\w+.-]+://))(?!/)(.*)@")
 LOGINS = re.compile(r"(?<=://)[^\s/'\"]*@")  # of addresses in a text
-KEY = r"(?i)([?&;][^=&;?\s]*(?:passw|pwd|token|secret|credential|signature|key|odbc_connect)[^=&;\s]*=)"
+NAMES = "passw|pwd|token|secret|credential|signature|key|odbc_connect"
+KEY = rf"(?i)([?&;][^=&;?\s]*(?:{NAMES})[^=&;\s]*=)"
 QUERY = re.compile(KEY + "([^&]*)")  # of an address
 QUERIES = re.compile(KEY + r"([^&;\s'\"]*)")  # of addresses in a text
 
@@ -43,7 +43,7 @@ def clean(message: str) -> str:
 
 def clean_logs() -> None:
     """Take secrets out of what libraries log in this process from now on."""
-    if _secrets():
+    if any(_wholes()):
         _install()
 
 

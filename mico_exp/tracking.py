@@ -190,8 +190,8 @@ class Tracker:
     def failed(self, tags: Mapping[str, str]) -> list[LoggedRun]:
         """All failed runs that carry these tags, the newest first; why is in the tag ``error``."""
         found = self._search("FAILED", tags)
-        for run in found:
-            run.tags |= {"error": clean(run.tags["error"])} if "error" in run.tags else {}
+        for run in found:  # others may have logged more than is shown
+            run.tags["error"] = clean(run.tags.get("error", ""))
         return found
 
     def _search(self, status: str, tags: Mapping[str, str]) -> list[LoggedRun]:
