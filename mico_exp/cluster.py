@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -62,7 +63,7 @@ class Ray:
         if self.address is None and self.num_gpus > (here := torch.cuda.device_count()):
             raise InputError(f"`compute.num_gpus`: {self.num_gpus} are asked for, here are {here}.")
         try:
-            import ray  # noqa: F401
+            _import(self.address)
         except ImportError as error:
             raise InputError(
                 "`compute=ray` needs Ray, which is not installed: pip install 'mico_exp[ray]'"
@@ -84,9 +85,9 @@ class Ray:
         Raises:
             InputError: as the work itself does; or Ray cannot be reached, or its workers die.
         """
+        self._connect()
         import ray
 
-        self._connect()
         self._check_resources(ray.cluster_resources())  # type: ignore[no-untyped-call]
         kind = ray.remote(_Worker).options(
             num_cpus=0 if self.num_gpus else self.threads,
@@ -120,8 +121,7 @@ class Ray:
                 ray.kill(worker)
 
     def _connect(self) -> None:
-        import ray
-
+        ray = _import(self.address)
         wanted = (self.address, self.num_workers, self.num_gpus)
         if ray.is_initialized():
             if wanted in _connected or not _connected:  # else Ray was started here for another job
@@ -137,12 +137,13 @@ class Ray:
             own |= {"include_dashboard": False}
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            ray.init(
-                **own,
-                runtime_env=environment,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _without_dashboard():
+                ray.init(
+                    **own,
+                    runtime_env=environment,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise InputError(f"`compute.address`: Ray cannot be reached: {error}") from error
         finally:
@@ -162,6 +163,38 @@ class Ray:
 
 
 _connected: list[tuple[str | None, int, int]] = []  # what Ray was started with here, if it was
+
+
+def _import(address: str | None) -> Any:
+    """Import Ray. What is started here hears this machine alone, as Ray has it on macOS.
+
+    Whoever can reach its ports can run code. It reads the variable when it is imported.
+    """
+    if address is None:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray
+
+    return ray
+
+
+@contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Start Ray without its dashboard's process, which ``include_dashboard=False`` leaves running.
+
+    It would report usage; with reports off it still asks 169.254.169.254 and
+    metadata.google.internal in what cloud it is, and no option stops it.
+    """
+    from ray._private import services
+
+    start = getattr(services, "start_api_server", None)
+    if start is None or os.environ.get("RAY_USAGE_STATS_ENABLED") == "1":
+        yield
+        return
+    services.start_api_server = lambda *_, **__: (None, None)
+    try:
+        yield
+    finally:
+        services.start_api_server = start
 
 
 class _Worker:

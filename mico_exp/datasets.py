@@ -5,6 +5,7 @@ Axes: N records, B indices asked for.
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mico_exp.atomic import write_array
-from mico_exp.errors import InputError
+from mico_exp.errors import InputError, first_line
 from mico_exp.fingerprints import FileFingerprints, definition, digest
 
 log = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ def purchase100(folder: str) -> Records:
     parsed = parse_purchase(path)
     compact = path.with_name(f"{name}-{fingerprint_arrays(parsed)[:16]}.npy")
     write_array(compact, parsed)
-    return Bits(np.load(compact, mmap_mode="r"), PURCHASE_FEATURES, key)
+    return Bits(np.load(compact, mmap_mode="r", allow_pickle=False), PURCHASE_FEATURES, key)
 
 
 def purchase_like(
@@ -314,25 +315,65 @@ def sst2(folder: str, tokenizer: str = "roberta-base", max_length: int = 67) -> 
     Args:
         folder: holds ``train`` and ``validation`` as ``.parquet`` or ``.tsv`` with columns
             ``sentence`` and ``label``; without, the Hugging Face cache is looked in.
-        tokenizer: name or folder of a tokenizer for `transformers.AutoTokenizer`.
+        tokenizer: name or folder of a tokenizer for `transformers.AutoTokenizer`; one that comes
+            with code of its own is refused.
         max_length: longest sentence in tokens; the competition's is 67.
     """
-    from transformers import AutoTokenizer
-
     tables = [_read_sentences(_sentences_file(Path(folder), part)) for part in SST2_PARTS]
     sentences = [sentence for table in tables for sentence in table[0]]
     labels = torch.tensor([label for table in tables for label in table[1]])
-    try:
-        tokenize = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"`dataset.records.tokenizer`: {tokenizer} is no tokenizer that is here or can be "
-            f"fetched: {str(error).splitlines()[0]}"
-        ) from error
+    tokenize = _tokenizer(tokenizer)
     ids = tokenize(sentences, truncation=True, max_length=max_length)["input_ids"]
     starts = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
     tokens = np.concatenate([np.asarray(one, dtype=np.int32) for one in ids])
     return Sentences(tokens, starts.astype(np.int64), labels, tokenize.pad_token_id)
+
+
+def _tokenizer(name: str) -> Any:
+    """Load a tokenizer by a class of `transformers`: code that comes with it never runs.
+
+    ``trust_remote_code=False`` is not enough. AutoTokenizer does not hand it to the class that
+    the files name, and AutoModel or AutoProcessor there would ask at a prompt whether to run it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        if not (own := _own_code(name)):
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of odd files
+        raise InputError(
+            f"`dataset.records.tokenizer`: {name} is no tokenizer that is here or can be "
+            f"fetched: {first_line(error)}"
+        ) from error
+    raise InputError(
+        f"`dataset.records.tokenizer` must be a tokenizer of transformers, without code of its "
+        f"own, got {name} with {own}."
+    )
+
+
+def _own_code(name: str) -> str:
+    """Say where a tokenizer's files ask for code that is not a tokenizer of `transformers`."""
+    from transformers.utils.hub import cached_file
+
+    errors = {"_raise_exceptions_for_missing_entries": False}
+    errors["_raise_exceptions_for_connection_errors"] = False
+    for file in ("tokenizer_config.json", "config.json"):
+        path = cached_file(name, file, **errors)
+        told = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+        if file == "tokenizer_config.json" and told.get("auto_map"):
+            return f"`auto_map` in {file}"
+        if (kind := told.get("tokenizer_class")) and not _is_tokenizer(kind):
+            return f"`tokenizer_class` {kind} in {file}"
+    return ""
+
+
+def _is_tokenizer(kind: str) -> bool:
+    from transformers import PreTrainedTokenizerBase
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    bare = kind.removesuffix("Fast")
+    found = tokenizer_class_from_name(bare) or tokenizer_class_from_name(f"{bare}Fast")
+    return isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)
 
 
 SST2_PARTS = ("train", "validation")

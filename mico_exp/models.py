@@ -183,7 +183,23 @@ def roberta(folder: Path) -> nn.Module:
     try:
         return _roberta(path.read_text(encoding="utf-8"))
     except Exception as error:  # whatever transformers makes of an odd configuration
-        raise InputError(f"{path}: does not describe a RoBERTa model: {error}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: does not describe a RoBERTa model: {reason}") from error
+
+
+# What of a ``config.json`` is read: all that decides RoBERTa's logits, and nothing that makes
+# transformers load more. A model that asks for code, of its own or of the hub's, is another model.
+SHAPE = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("max_position_embeddings", "type_vocab_size", "layer_norm_eps", "position_embedding_type"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "classifier_dropout", "is_decoder"),
+    *("add_cross_attention", "num_labels", "id2label", "label2id"),
+)
+CODE = (
+    *("auto_map", "quantization_config", "kernel_config", "use_kernels"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
+)
 
 
 @cache
@@ -191,7 +207,10 @@ def _roberta(config: str) -> nn.Module:
     """Make one network for a hundred folders with the same ``config.json``."""
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
-    shape = RobertaConfig.from_dict(json.loads(config))
+    told = json.loads(config)
+    if asked := [key for key in CODE if told.get(key) and told[key] not in ("eager", "sdpa")]:
+        raise ValueError(f"`{asked[0]}` asks for code that is not run here.")
+    shape = RobertaConfig(**{key: told[key] for key in SHAPE if key in told})
     return TextClassifier(RobertaForSequenceClassification(shape))
 
 

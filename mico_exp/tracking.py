@@ -8,11 +8,10 @@ import getpass
 import json
 import logging
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +25,7 @@ from packaging.version import Version
 
 from mico_exp.atomic import exclusive
 from mico_exp.errors import InputError, first_line
+from mico_exp.redaction import clean, clean_logs, shown
 
 log = logging.getLogger(__name__)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -75,24 +75,24 @@ def reach(folder: Path) -> None:
         InputError: it does not.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _local_database(folder, create=True)
-    with _opening(uri):
+    with _asking(uri):
         MlflowClient(uri).search_experiments(max_results=1)
 
 
 @contextmanager
-def _opening(uri: str) -> Iterator[None]:
-    """Name the server in whatever goes wrong: of MLflow, of the database, of the network."""
+def _asking(uri: str, fault: str = "cannot be used") -> Iterator[None]:
+    """Make one line of whatever goes wrong: of MLflow, of the database, of the network.
+
+    Its cause is not kept: libraries put the whole address in their errors, password and all.
+    """
+    clean_logs()
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        shown = _without_password(uri)
-        raise InputError(f"MLflow at {shown} cannot be used: {first_line(error)}") from error
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+        reason = clean(first_line(error))
+        raise InputError(f"MLflow at {shown(uri)} {fault}: {reason}") from None
 
 
 class Tracker:
@@ -112,8 +112,8 @@ class Tracker:
         location = None if uri else (folder / "mlruns" / experiment).absolute().as_uri()
         if not uri:
             uri = _local_database(folder, create)
-        self.uri = _without_password(uri)
-        with _opening(uri):
+        self.uri = shown(uri)
+        with _asking(uri):
             self.client = MlflowClient(uri)
             self.experiment_id = self._experiment(experiment, location, create)
 
@@ -144,10 +144,8 @@ class Tracker:
         It ends as FINISHED, as FAILED with the error in the tag ``error``, or as KILLED.
         """
         system = {"mlflow.runName": name, "mlflow.user": _user(), "mlflow.source.name": "mico_exp"}
-        try:
+        with self._asking("takes no run"):
             created = self.client.create_run(self.experiment_id, tags={**system, **tags})
-        except MlflowException as error:
-            raise InputError(f"MLflow at {self.uri} takes no run: {first_line(error)}") from error
         status = "FINISHED"
         with tempfile.TemporaryDirectory() as folder:
             run = Run(created.info.run_id, Path(folder))
@@ -155,19 +153,24 @@ class Tracker:
                 yield run
             except Exception as error:
                 status = "FAILED"
-                run.tags["error"] = f"{type(error).__name__}: {error}"[:MAX_TAG]
+                run.tags["error"] = clean(f"{type(error).__name__}: {error}")[:MAX_TAG]
                 raise
             except BaseException:
                 status = "KILLED"
                 raise
             finally:
                 try:
-                    self._log(run)
+                    with self._asking("does not take what a run logs"):
+                        self._log(run)
                 except BaseException:
                     status = "FAILED"
                     raise
                 finally:
-                    self.client.set_terminated(run.id, status)
+                    with self._asking("does not end a run"):
+                        self.client.set_terminated(run.id, status)
+
+    def _asking(self, fault: str) -> AbstractContextManager[None]:
+        return _asking(self.uri, fault)
 
     def _log(self, run: Run) -> None:
         now = int(time.time() * 1000)
@@ -186,7 +189,10 @@ class Tracker:
 
     def failed(self, tags: Mapping[str, str]) -> list[LoggedRun]:
         """All failed runs that carry these tags, the newest first; why is in the tag ``error``."""
-        return self._search("FAILED", tags)
+        found = self._search("FAILED", tags)
+        for run in found:  # others may have logged more than is shown
+            run.tags["error"] = clean(run.tags.get("error", ""))
+        return found
 
     def _search(self, status: str, tags: Mapping[str, str]) -> list[LoggedRun]:
         conditions = [f"attributes.status = '{status}'"]
@@ -194,13 +200,14 @@ class Tracker:
         found: list[LoggedRun] = []
         token: str | None = None
         while True:
-            page = self.client.search_runs(
-                [self.experiment_id],
-                " and ".join(conditions),
-                max_results=1000,
-                order_by=["attributes.start_time DESC"],
-                page_token=token,
-            )
+            with self._asking("does not list its runs"):
+                page = self.client.search_runs(
+                    [self.experiment_id],
+                    " and ".join(conditions),
+                    max_results=1000,
+                    order_by=["attributes.start_time DESC"],
+                    page_token=token,
+                )
             found += map(_logged, page)
             token = page.token
             if not token:
@@ -211,7 +218,7 @@ class Tracker:
 
         Where MLflow knows no such view it is that of the plain table.
         """
-        base = self.uri.rstrip("/") if self.uri.startswith("http") else UI
+        base = self.uri.partition("?")[0].rstrip("/") if self.uri.startswith("http") else UI
         plain = f"{base}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
         if Version(version("mlflow")) < VIEWS_SINCE:
             return plain
@@ -228,19 +235,15 @@ class Tracker:
             self.client.set_experiment_tag(
                 self.experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view)
             )
-        except MlflowException as error:  # a server may refuse it; the plain table is there
-            log.debug("No view of the runs: %s", error)
+        except Exception as error:  # a server may refuse it; the plain table is there
+            log.debug("No view of the runs: %s", clean(first_line(error)))
             return plain
         return f"{plain}&viewStateShareKey={VIEW}"
 
     def artifact(self, run_id: str, name: str, folder: Path) -> Path:
         """Fetch one artifact of a run into `folder`."""
-        try:
+        with self._asking(f"gives no artifact {name} of run {run_id}"):
             return Path(self.client.download_artifacts(run_id, name, str(folder)))
-        except (MlflowException, OSError) as error:
-            raise InputError(
-                f"Run {run_id} in {self.uri} has no artifact {name}: {error}"
-            ) from error
 
 
 def _logged(run: StoredRun) -> LoggedRun:

@@ -6,12 +6,16 @@ import sys
 
 
 def run(*arguments, cwd, status=0, **environment):
-    """Run ``python -m <arguments>`` in a folder, and check its exit status."""
+    """Run ``python -m <arguments>`` in a folder, and check its exit status.
+
+    A variable of the environment that is None is not there.
+    """
     inherited = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    wanted = {**inherited, **environment}
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=cwd,
-        env={**inherited, **environment},
+        env={name: value for name, value in wanted.items() if value is not None},
         capture_output=True,
         text=True,
         check=False,

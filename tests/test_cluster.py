@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import run
 from conftest import SIZES
+from listener import heard, listening
 
 from mico_exp import challenge, metrics
 from mico_exp.cluster import Ray
@@ -104,15 +105,18 @@ def test_options_that_are_wrong(options):
 def test_the_option_of_the_command(tmp_path):
     small = ["dataset.phases={train: 8, dev: 2, final: 2}", "dataset.recipe.steps=20"]
     cell = ["mico_exp", "metric=loss", "formula=1", "scenario=inf", *small]
-    shown = run(*cell, "compute=ray", "compute.num_workers=2", cwd=tmp_path).stdout
+    workers = ["compute=ray", "compute.num_workers=2"]
+    shown = run(*cell, *workers, cwd=tmp_path, **listening(tmp_path)).stdout
     assert "validation TPR" in shown
+    assert heard(tmp_path) == []  # its dashboard would ask what cloud this is
 
 
 def test_an_interrupt_ends_as_without_ray(tmp_path):
     (tmp_path / "slow.py").write_text(
-        "import pathlib, time\n"
+        "import pathlib, ray, time\n"
         "def slow(logits, labels):\n"
-        f"    pathlib.Path({str(tmp_path)!r}, 'started').touch()\n"
+        "    here = ray.util.get_node_ip_address()\n"
+        f"    pathlib.Path({str(tmp_path)!r}, 'started').write_text(here)\n"
         "    time.sleep(60)\n"
     )
     options = tmp_path / "options" / "metric"
@@ -123,15 +127,16 @@ def test_an_interrupt_ends_as_without_ray(tmp_path):
     own = ["--config-dir=options", "metric=slow", "scenario=inf", *small]
     command = [sys.executable, "-m", "mico_exp", *own, "compute=ray", "compute.num_workers=1"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (tmp_path / "started").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 130, error
     assert "Interrupted" in error
     assert "Traceback" not in error
+    assert (tmp_path / "started").read_text() == "127.0.0.1"  # nobody else can reach Ray
 
 
 def test_resources_that_ray_lacks_are_an_error_every_time(extraction_by):

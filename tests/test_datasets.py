@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 
@@ -182,6 +183,78 @@ def test_a_tokenizer_that_is_not_there(tmp_path, random):
         datasets.sst2(str(folder), str(folder / "nowhere"))
 
 
+MARKER = """
+import pathlib
+from transformers import PretrainedConfig, RobertaTokenizer
+pathlib.Path({path!r}).touch()
+class Config(PretrainedConfig):
+    model_type = "mine"
+class Tokenizer(RobertaTokenizer):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "config", "processor", "found"),
+    [
+        ({"auto_map": [None, "mine.Tokenizer"]}, None, None, "`auto_map`"),
+        (
+            {"auto_map": ["mine.Tokenizer", None], "tokenizer_class": "Tokenizer"},
+            None,
+            None,
+            "`auto_map`",
+        ),
+        (
+            {"auto_map": {"AutoTokenizer": ["mine.Tokenizer", None]}},
+            {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}},
+            None,
+            "`auto_map`",
+        ),
+        ({"tokenizer_class": "Tokenizer"}, None, None, "`tokenizer_class` Tokenizer"),
+        # Classes of transformers that are no tokenizers, and look for code again.
+        *(
+            (
+                {"tokenizer_class": kind},
+                {
+                    "model_type": "mine",
+                    "auto_map": dict.fromkeys([kind, "AutoConfig"], "mine.Config"),
+                },
+                {"auto_map": {kind: "mine.Tokenizer"}},
+                f"`tokenizer_class` {kind}",
+            )
+            for kind in ("AutoConfig", "AutoModel", "AutoProcessor", "pipeline")
+        ),
+        (
+            {"tokenizer_class": None},
+            {"tokenizer_class": "AutoConfig", "auto_map": {"AutoConfig": "mine.Config"}},
+            None,
+            "`tokenizer_class` AutoConfig",
+        ),
+    ],
+)
+def test_a_tokenizers_own_code_never_runs(
+    tmp_path, random, monkeypatch, changed, config, processor, found
+):
+    folder = tmp_path / "sst2"
+    worlds.write_sst2(folder, random)
+    place = folder / "tokenizer"
+    told = json.loads((place / "tokenizer_config.json").read_text()) | changed
+    files = {"tokenizer_config": told, "config": config, "processor_config": processor}
+    for name, content in files.items():
+        if content is not None:
+            (place / f"{name}.json").write_text(json.dumps(content))
+    (place / "mine.py").write_text(MARKER.format(path=str(tmp_path / "ran")))
+    answers = io.StringIO("y\n" * 100)
+    monkeypatch.setattr("sys.stdin", answers)
+    with pytest.raises(
+        InputError, match=f"must be a tokenizer of .* got {place} with {found}"
+    ) as no:
+        datasets.sst2(str(folder), str(place))
+    assert "\n" not in str(no.value)
+    assert answers.tell() == 0  # nobody asked
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_competitions_cnn_has_its_size_and_keys():
     model = CNN()
     assert sum(p.numel() for p in model.parameters()) == 973_962
@@ -205,6 +278,45 @@ def test_roberta_loads_what_transformers_saves(tmp_path, save, prefix):
     )
     assert found.keys() == state.keys()
     assert all(torch.equal(found[k], state[k]) for k in state)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"auto_map": {"AutoModelForSequenceClassification": "mine.Model"}},
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        {"attn_implementation": "kernels-community/flash-attn2"},
+        {"_attn_implementation": "somebody/kernel:attention"},
+        {"_attn_implementation_internal": "flash_attention_2"},
+        {"kernel_config": {"RMSNorm": "somebody/kernel"}},
+    ],
+)
+def test_a_config_that_asks_for_code_is_refused(tmp_path, foreign):
+    (tmp_path / "config.json").write_text(json.dumps(worlds.ROBERTA | foreign))
+    message = (
+        rf"config\.json: does not describe a RoBERTa model: `{next(iter(foreign))}` asks for code"
+    )
+    with pytest.raises(InputError, match=message):
+        models.roberta(tmp_path)
+
+
+def test_what_a_config_says_beside_the_shape_changes_nothing(tmp_path):
+    more = {"architectures": ["RobertaForSequenceClassification"], "transformers_version": "4.26.1"}
+    more |= {"torch_dtype": "float16", "return_dict": False, "output_attentions": True}
+    more |= {
+        "attn_implementation": "eager",
+        "id2label": {"0": "a", "1": "b"},
+        "finetuning_task": "x",
+    }
+    inputs = {"input_ids": torch.tensor([[0, 7, 9, 2]]), "attention_mask": torch.ones(1, 4)}
+    networks = []
+    for name, config in (("plain", worlds.ROBERTA), ("more", worlds.ROBERTA | more)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        networks.append(models.roberta(tmp_path / name))
+    plain, other = networks
+    models.fill(other, models.bare(plain).state_dict())
+    assert torch.equal(plain.eval()(inputs), other(inputs))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"hidden_size": 7, "num_attention_heads": 2}'])

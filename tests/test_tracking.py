@@ -1,5 +1,9 @@
+import http.server
+import json
 import multiprocessing
 import sqlite3
+import threading
+import traceback
 
 import pytest
 from mlflow import MlflowClient
@@ -133,6 +137,116 @@ def test_a_server_that_cannot_be_used_is_an_error_at_once(tmp_path, monkeypatch,
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(InputError, match=f"MLflow at {uri} cannot be used"):
         Tracker("team", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:S3cretPass@127.0.0.1:9",
+        "http://user:S3cret%40tail@127.0.0.1:9/",
+        "http://user:S3cret@S3tail@127.0.0.1:9",
+        "http://user:S3cret/S3tail@127.0.0.1:9",
+        "http://user:S3cret#S3tail@127.0.0.1:9",
+        "http://127.0.0.1:9/?token=S3cretPass",
+        "postgresql+absent://user:S3cretPass@127.0.0.1:9/db",
+        "mysql+absent://user:S3cret/S3tail@127.0.0.1:9/db?ssl_key=S3cretPass",
+        "sqlite://user:S3cret@127.0.0.1/db",
+        "foo://user:S3cretPass@host",
+        "user:S3cretPass@host:5000",
+    ],
+)
+def test_an_address_that_fails_keeps_its_password(tmp_path, monkeypatch, uri, caplog, capfd):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError, match=r"^MLflow at .* cannot be used: .") as failed:
+        Tracker("team", tmp_path)
+    said = (
+        "".join(traceback.format_exception(failed.value))
+        + caplog.text
+        + "".join(capfd.readouterr())
+    )
+    assert "S3" not in said
+    assert "\n" not in str(failed.value)
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    """A tracking server with one experiment, which takes a run, then answers as it is told to."""
+
+    status = 500
+    known = {  # noqa: RUF012
+        "get-by-name": {"experiment": {"experiment_id": "1", "lifecycle_stage": "active"}},
+        "create": {"run": {"info": {"run_id": "r", "experiment_id": "1"}, "data": {}}},
+    }
+
+    def do_GET(self):
+        name = self.path.partition("?")[0].rpartition("/")[2]
+        if name not in self.known and not self.status:
+            self.connection.close()
+            return
+        body = json.dumps(self.known.get(name, {"message": "S3cretPass is wrong"})).encode()
+        self.send_response(200 if name in self.known else self.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://user:S3cretPass@127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def _log_a_metric(tracker, folder):
+    with tracker.run("run", {}) as run:
+        run.metrics["value"] = 1.0
+
+
+@pytest.mark.parametrize("status", [401, 500, 0])  # 0: the connection ends without an answer
+@pytest.mark.parametrize(
+    ("ask", "fault"),
+    [
+        (_log_a_metric, "does not end a run"),
+        (lambda tracker, _: tracker.finished({}), "does not list its runs"),
+        (lambda tracker, _: tracker.failed({}), "does not list its runs"),
+        (lambda tracker, folder: tracker.artifact("r", "a.txt", folder), "gives no artifact a.txt"),
+    ],
+)
+def test_a_server_that_fails_later_is_one_line(
+    server, tmp_path, monkeypatch, status, ask, fault, caplog, capfd
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(_Server, "status", status)
+    tracker = Tracker("team", tmp_path)
+    with pytest.raises(InputError, match=rf"^MLflow at http://127\.0\.0\.1:\d+ {fault}") as failed:
+        ask(tracker, tmp_path)
+    said = (
+        "".join(traceback.format_exception(failed.value))
+        + caplog.text
+        + "".join(capfd.readouterr())
+    )
+    assert "S3" not in said + tracker.address()
+    assert "\n" not in str(failed.value)
+
+
+def test_a_failed_runs_reason_has_no_password(folder, monkeypatch):
+    tracker = Tracker("reasons", folder)
+    reason = "OSError: cannot open sftp://me:hush@store/x with S3cretPass"
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "S3cretPass")
+    with pytest.raises(OSError, match="S3cretPass"), tracker.run("run", {}) as run:
+        raise OSError(reason.removeprefix("OSError: "))
+    expected = "OSError: cannot open sftp://store/x with ***"
+    assert stored(tracker, run.id).data.tags["error"] == expected
+    tracker.client.set_tag(run.id, "error", reason)  # as others may have logged it
+    assert [one.tags["error"] for one in tracker.failed({})] == [expected]
 
 
 def test_an_experiment_of_five_thousand_runs(tmp_path):
