@@ -368,7 +368,7 @@ def look_for_models(folder: Path) -> tuple[list[Path], list[str]]:
 def _twice(keyed: Iterable[tuple[Path, Hashable]], what: str) -> str | None:
     """Say that models which should differ have one key, and which are the first; None if none."""
     first: dict[Hashable, Path] = {}
-    pairs = [(first[key], path) for path, key in keyed if first.setdefault(key, path) != path]
+    pairs = [(first[key], path) for path, key in keyed if first.setdefault(key, path) is not path]
     if not pairs:
         return None
     others = f" (and {len(pairs) - 1} more)" if len(pairs) > 1 else ""

@@ -247,8 +247,9 @@ def estimate(
     per_score = (time.perf_counter() - started) / asked.size
     own = [rows.size for phase, rows in points.of_phase.items() if phase != "train"]
     total = len(train) * len(points.unique) + sum(own)
-    # Every model is read three times: for its hash, for the check, and to run.
-    seconds = per_score * total + 3 * per_model * sum(map(len, scenario.phases.values()))
+    # Every model is read five times: for its hash, its checksums and its digest, to see whether
+    # it fits, and to run.
+    seconds = per_score * total + 5 * per_model * sum(map(len, scenario.phases.values()))
     gradients = _gradient_seconds(evaluator, architecture, records, some, train[0].path, metrics)
     passes = total + gradients.reference * sum(map(len, scenario.phases.values()))
     stored = total * len(metrics) * BYTES_PER_SCORE

@@ -6,6 +6,7 @@ Axes: M models, P points, F features, C classes.
 import hashlib
 import json
 import math
+import os
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -230,26 +231,30 @@ def weights_file(folder: Path) -> Path:
     Raises:
         InputError: there is none, or more than one.
     """
-    found = [folder / name for name in WEIGHTS if (folder / name).exists()]
+    return model_files(folder)[0]
+
+
+def model_files(folder: Path) -> list[Path]:
+    """All files that decide what a model computes: its weights, and its shape if it is told.
+
+    Raises:
+        InputError: as `weights_file`.
+    """
+    names = os.listdir(folder) if folder.is_dir() else []
+    found = [name for name in WEIGHTS if name in names]
     if not found:
         raise InputError(f"{folder} holds no weights: expected one of {', '.join(WEIGHTS)}.")
     if len(found) > 1:
         raise InputError(_several(folder, found))
-    return found[0]
+    return [folder / name for name in (*found, "config.json") if name in names]
 
 
-def _several(folder: Path, found: Sequence[Path]) -> str:
+def _several(folder: Path, names: Sequence[str]) -> str:
     """Say that a folder holds several weights files, and which of them seem to be stale."""
-    times = {file.name: file.stat().st_mtime_ns for file in found}
-    older = [name for name, time in times.items() if time < max(times.values())]
+    times = {name: (folder / name).lstat().st_mtime_ns for name in names}
+    older = [name for name in names if times[name] < max(times.values())]
     advice = f"{' and '.join(older)}, the older" if older else "all but the one that is the model's"
-    return f"{folder} must hold one weights file, got {' and '.join(times)}. Remove {advice}."
-
-
-def model_files(folder: Path) -> list[Path]:
-    """All files that decide what a model computes: its weights, and its shape if it is told."""
-    config = folder / "config.json"
-    return [weights_file(folder), *([config] if config.exists() else [])]
+    return f"{folder} must hold one weights file, got {' and '.join(names)}. Remove {advice}."
 
 
 class Fingerprint(NamedTuple):
@@ -307,7 +312,7 @@ def _check_sums(path: Path) -> None:
         if (entry := archive.testzip()) is not None:
             raise _unreadable(path, f"it is damaged: {entry} differs from its checksum.")
         for one in archive.infolist():
-            if one.external_attr & ZIP_FOLDER:
+            if one.external_attr & ZIP_FOLDER and not one.is_dir():
                 raise _unreadable(path, f"it is damaged: {one.filename} is marked as a folder.")
 
 
@@ -322,7 +327,7 @@ def _digest(state: State) -> str:
         return ""
     found = hashlib.sha256()
     for name, tensor in sorted((floats or dict(state)).items()):
-        values = tensor.detach().contiguous().numpy()
+        values = tensor.contiguous().numpy()
         found.update(repr((name, values.dtype.str, values.shape)).encode())
         found.update(values.data)
     return found.hexdigest()
@@ -369,7 +374,7 @@ def _read_state(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
             raise InputError(
                 f"{path}: key `{name}` must be there once, got it with and without `{DP_PREFIX}`."
             )
-        state[name] = tensor
+        state[name] = tensor.detach()  # parameters come as such
     return state
 
 
