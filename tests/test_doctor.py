@@ -44,7 +44,7 @@ def nan_weights(path):
 def flip_a_bit(path):
     """In the values of a tensor, where nothing but the checksum can tell."""
     content = bytearray(path.read_bytes())
-    content[content.index(b"data/1") + 200] ^= 16
+    content[content.index(b"data/0") + 500] ^= 16
     path.write_bytes(content)
 
 
@@ -54,14 +54,8 @@ def prefix_twice(path):
 
 
 def copy_from(source):
-    """Copy a file or folder of the same scenario there."""
-
-    def spoil(path):
-        place = path.parents[2] if path.suffix else path.parents[1]
-        copy = shutil.copytree if (place / source).is_dir() else shutil.copyfile
-        copy(place / source, path)
-
-    return spoil
+    """Put a file of the same scenario there."""
+    return lambda path: shutil.copyfile(path.parents[2] / source, path)
 
 
 def write(text):
