@@ -50,9 +50,7 @@ class Labellings:
     def __init__(self, solution: np.ndarray, count: int = LABELLINGS, seed: int = 0) -> None:
         random = np.random.default_rng(seed)
         self.real = solution
-        self.drawn = np.stack(
-            [random.permuted(solution, axis=1).ravel() for _ in range(count)]
-        )
+        self.drawn = np.stack([random.permuted(solution, axis=1).ravel() for _ in range(count)])
 
     def deviations(self, scores: np.ndarray) -> dict[str, float]:
         """z of AUC and of TPR at FPR 0.1 of scores (T, P)."""
@@ -138,7 +136,9 @@ def pool(
     unequal: models have 20 to 80 % of the records as members.
     """
     random = np.random.default_rng(seed)
-    share = random.uniform(0.2, 0.8, models + targets) if unequal else np.full(models + targets, 0.5)
+    share = (
+        random.uniform(0.2, 0.8, models + targets) if unequal else np.full(models + targets, 0.5)
+    )
     trained = random.random((models + targets, records)) < share[:, None]
     level = random.normal(size=records) * 2  # how hard a record is for everyone
     spread = 0.5 + np.abs(random.normal(size=records))

@@ -10,7 +10,7 @@ challenge points of a scenario, N records of the data set.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +119,11 @@ class ModelFolder:
     def number(self) -> int:
         """K of ``model_K``."""
         return model_number(self.path)
+
+    @property
+    def seeds(self) -> tuple[int | None, ...]:
+        """All three, None where one is not disclosed."""
+        return self.seed_challenge, self.seed_training, self.seed_membership
 
     def split(self, sizes: Sizes) -> Split:
         """Index sets of this model, as far as its seeds are disclosed."""
@@ -333,22 +338,66 @@ def model_folders(folder: Path) -> list[Path]:
     Numbers may have gaps.
 
     Raises:
-        InputError: a folder is named ``model_`` and something else.
+        InputError: a folder is named ``model_`` and something else, or two have one number.
+    """
+    found, faults = look_for_models(folder)
+    if faults:
+        raise InputError(faults[0])
+    return found
+
+
+def look_for_models(folder: Path) -> tuple[list[Path], list[str]]:
+    """Folders ``model_K`` in `folder` in the order of K, and what is wrong with the names there.
+
+    A number is a model's name within its phase: another phase may have it too.
     """
     if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if path.name.startswith("model_") and path.is_dir()]
-    for path in found:
-        if not re.fullmatch(r"model_[0-9]+", path.name):
-            raise InputError(f"{path}: a model's folder must be named model_0, model_1, …")
-    return sorted(found, key=model_number)
+        return [], []
+    named = [path for path in folder.iterdir() if path.name.startswith("model_") and path.is_dir()]
+    found = [path for path in named if re.fullmatch(r"model_[0-9]+", path.name)]
+    faults = [
+        f"{path}: a model's folder must be named model_0, model_1, …"
+        for path in sorted(set(named) - set(found))
+    ]
+    found = sorted(found, key=lambda path: (model_number(path), path.name))
+    if same := _twice(((path, model_number(path)) for path in found), "have the same number"):
+        faults.append(same)
+    return found, faults
+
+
+def _twice(keyed: Iterable[tuple[Path, Hashable]], what: str) -> str | None:
+    """Say that models which should differ have one key, and which are the first; None if none."""
+    first: dict[Hashable, Path] = {}
+    pairs = [(first[key], path) for path, key in keyed if first.setdefault(key, path) is not path]
+    if not pairs:
+        return None
+    others = f" (and {len(pairs) - 1} more)" if len(pairs) > 1 else ""
+    return f"{pairs[0][0]} and {pairs[0][1]} {what}{others}: every model must be there only once."
+
+
+def equal_seeds(models: Iterable[ModelFolder]) -> str | None:
+    """Say which models have equal seeds; None if none.
+
+    Only all three together mean that it is one model, trained again perhaps: models may share
+    points or training records by design.
+    """
+    known = ((model.path, model.seeds) for model in models if None not in model.seeds)
+    return _twice(known, "have the same seed_challenge, seed_training and seed_membership")
+
+
+def equal_weights(weights: Iterable[tuple[Path, str]]) -> str | None:
+    """Say which models have equal weights, by their digests; None if none.
+
+    An empty digest is no model's: weights that are not finite are alike, and count for nothing.
+    """
+    return _twice(((path, digest) for path, digest in weights if digest), "hold equal weights")
 
 
 def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenario:
     """Find a scenario's models and read their seeds; phases without models are left out.
 
     Raises:
-        InputError: no train models, or a seed that is missing or out of range.
+        InputError: no train models, a seed that is missing or out of range, or a model twice.
     """
     folder = scenario_folder(root, challenge, name)
     phases = {
@@ -358,7 +407,10 @@ def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenar
     }
     if "train" not in phases:
         raise InputError(f"{folder / 'train'} holds no folder named model_0, model_1, …")
-    return Scenario(challenge, name, sizes, phases)
+    scenario = Scenario(challenge, name, sizes, phases)
+    if same := equal_seeds(model for _, model in scenario.models()):
+        raise InputError(same)
+    return scenario
 
 
 def read_model(path: Path) -> ModelFolder:

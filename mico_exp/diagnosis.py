@@ -22,7 +22,9 @@ from mico_exp.challenge import (
     challenge_points,
     check_solution,
     disclosed,
-    model_folders,
+    equal_seeds,
+    equal_weights,
+    look_for_models,
     model_number,
     read_model,
     read_truth,
@@ -36,6 +38,7 @@ from mico_exp.metrics import loss
 from mico_exp.models import (
     Architecture,
     can_stack,
+    check_weights,
     load_state,
     model_files,
     not_finite,
@@ -61,11 +64,15 @@ class Finding:
 
 @dataclass
 class PhaseReport:
-    """What a phase holds: models found, expected and sound, bytes of weights, findings."""
+    """What a phase holds: models found, expected and sound, bytes of weights, findings.
+
+    weights: digests of the sound models' weights.
+    """
 
     name: str
     expected: int
     models: list[ModelFolder] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)
     found: int = 0
     weight_bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
@@ -101,23 +108,21 @@ def examine_phase(
     """Check every model folder of a phase: names, seeds, solution, splits and weights."""
     report = PhaseReport(name, expected)
     place = folder / name
-    try:
-        paths = model_folders(place)
-    except InputError as error:
-        report.findings.append(Finding(str(place), str(error)))
-        return report
+    paths, faults = look_for_models(place)
+    report.findings += [Finding(str(place), fault) for fault in faults]
     report.found = len(paths)
     report.findings += _about_numbers(place, name, expected, [model_number(path) for path in paths])
     with progress(f"Checking {place}", len(paths)) as bar:
         for path in paths:
             try:
-                model, bad = _check_model(path, name, sizes, architecture)
+                model, weights, bad = _check_model(path, name, sizes, architecture)
                 report.weight_bytes += sum(file.stat().st_size for file in model_files(path))
                 if bad:
                     message = f"{weights_file(path)}: {bad} weights are not finite."
                     report.findings.append(Finding(str(path), message, fatal=not allow_nan))
                 if not bad or allow_nan:
                     report.models.append(model)
+                    report.weights.append(weights)
             except InputError as error:
                 report.findings.append(Finding(str(path), str(error)))
             bar.update()
@@ -157,14 +162,15 @@ def _about_numbers(place: Path, phase: str, expected: int, numbers: Sequence[int
 
 def _check_model(
     path: Path, phase: str, sizes: Sizes, architecture: Architecture
-) -> tuple[ModelFolder, int]:
-    """Read a model's seeds, solution and weights; returns how many weights are not finite."""
+) -> tuple[ModelFolder, str, int]:
+    """Read a model's seeds, solution and weights; with their digest, and how many are no number."""
     model = read_model(path)
     if phase == "train":
         disclosed(model, sizes)
     check_solution(model, sizes, path / "solution.csv")
+    weights = check_weights(weights_file(path))
     state = load_state(weights_file(path), architecture.make(path), mapped=True)
-    return model, not_finite(state)
+    return model, weights, not_finite(state)
 
 
 def as_scenario(
@@ -241,8 +247,9 @@ def estimate(
     per_score = (time.perf_counter() - started) / asked.size
     own = [rows.size for phase, rows in points.of_phase.items() if phase != "train"]
     total = len(train) * len(points.unique) + sum(own)
-    # Every model is read three times: for its hash, for the check, and to run.
-    seconds = per_score * total + 3 * per_model * sum(map(len, scenario.phases.values()))
+    # Every model is read five times: for its hash, its checksums and its digest, to see whether
+    # it fits, and to run.
+    seconds = per_score * total + 5 * per_model * sum(map(len, scenario.phases.values()))
     gradients = _gradient_seconds(evaluator, architecture, records, some, train[0].path, metrics)
     passes = total + gradients.reference * sum(map(len, scenario.phases.values()))
     stored = total * len(metrics) * BYTES_PER_SCORE
@@ -298,7 +305,18 @@ def examine(
 ) -> list[PhaseReport]:
     """Check all phases of a scenario, ``digits/digits_inf``, under `root`."""
     folder = root / scenario_path
-    return [
+    reports = [
         examine_phase(folder, name, expected[name], sizes, made, allow_nan=allow_nan)
         for name in PHASES
     ]
+    reports[0].findings += _about_twins(folder, reports)
+    return reports
+
+
+def _about_twins(folder: Path, reports: Sequence[PhaseReport]) -> list[Finding]:
+    """Find models of whatever phase that are there twice."""
+    models = [model for report in reports for model in report.models]
+    weights = [digest for report in reports for digest in report.weights]
+    paths = [model.path for model in models]
+    said = equal_seeds(models), equal_weights(zip(paths, weights, strict=True))
+    return [Finding(str(folder), message) for message in said if message]

@@ -16,13 +16,16 @@ log = logging.getLogger("mico_exp.extract")
 
 def command(cfg: "DictConfig") -> None:
     """Extract one scenario; Hydra calls this for each."""
-    from mico_exp import choices, options
+    from mico_exp import choices, options, provenance
+    from mico_exp.fingerprints import FileFingerprints
 
     choices.workers(cfg)
     metrics = options.extracted_metrics(cfg)
     records = choices.records(cfg)
     scenario = choices.scenario(cfg, records)
     points = choices.points(scenario)
+    files = FileFingerprints(choices.store(cfg).fingerprints(scenario.path))
+    provenance.content(scenario, records, files)  # refuses what is damaged or there twice
     passes = choices.extraction(cfg, scenario, points, records).compute(metrics)
     log.info("%s: %s at %d points", scenario.path, ", ".join(metrics), len(points.unique))
     for one in passes:

@@ -30,8 +30,8 @@ from mico_exp.models import (
     Architecture,
     State,
     can_stack,
+    fingerprint,
     load_state,
-    model_files,
     not_finite,
     weights_file,
 )
@@ -230,7 +230,7 @@ class Extraction:
         with files:
             for phase, folders in self.scenario.phases.items():
                 for row, folder in enumerate(folders):
-                    content = digest(*(files.of(path) for path in model_files(folder.path)))
+                    content = digest(*fingerprint(folder.path, files).files)
                     addresses = {}
                     for name, defined in definitions.items():
                         told = self._told(folder, metrics[name])

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, GenericAlias, ModuleType
@@ -27,6 +27,7 @@ WRITTEN = (*PLAIN, Enum, PurePath, re.Pattern, range, slice, np.dtype)  # data t
 CONTAINERS = (tuple, list, set, frozenset, dict)
 PACKAGE = __name__.partition(".")[0]
 INSTALLED = {"site-packages", "dist-packages"}  # folders of what others wrote
+MEMORY_VERSION = 2  # 1 remembered files without a check; raise it when a check changes
 RACY_SECONDS = 2.0  # a file changed this recently may change again within one clock tick
 
 
@@ -40,16 +41,17 @@ class FileFingerprints:
 
     A remembered value counts only while inode, size and both time stamps are the same, as in
     git's index; so the 780 MB of a CIFAR-10 scenario are read once and not for every grid cell.
+    What a check said of a file is remembered with it; a file that failed is not remembered.
     """
 
     def __init__(self, memory: Path) -> None:
         self.memory = memory
         self._changed = False
-        try:
+        self._known: dict[str, list[Any]] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             known = json.loads(memory.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = None
-        self._known: dict[str, list[Any]] = known if isinstance(known, dict) else {}
+            if known["version"] == MEMORY_VERSION:
+                self._known |= known["files"]
 
     def __enter__(self) -> "FileFingerprints":
         return self
@@ -58,25 +60,50 @@ class FileFingerprints:
         self.save()  # what was read is remembered even if something then fails
 
     def of(self, path: Path) -> str:
-        """SHA-256 of the file's content, as hexadecimal."""
+        """SHA-256 of the file's content, as hexadecimal.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        return self.checked(path, _unchecked)[0]
+
+    def checked(self, path: Path, check: Callable[[Path], str]) -> tuple[str, str]:
+        """SHA-256 of the file's content, and what `check`, a function, says of the file.
+
+        Raises:
+            InputError: the file cannot be read, or `check` refuses it.
+        """
+        try:
+            return self._look(path, check)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}.") from error
+
+    def _look(self, path: Path, check: Callable[[Path], str]) -> tuple[str, str]:
         status = path.stat()
-        seen = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        times = [status.st_mtime_ns, status.st_ctime_ns]
+        seen = [check.__name__, status.st_ino, status.st_size, *times]
         name = str(path.absolute())
-        if (known := self._known.get(name)) and known[:-1] == seen:
-            return str(known[-1])
+        if (known := self._known.get(name)) and known[:-2] == seen:
+            return str(known[-2]), str(known[-1])
+        found = check(path)
         with path.open("rb") as file:
             value = hashlib.file_digest(file, "sha256").hexdigest()
         if time.time() - status.st_mtime > RACY_SECONDS:
-            self._known[name] = [*seen, value]
+            self._known[name] = [*seen, value, found]
             self._changed = True
-        return value
+        return value, found
 
     def save(self) -> None:
         """Remember what was read. Two processes may overwrite each other: it is only a memory."""
         if self._changed:
             with contextlib.suppress(OSError, InputError):
-                write_text(self.memory, json.dumps(self._known), durable=False)
+                memory = {"version": MEMORY_VERSION, "files": self._known}
+                write_text(self.memory, json.dumps(memory), durable=False)
             self._changed = False
+
+
+def _unchecked(path: Path) -> str:  # noqa: ARG001
+    return ""
 
 
 def definition(target: Any) -> str:

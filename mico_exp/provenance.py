@@ -7,10 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mico_exp
-from mico_exp.challenge import Scenario
+from mico_exp.challenge import Scenario, equal_weights
 from mico_exp.datasets import Records
+from mico_exp.errors import InputError
 from mico_exp.fingerprints import FileFingerprints, digest
-from mico_exp.models import model_files
+from mico_exp.models import fingerprint
 
 LIBRARIES = ("torch", "numpy", "mlflow", "hydra-core", "transformers")
 
@@ -19,19 +20,25 @@ def content(scenario: Scenario, records: Records, files: FileFingerprints) -> st
     """SHA-256 of all that an attacker is given: models, seeds, solutions, records and sizes.
 
     Runs may be compared, and a submission built from them, only where this is the same.
+
+    Raises:
+        InputError: a model's weights are damaged, or two models hold equal ones.
     """
     parts = [scenario.challenge, scenario.name, repr(scenario.sizes), records.fingerprint]
+    weights = []
     with files:
         for phase, model in scenario.models():
-            seeds = (model.seed_challenge, model.seed_training, model.seed_membership)
-            solution = model.path / "solution.csv"
+            found, solution = fingerprint(model.path, files), model.path / "solution.csv"
+            weights.append((model.path, found.weights))
             parts += [
                 phase,
                 model.path.name,
-                repr(seeds),
-                *(files.of(path) for path in model_files(model.path)),
+                repr(model.seeds),
+                *found.files,
                 files.of(solution) if solution.exists() else "",
             ]
+    if same := equal_weights(weights):
+        raise InputError(same)
     return digest(*parts)
 
 

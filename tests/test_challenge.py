@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import shutil
 
@@ -75,6 +76,55 @@ def test_models_are_in_the_order_of_their_numbers(tmp_path):
     assert [model.number for model in scenario.phases["train"]] == [1, 9, 10, 100]
     assert [model.seed_challenge for model in scenario.phases["train"]] == [1, 9, 10, 100]
     assert list(scenario.phases) == ["train"]
+
+
+def write_models(folder, seeds):
+    """Folders by name, each with the seeds that are not None."""
+    names = ("seed_challenge", "seed_training", "seed_membership")
+    for model, values in seeds.items():
+        (folder / model).mkdir(parents=True)
+        for name, value in zip(names, values, strict=True):
+            if value is not None:
+                (folder / model / name).write_text(f"{value}\n")
+
+
+def test_a_number_is_there_once_in_a_phase(tmp_path):
+    place = tmp_path / "c" / "s"
+    write_models(place / "train", {"model_3": (1, 1, 1), "model_4": (2, 2, 2)})
+    write_models(place / "dev", {"model_3": (3, None, None)})  # a number of its own
+    assert len(challenge.load_scenario(tmp_path, "c", "s", SIZES).phases) == 2
+    write_models(place / "train", {"model_03": (4, 4, 4)})
+    with pytest.raises(InputError) as caught:
+        challenge.load_scenario(tmp_path, "c", "s", SIZES)
+    expected = f"{place / 'train' / 'model_03'} and {place / 'train' / 'model_3'} have the same"
+    assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize("shared", list(itertools.product([True, False], repeat=3)))
+def test_models_may_share_seeds_but_not_all_of_them(tmp_path, shared):
+    second = tuple(1 if same else 2 for same in shared)
+    write_models(tmp_path / "c" / "s" / "train", {"model_0": (1, 1, 1), "model_1": second})
+    if all(shared):
+        with pytest.raises(InputError, match=r"model_0 and .*model_1 have the same seed_chall"):
+            challenge.load_scenario(tmp_path, "c", "s", SIZES)
+    else:
+        challenge.load_scenario(tmp_path, "c", "s", SIZES)
+
+
+def test_seeds_that_are_not_disclosed_prove_nothing(tmp_path):
+    place = tmp_path / "c" / "s"
+    write_models(place / "train", {"model_0": (1, 1, 1)})
+    write_models(place / "dev", {"model_1": (1, 1, None), "model_2": (1, 1, None)})
+    write_models(place / "final", {"model_3": (1, None, None), "model_4": (1, None, None)})
+    assert len(challenge.load_scenario(tmp_path, "c", "s", SIZES).phases) == 3
+
+
+def test_of_many_that_are_there_twice_the_first_are_named_and_the_others_counted(tmp_path):
+    seeds = {f"model_{i}": (i % 4, i % 4, i % 4) for i in range(12)}
+    write_models(tmp_path / "c" / "s" / "train", seeds)
+    with pytest.raises(InputError, match=r"model_0 and .*model_4 .* \(and 7 more\)") as caught:
+        challenge.load_scenario(tmp_path, "c", "s", SIZES)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "-1", "abc", "1.5", str(2**63), "1 2", "9" * 30])

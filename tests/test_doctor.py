@@ -41,6 +41,23 @@ def nan_weights(path):
     torch.save(state, path)
 
 
+def flip_a_bit(path):
+    """In the values of a tensor, where nothing but the checksum can tell."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"data/0") + 500] ^= 16
+    path.write_bytes(content)
+
+
+def prefix_twice(path):
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "_module.mlp.2.bias": state["mlp.2.bias"]}, path)
+
+
+def copy_from(source):
+    """Put a file of the same scenario there."""
+    return lambda path: shutil.copyfile(path.parents[2] / source, path)
+
+
 def write(text):
     return lambda path: path.write_text(text)
 
@@ -83,6 +100,23 @@ FAULTS = {
         "key `mlp.0.weight` must have shape (16, 64), got (8, 64)",
     ),
     "no weights": ("train/model_3/model.pt", lambda p: p.unlink(), "holds no weights"),
+    "a flipped bit": ("train/model_3/model.pt", flip_a_bit, "differs from its checksum"),
+    "a key twice": ("train/model_3/model.pt", prefix_twice, "key `mlp.2.bias` must be there once"),
+    "two weights files": (
+        "dev/model_13/pytorch_model.bin",
+        copy_from("dev/model_13/model.pt"),
+        "must hold one weights file, got model.pt and pytorch_model.bin",
+    ),
+    "weights of another": (
+        "train/model_3/model.pt",
+        copy_from("train/model_1/model.pt"),
+        "model_1 and",
+    ),
+    "weights of another phase": (
+        "dev/model_13/model.pt",
+        copy_from("train/model_1/model.pt"),
+        "hold equal weights",
+    ),
     "infinite weights": ("train/model_3/model.pt", nan_weights, "128 weights are not finite"),
 }
 
@@ -114,6 +148,26 @@ def test_a_folder_that_is_no_model_is_fatal(tree):
     assert "model_abc: a model's folder must be named" in finding.message
     with pytest.raises(InputError, match="model_abc"):
         challenge.load_scenario(tree, "digits", "digits_inf", SIZES)
+
+
+def test_all_that_is_there_twice_is_found(tree):
+    """A number, seeds with other weights, and weights with other seeds, at once."""
+    train = tree / "digits" / "digits_inf" / "train"
+    (train / "model_7").rename(train / "model_03")
+    for name in ("seed_challenge", "seed_training", "seed_membership", "solution.csv"):
+        shutil.copy(train / "model_1" / name, train / "model_2" / name)
+    for other in ("model_5", "model_6"):
+        shutil.copy(train / "model_4" / "model.pt", train / other / "model.pt")
+    flip_a_bit(train / "model_8" / "model.pt")
+    reports, findings = examine(tree)
+    said = [finding.message for finding in findings if finding.fatal]
+    number, damage, seeds, weights = said
+    assert number.startswith(f"{train / 'model_03'} and {train / 'model_3'} have the same number")
+    assert f"{train / 'model_8' / 'model.pt'}: cannot be read" in damage
+    assert seeds.startswith(f"{train / 'model_1'} and {train / 'model_2'} have the same seed_chal")
+    assert weights.startswith(f"{train / 'model_4'} and {train / 'model_5'} hold equal weights")
+    assert "(and 1 more)" in weights
+    assert [len(report.models) for report in reports] == [11, 3, 2]
 
 
 def test_a_gap_in_the_numbers_is_only_noted(tree):

@@ -1,4 +1,5 @@
 import functools
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from mico_exp import metrics, models
+from mico_exp.errors import InputError
 from mico_exp.fingerprints import FileFingerprints, definition
 
 MODULE = '''
@@ -239,7 +241,66 @@ def test_a_remembered_file_is_not_read_again(tmp_path, monkeypatch):
     assert FileFingerprints(tmp_path / "fingerprints.json").of(path) == first
 
 
-@pytest.mark.parametrize("content", ["{broken", "[]", "3"])
+def sound(path):
+    if path.read_bytes() == b"bad":
+        raise InputError(f"{path} is damaged.")
+    return "sound"
+
+
+def write_old(path, content):
+    path.write_bytes(content)
+    os.utime(path, (1, 1))
+
+
+def test_a_check_is_made_once_and_remembered(tmp_path, monkeypatch):
+    path, memory = tmp_path / "model.pt", tmp_path / "fingerprints.json"
+    write_old(path, b"good")
+    with FileFingerprints(memory) as files:
+        first = files.checked(path, sound)
+    assert first == (hashlib.sha256(b"good").hexdigest(), "sound")
+    monkeypatch.setattr(Path, "read_bytes", None)
+    assert FileFingerprints(memory).checked(path, sound) == first
+
+
+def test_a_damaged_file_is_refused_again_and_again(tmp_path):
+    path, memory = tmp_path / "model.pt", tmp_path / "fingerprints.json"
+    write_old(path, b"bad")
+    for _ in range(2):
+        with pytest.raises(InputError, match="is damaged"), FileFingerprints(memory) as files:
+            files.checked(path, sound)
+
+
+def test_what_was_hashed_without_the_check_is_checked(tmp_path):
+    path, memory = tmp_path / "model.pt", tmp_path / "fingerprints.json"
+    write_old(path, b"bad")
+    with FileFingerprints(memory) as files:
+        files.of(path)
+        with pytest.raises(InputError, match="is damaged"):
+            files.checked(path, sound)
+    with pytest.raises(InputError, match="is damaged"):
+        FileFingerprints(memory).checked(path, sound)
+
+
+def test_a_memory_from_before_there_were_checks_vouches_for_nothing(tmp_path):
+    path, memory = tmp_path / "model.pt", tmp_path / "fingerprints.json"
+    write_old(path, b"bad")
+    status = path.stat()
+    seen = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    memory.write_text(json.dumps({str(path): [*seen, hashlib.sha256(b"bad").hexdigest()]}))
+    with pytest.raises(InputError, match="is damaged"):
+        FileFingerprints(memory).checked(path, sound)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    for name in ("config.json", "missing"):
+        with pytest.raises(InputError, match=f"{name}: cannot be read"):
+            FileFingerprints(tmp_path / "fingerprints.json").of(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content", ["{broken", "[]", "3", "{}", '{"version": 2}', '{"version": 2, "files": 3}']
+)
 def test_a_damaged_memory_is_only_forgotten(tmp_path, content):
     (tmp_path / "fingerprints.json").write_text(content)
     (tmp_path / "file").write_bytes(b"x")

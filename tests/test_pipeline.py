@@ -189,9 +189,15 @@ def test_a_scenario_that_is_gone(copy):
     assert "scenario=hi dataset.len_training=120" in done.stderr
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(b"data/0") + 500] ^= 16  # of a weight
+    path.write_bytes(content)
+
+
 def test_a_cell_that_fails_is_a_failed_run_and_the_others_go_on(copy):
     model = copy / "data" / "digits" / "digits_hi" / "train" / "model_3" / "model.pt"
-    model.write_bytes(b"broken")
+    flip_a_bit(model)
     sweep = ["metric=mod_entropy", "formula=0", "scenario=hi,lo", "-m"]
     done = run("mico_exp", *sweep, *SMALL, cwd=copy, status=1)
     assert "model_3/model.pt: cannot be read" in done.stderr
@@ -200,6 +206,21 @@ def test_a_cell_that_fails_is_a_failed_run_and_the_others_go_on(copy):
     (failed,) = [r for r in runs(copy) if r.info.status == "FAILED"]
     assert failed.info.run_name == "hi/mod_entropy/0"
     assert "model_3" in failed.data.tags["error"]
+
+
+def test_damaged_weights_and_a_model_that_is_there_twice_are_refused_by_all_commands(copy):
+    twin = copy / "data" / "digits" / "digits_hi" / "dev" / "model_11"
+    shutil.copy(twin.parents[1] / "train" / "model_2" / "model.pt", twin / "model.pt")
+    damaged = copy / "data" / "digits" / "digits_lo" / "train" / "model_3" / "model.pt"
+    flip_a_bit(damaged)
+    command = ["mico_exp.extract", "metrics=[mod_entropy]", "scenario=hi,lo", "-m", *SMALL]
+    extracted = run(*command, cwd=copy, status=1)
+    assert "model_11 hold equal weights" in extracted.stdout
+    assert "model_3/model.pt: cannot be read" in extracted.stdout
+    assert not list((copy / "data" / "store").rglob("mod_entropy*"))
+    chosen = run("mico_exp.select_best", *SIZES, cwd=copy, status=1)
+    assert "model_11 hold equal weights" in chosen.stderr
+    assert "Traceback" not in extracted.stderr + chosen.stderr
 
 
 def test_a_truth_that_is_not_known_is_not_needed(copy):
