@@ -186,7 +186,7 @@ def logits_of(output: Any) -> Tensor:
         return found
     kind = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else type(output).__name__
     raise InputError(
-        f"A network must give logits, a tensor of floats (P, C) or a dictionary with `logits`, "
+        "a network must give logits, a tensor of floats (P, C) or a dictionary with such `logits`, "
         f"got {kind}."
     )
 

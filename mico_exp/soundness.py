@@ -21,7 +21,7 @@ from mico_exp.batches import out_of_memory
 from mico_exp.datasets import Indices, Inputs, Records
 from mico_exp.errors import InputError, first_line
 from mico_exp.evaluation import Evaluator, Processor, Shard, asked, evaluator_on
-from mico_exp.models import Alone, Architecture, Stacked, bare, not_finite
+from mico_exp.models import Alone, Architecture, Stacked, bare, can_stack, not_finite
 
 CHUNK_BYTES = 8 << 20  # of inputs that are looked at together
 CHUNK_RECORDS = 1024
@@ -243,11 +243,13 @@ def _check_sizes(records: Records, indices: Indices, most: int | None) -> None:
             f"{_what(sizes)} for {len(indices)} from record {indices[0]} on."
         )
     if (sizes < 1).any():
-        raise InputError(f"`sizes` must be at least 1, got 0 for {indices[sizes < 1][0]}.")
+        at = (sizes < 1).argmax()
+        raise InputError(f"`sizes` must be at least 1, got {sizes[at]} for record {indices[at]}.")
     if most is not None and (sizes > most).any():
+        at = (sizes > most).argmax()
         raise InputError(
             f"sentences must be of {most} tokens at most, for which the network has positions, got "
-            f"{sizes[sizes > most][0]} for record {indices[sizes > most][0]}."
+            f"{sizes[at]} for record {indices[at]}."
         )
 
 
@@ -268,9 +270,9 @@ def _check_same(records: Records, some: Indices) -> None:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return bool(torch.allclose(one.float(), other.float(), rtol=SAME, atol=SAME))
+    if one.shape != other.shape or not one.is_floating_point():
+        return torch.equal(one, other)
+    return torch.allclose(one, other, rtol=SAME, atol=SAME)
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,8 +297,11 @@ class Trial:
         for folder, points in zip(shard.folders, shard.points, strict=True):
             network = evaluator.load_one(self.architecture, folder)
             if not not_finite(network.state_dict()):
-                asked = _Asked(evaluator, Alone(network), self.records)
-                asked.check(points, str(folder), allow_nan=self.allow_nan)
+                one = _Model(evaluator, Alone(network), self.records, str(folder))
+                one.check(points, allow_nan=self.allow_nan)
+                if can_stack(network):
+                    stacked = evaluator.load(self.architecture, [folder])
+                    one.check_stacked(stacked, points)
                 return
 
 
@@ -309,61 +314,74 @@ def check_training(mlps: Stacked, records: Records) -> None:
     every = np.arange(len(records.labels))
     check_records(records, every)
     points = handful(records, every)
-    _Asked(evaluator_on(Processor("cpu")), mlps, records).check(points, "`dataset.model`")
+    _Model(evaluator_on(Processor("cpu")), mlps, records, "`dataset.model`").check(points)
 
 
 def about_logits(architecture: Architecture, folder: Path, records: Records, record: int) -> str:
     """Say of a record whose score is not finite whether the logits are."""
     evaluator = evaluator_on(Processor("cpu"))
-    asked = _Asked(evaluator, Alone(evaluator.load_one(architecture, folder)), records)
-    is_finite = bool(asked.logits(np.array([record])).isfinite().all())
+    one = _Model(evaluator, Alone(evaluator.load_one(architecture, folder)), records, str(folder))
+    is_finite = bool(one.logits(np.array([record])).isfinite().all())
     return "whose logits are finite" if is_finite else "whose logits are not finite either"
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """The first of some models, to be asked for logits (P, C) in float32."""
+class _Model:
+    """The first of some models, asked for logits (P, C) in float32; `name` is for messages."""
 
     evaluator: Evaluator
     models: Stacked
     records: Records
+    name: str
 
     def logits(self, points: Indices) -> Tensor:
         """Whatever it gives for records (P,)."""
         return self.evaluator.logits(self.models, self.records, torch.tensor(points))[0][0]
 
-    def check(self, points: Indices, name: str, *, allow_nan: bool = False) -> None:
-        """Check what it gives for records (P,); `name` is for the message."""
+    def check(self, points: Indices, *, allow_nan: bool = False) -> None:
+        """Check what it gives for records (P,), or for fewer where memory runs out."""
         try:
-            logits = self._first_logits(points)
-            _check_shape(logits, points)
+            logits = self._shaped(points)
             _check_classes(logits, self.records.labels)
             if not allow_nan:
                 _check_finite(logits, points)
             _check_no_probabilities(logits, points)
-            _check_equal(logits, self.logits(points), points, SAME, "whenever it is asked")
-            alone = torch.cat([self.logits(points[[row]]) for row in range(len(points))])
+            _check_equal(logits, self._shaped(points), points, SAME, "whenever it is asked")
+            alone = torch.cat([self._shaped(points[[row]]) for row in range(len(points))])
             _check_equal(logits, alone, points, BESIDE_OTHERS, "whatever is asked beside it")
         except InputError as error:
-            raise InputError(f"{name}: {error}") from error
+            raise InputError(f"{self.name}: {error}") from error
         except RuntimeError as error:
-            if not out_of_memory(error):  # the pass will find out how many records fit
+            if not out_of_memory(error):
                 raise
+            if len(points) > 1:  # that one alone does not fit is said by the pass
+                self.check(points[: len(points) // 2], allow_nan=allow_nan)
 
-    def _first_logits(self, points: Indices) -> Tensor:
+    def check_stacked(self, models: Stacked, points: Indices) -> None:
+        """Compare log-probabilities with those of the same model where many are run as one."""
+        other = replace(self, models=models)
         try:
-            return self.logits(points)
+            found, again = (one._shaped(points).log_softmax(dim=1) for one in (self, other))
+            _check_equal(found, again, points, BESIDE_OTHERS, "by `forward` as by `stack`")
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
+
+    def _shaped(self, points: Indices) -> Tensor:
+        try:
+            logits = self.logits(points)
         except InputError as error:
             form = _form(_parts(self.records, points[:1]))
-            raise InputError(f"{error} (inputs: {form})") from error
+            raise InputError(f"{error} (inputs of record {points[0]}: {form})") from error
+        _check_shape(logits, points)
+        return logits
 
 
 def _check_shape(logits: Tensor, points: Indices) -> None:
     shape, count = tuple(logits.shape), len(points)
     if shape in ((count,), (count, 1)):
         raise InputError(
-            f"a network must give a logit for each of two classes or more, got one for record "
-            f"{points[0]}. Where that is z, before any sigmoid, (0, z) is the same."
+            "a network must give a logit for each of two classes or more, got one for record "
+            f"{points[0]}. For one output z before a sigmoid give (0, z), which is the same."
         )
     if len(shape) != 2 or shape[0] != count:
         raise InputError(
