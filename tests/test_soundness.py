@@ -354,7 +354,7 @@ REFUSED = {
     "dropout always": "must give the same for a record, whenever it is asked, got .* of record",
     "beside others": "must give the same for a record, whatever is asked beside it, got .*record 0",
     "batch norm always": "the model fails at record 0: ValueError: Expected more than 1 value",
-    "takes images": r"the model fails at record 0: RuntimeError: .*\(inputs of record 0: float32 \(5,\)\)$",
+    "takes images": r"fails at record 0: RuntimeError: .*\(inputs of record 0: float32 \(5,\)\)$",
     "fails_late": r"the model fails at record 59: IndexError: index out of range in self \(inputs",
 }
 
