@@ -33,6 +33,7 @@ from mico_exp.evidence import Evidence
 from mico_exp.extraction import Extraction
 from mico_exp.models import MLP, Architecture
 from mico_exp.recipe import PrivacyTarget, Recipe, build
+from mico_exp.soundness import check_records
 from mico_exp.training import Plan
 from mico_exp.workers import Workers
 
@@ -57,6 +58,7 @@ def records(cfg: DictConfig) -> Records:
 @cache
 def _records(option: str) -> Records:
     loaded: Records = make(OmegaConf.create(option))
+    check_records(loaded)
     return loaded
 
 

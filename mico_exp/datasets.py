@@ -27,7 +27,10 @@ Indices = NDArray[np.int64]
 
 
 class Records(Protocol):
-    """What every data set offers; `labels` is (N,) int64."""
+    """What every data set offers, on the CPU; `mico_exp.soundness` checks it.
+
+    labels: (N,) int64, the number of each record's class from 0 on.
+    """
 
     labels: Tensor
 
@@ -36,10 +39,21 @@ class Records(Protocol):
         """Hash of all that models see: the same records in the same order, or not."""
 
     def inputs(self, indices: Tensor) -> Inputs:
-        """Model inputs of the records at `indices`, shape (B,) or more axes where it can."""
+        """Model inputs of the records at `indices` (B,), in that order; floats are float32.
+
+        Always the same of the same record, and an error beyond the last one.
+        """
 
     def sizes(self, indices: Indices) -> Indices:
         """How large the inputs of the records at `indices` (B,) are: tokens of a sentence, or 1."""
+
+
+def inputs_at(records: Records, indices: Tensor) -> Inputs:
+    """Model inputs of the records at `indices`, whatever axes these have."""
+    inputs = records.inputs(indices.flatten())
+    if isinstance(inputs, Tensor):
+        return inputs.unflatten(0, indices.shape)
+    return {name: tensor.unflatten(0, indices.shape) for name, tensor in inputs.items()}
 
 
 def fingerprint_arrays(*arrays: NDArray[Any]) -> str:

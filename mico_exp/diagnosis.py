@@ -44,6 +44,7 @@ from mico_exp.models import (
     not_finite,
     weights_file,
 )
+from mico_exp.soundness import Trial, check_records, trial_of
 
 log = logging.getLogger(__name__)
 BYTES_PER_SCORE = 12  # an index and a score
@@ -179,6 +180,29 @@ def as_scenario(
     """Scenario of the sound models; only for a look, never for figures."""
     phases = {report.name: tuple(report.models) for report in reports if report.models}
     return Scenario(challenge, name, sizes, phases)
+
+
+def check_soundness(
+    scenario: Scenario,
+    points: ChallengePoints,
+    records: Records,
+    architecture: Architecture,
+    evaluator: Evaluator,
+    *,
+    allow_nan: bool = False,
+) -> list[Finding]:
+    """Check the records at a scenario's points, and what a model gives for some of them."""
+    folders = [model.path for _, model in scenario.models()]
+    try:
+        check_records(records, points.unique, architecture.make(folders[0]))
+    except InputError as error:
+        return [Finding(scenario.challenge, str(error))]
+    trial = Trial(architecture, records, evaluator.processor, allow_nan)
+    try:
+        trial(trial_of(records, points.unique, folders))
+    except InputError as error:
+        return [Finding(scenario.path, str(error))]
+    return []
 
 
 def check_members(

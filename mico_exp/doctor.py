@@ -58,6 +58,7 @@ def _examine(
         Finding,
         as_scenario,
         check_members,
+        check_soundness,
         check_truth,
         estimate,
         examine,
@@ -84,11 +85,15 @@ def _examine(
     findings += check_truth(root, scenario)
     if records is None or evaluator is None:
         return reports, None
+    points = challenge_points(scenario)
+    asked = scenario, points, records, made, evaluator
+    if unsound := check_soundness(*asked, allow_nan=allow_nan):
+        findings += unsound
+        return reports, None
     if name.endswith("_inf") and (odd := check_members(scenario, records, made, evaluator)):
         findings.append(odd)
     metrics = options.all_metrics(disclosed=scenario.discloses)
-    points = challenge_points(scenario)
-    return reports, estimate(scenario, points, records, made, evaluator, metrics)
+    return reports, estimate(*asked, metrics)
 
 
 def _row(name: str, report: "PhaseReport") -> tuple[str, ...]:

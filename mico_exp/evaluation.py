@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mico_exp.batches import Batches, out_of_memory
-from mico_exp.datasets import Indices, Inputs, Records
-from mico_exp.errors import InputError, MetricError
+from mico_exp.datasets import Indices, Inputs, Records, inputs_at
+from mico_exp.errors import InputError, MetricError, first_line
 from mico_exp.gradients import GradientMetric, View
 from mico_exp.metrics import OfScaledLogit, scaled_logit
 from mico_exp.models import (
@@ -36,6 +36,7 @@ from mico_exp.models import (
 )
 from mico_exp.traces import trace
 
+Answer = TypeVar("Answer")
 Floats = NDArray[np.float64]
 LogitMetric = Callable[[Tensor, Tensor], Tensor]
 Metric = LogitMetric | GradientMetric
@@ -186,7 +187,7 @@ class Evaluator:
         Where memory runs out, the batch is halved and the work goes on.
 
         Raises:
-            InputError: a single point does not fit.
+            InputError: a single point does not fit; or names the first that the models fail at.
             MetricError: a metric fails, gives another shape or changes the logits.
         """
         found = {name: np.empty(points.shape) for name in metrics}
@@ -194,7 +195,7 @@ class Evaluator:
 
         def score(some: Indices) -> None:
             wanted = torch.from_numpy(points[0, some] if shared else points[:, some])
-            logits, labels = self._logits(models, records, wanted)
+            logits, labels = self.logits(models, records, wanted)
             for name, values in compute_metrics(metrics, logits, labels):
                 found[name][:, some] = values.double().cpu().numpy()
 
@@ -225,7 +226,7 @@ class Evaluator:
             known: records that the model was surely trained on, for metrics that want them.
 
         Raises:
-            InputError: a single point does not fit.
+            InputError: a single point does not fit; or names the first that the model fails at.
             MetricError: a metric fails, or gives another shape.
         """
         found = {name: np.full(points.shape, np.nan) for name in metrics}
@@ -276,10 +277,14 @@ class Evaluator:
 
     def _view(self, model: nn.Module, records: Records, points: Indices) -> View:
         wanted = torch.from_numpy(points)
-        inputs = to_device(records.inputs(wanted), self.device)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        traced = asked(
+            "the model",
+            lambda some: trace(model, to_device(inputs_at(records, some), self.device)),
+            wanted,
+        )
         labels = records.labels[wanted].to(self.device)
-        return View(trace(model, inputs), labels, torch.zeros_like(labels, dtype=torch.bool))
+        return View(traced, labels, torch.zeros_like(labels, dtype=torch.bool))
 
     def _bytes_per_size(
         self, models: Stacked, records: Records, points: Indices, sizes: Indices, shared: bool
@@ -288,22 +293,36 @@ class Evaluator:
         probe = points[np.argsort(-sizes, kind="stable")[:2]]
         if not len(probe):
             return 1
-        inputs = to_device(records.inputs(torch.from_numpy(probe)), self.device)
-        widest = models.widest(inputs)
-        if not shared and isinstance(inputs, Tensor):  # each model has inputs of its own
-            widest = max(widest, inputs.numel() * inputs.element_size() * models.count)
-        return -(-widest // int(len(probe) * records.sizes(probe).max()))
 
-    def _logits(self, models: Stacked, records: Records, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (M, P, C), and labels (P,) or (M, P), of records (P,) for all or (M, P)."""
-        inputs = to_device(records.inputs(wanted), self.device)
+        def widest(some: Tensor) -> int:
+            inputs = to_device(inputs_at(records, some), self.device)
+            found = models.widest(inputs)
+            if not shared and isinstance(inputs, Tensor):  # each model has inputs of its own
+                found = max(found, inputs.numel() * inputs.element_size() * models.count)
+            return found
+
+        found = asked("the model", widest, torch.from_numpy(probe))
+        return -(-found // int(len(probe) * records.sizes(probe).max()))
+
+    @torch.no_grad()
+    def logits(self, models: Stacked, records: Records, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (M, P, C), and labels (P,) or (M, P), of records (P,) for all or (M, P).
+
+        Raises:
+            InputError: names the first record that the models fail at.
+        """
+        found = asked("the model", lambda some: self._logits(models, records, some), wanted)
+        return found, records.labels[wanted].to(self.device)
+
+    def _logits(self, models: Stacked, records: Records, wanted: Tensor) -> Tensor:
+        inputs = to_device(inputs_at(records, wanted), self.device)
         # TF32, cuDNN's default, would move logits by about 1e-3.
         tf32 = self.processor.precision == "tf32"
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         coarse = self.processor.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=coarse):
             logits = models(inputs, own=wanted.ndim > 1)
-        return logits.float(), records.labels[wanted].to(self.device)
+        return logits.float()
 
 
 @cache
@@ -324,6 +343,28 @@ def reference_of(metric: GradientMetric, records: int, known: Indices | None = N
     if metric.reference is None or metric.reference >= len(among):
         return np.sort(among)
     return np.sort(np.random.default_rng(0).permutation(among)[: metric.reference])
+
+
+def asked(who: str, ask: Callable[[Tensor], Answer], points: Tensor) -> Answer:
+    """Ask at points (P,) or (M, P); what fails is told in one line, with the first point of it.
+
+    Raises:
+        InputError: as `ask` does at the first point that it fails at by itself.
+    """
+    try:
+        return ask(points)
+    except Exception as error:  # whatever a user's own records or network make of it
+        if out_of_memory(error):
+            raise
+        if points.shape[-1] > 1:
+            for alone in points.split(1, dim=-1):
+                asked(who, ask, alone)
+        if isinstance(error, InputError):
+            raise
+        first, last = int(points.min()), int(points.max())
+        where = f"record {first}" if points.shape[-1] == 1 else f"records {first} … {last} together"
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{who} fails at {where}: {reason}") from error
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:

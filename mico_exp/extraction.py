@@ -23,9 +23,19 @@ from mico_exp.challenge import ChallengePoints, Indices, KnownSample, ModelFolde
 from mico_exp.columns import Address, Column, Floats, ScoreStore
 from mico_exp.datasets import Records, fingerprint_arrays
 from mico_exp.errors import InputError, MetricError
-from mico_exp.evaluation import GRADIENTS, LOGITS, Metric, Processor, Shard, Work, family_of
+from mico_exp.evaluation import (
+    GRADIENTS,
+    LOGITS,
+    Metric,
+    Processor,
+    Shard,
+    Work,
+    family_of,
+    reference_of,
+)
 from mico_exp.evidence import Scores
 from mico_exp.fingerprints import FileFingerprints, definition, digest
+from mico_exp.gradients import GradientMetric
 from mico_exp.models import (
     Architecture,
     State,
@@ -35,6 +45,7 @@ from mico_exp.models import (
     not_finite,
     weights_file,
 )
+from mico_exp.soundness import Trial, about_logits, check_records, trial_of
 from mico_exp.workers import Local, Workers
 
 log = logging.getLogger(__name__)
@@ -127,7 +138,7 @@ class Extraction:
             if len(column.lacks(task.points)):
                 return None
             if not self.allow_nan and not np.isfinite(column.scores).all():
-                raise self._not_finite(task, metric_name, column.scores)
+                raise self._not_finite(task, metric_name, column)
             own[task.phase].append(column.at(self.points.of_phase[task.phase][task.row]))
             if task.phase == "train":
                 shadow[task.row] = column.at(self.points.unique)
@@ -145,12 +156,14 @@ class Extraction:
     def compute(self, metrics: Mapping[str, Metric]) -> list[Pass]:
         """Compute what is missing of the metrics' columns, and keep it, family by family.
 
-        Every model is checked before the first is run. Finished models stay finished if this is
-        interrupted. Of two processes one computes, and the other waits and finds nothing missing.
+        Every model and record is checked before the first is run, and what a model gives for some
+        of the records. Finished models stay finished if this is interrupted. Of two processes one
+        computes, and the other waits and finds nothing missing.
 
         Raises:
             InputError: a model cannot be read or does not fit, or is not finite and `allow_nan`
-                is off; or a metric needs disclosed training sets, and they are not.
+                is off; records or logits are not what they must be; or a metric needs disclosed
+                training sets, and they are not.
         """
         done = []
         for family in (LOGITS, GRADIENTS):
@@ -172,6 +185,7 @@ class Extraction:
             if missing:
                 self.workers.check(self.processor)
                 states = self._check_models([task.folder.path for task, _ in missing])
+                self._check_soundness(missing, metrics)
                 groups = list(self._alike(missing, alone=family == GRADIENTS))
                 self._compute_all(groups, metrics, states, family)
             return len(missing)
@@ -221,6 +235,29 @@ class Extraction:
         for path, share in sick.items():
             log.warning("%s: %s weights are not finite; its scores count for nothing", path, share)
         return kept
+
+    def _check_soundness(
+        self, missing: Sequence[tuple[Task, Indices]], metrics: Mapping[str, Metric]
+    ) -> None:
+        """Check the records that will be asked for, and what a model gives for a handful."""
+        folders = [task.folder.path for task, _ in missing]
+        asked = self._asked([lacking for _, lacking in missing], metrics.values())
+        check_records(self.records, asked, self.architecture.make(folders[0]))
+        trial = Trial(self.architecture, self.records, self.processor, self.allow_nan)
+        list(self.workers.map(trial, [trial_of(self.records, asked, folders)]))
+
+    def _asked(self, lacking: Sequence[Indices], metrics: Iterable[Metric]) -> Indices:
+        """Records, ascending, that any model will be asked at."""
+        count = len(self.records.labels)
+        asked = np.zeros(count, dtype=bool)
+        for points in {id(points): points for points in lacking}.values():
+            asked[points] = True
+        for metric in metrics:
+            if wants_known(metric):
+                asked[:] = True
+            elif isinstance(metric, GradientMetric):
+                asked[reference_of(metric, count)] = True
+        return np.flatnonzero(asked)
 
     def tasks(self, metrics: Mapping[str, Metric]) -> Iterator[Task]:
         """Every model with the points that it is needed at, and the present addresses."""
@@ -302,17 +339,18 @@ class Extraction:
             for name, address in task.addresses.items():
                 values = scores[name][i]
                 if not self.allow_nan and not np.isfinite(values).all():
-                    raise self._not_finite(task, name, values)
+                    raise self._not_finite(task, name, Column(lacking, values))
                 known = self.store.read(address)
                 new = ~known.holds(lacking)
                 self.store.write(address, known.merged(Column(lacking[new], values[new])))
 
-    @staticmethod
-    def _not_finite(task: Task, metric_name: str, values: Floats) -> MetricError:
+    def _not_finite(self, task: Task, metric_name: str, column: Column) -> MetricError:
+        folder, wrong = task.folder.path, column.points[~np.isfinite(column.scores)]
+        told = about_logits(self.architecture, folder, self.records, wrong[0])
         return MetricError(
-            f"{task.folder.path}: metric `{metric_name}` is not finite at "
-            f"{(~np.isfinite(values)).sum()} of {len(values)} points. Has the training diverged? "
-            "`compute.allow_nan=true` goes on without."
+            f"{folder}: metric `{metric_name}` is not finite at {len(wrong)} of "
+            f"{len(column.points)} points, the first record {wrong[0]}, {told}. Has the training "
+            "diverged? `compute.allow_nan=true` goes on without."
         )
 
 

@@ -169,8 +169,29 @@ class TextClassifier(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Logits (P, C) of ``input_ids`` and ``attention_mask`` (P, L)."""
-        logits: Tensor = self.network(**inputs).logits
-        return logits
+        return logits_of(self.network(**inputs))
+
+
+def logits_of(output: Any) -> Tensor:
+    """Take the logits (P, C) out of what a network gives: a tensor, or what it calls ``logits``.
+
+    Log-probabilities will do as well: they differ from logits by one number for each point, which
+    no metric sees.
+
+    Raises:
+        InputError: there is no tensor of floats.
+    """
+    if isinstance(output, Mapping):
+        found = output.get("logits")
+    else:
+        found = getattr(output, "logits", output)
+    if isinstance(found, Tensor) and found.is_floating_point():
+        return found
+    kind = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else type(output).__name__
+    raise InputError(
+        "a network must give logits, a tensor of floats (P, C) or a dictionary with such `logits`, "
+        f"got {kind}."
+    )
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -440,8 +461,7 @@ class Alone:
 
     def __call__(self, inputs: Any, *, own: bool = False) -> Tensor:  # noqa: ARG002
         """Logits (1, P, C) of inputs (P, …), which are both all models' and its own."""
-        logits: Tensor = self.model(inputs)
-        return logits.unsqueeze(0)
+        return logits_of(self.model(inputs)).unsqueeze(0)
 
     @property
     def count(self) -> int:
@@ -459,7 +479,7 @@ class Alone:
         leaves = [module for module in self.model.modules() if not list(module.children())]
         hooks = [module.register_forward_hook(note) for module in leaves]
         try:
-            self.model(inputs)
+            note(self.model, inputs, logits_of(self.model(inputs)))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -468,7 +488,7 @@ class Alone:
 
 def can_stack(model: nn.Module) -> bool:
     """Say whether many models of the architecture can run as one."""
-    return hasattr(model, "stack")
+    return callable(getattr(type(model), "stack", None))  # layers may be called so as well
 
 
 def stack(model: nn.Module, states: Sequence[State]) -> Stacked:

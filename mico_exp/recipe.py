@@ -29,9 +29,10 @@ from mico_exp.challenge import (
     truth_folder,
     write_solution,
 )
-from mico_exp.datasets import Records
+from mico_exp.datasets import Records, inputs_at
 from mico_exp.errors import InputError
 from mico_exp.models import DP_PREFIX, StackedMLP
+from mico_exp.soundness import check_training
 from mico_exp.training import (
     Plan,
     Privacy,
@@ -128,6 +129,7 @@ def build(root: Path, recipe: Recipe, records: Records) -> bool:
     _check_record(folder, recipe)
     if not list(_missing(root, recipe)):
         return False
+    check_training(initial_mlps(1, recipe.widths, torch.Generator()), records)
     lock = folder.with_name(f".{recipe.scenario}.lock")
     with exclusive(lock, f"building {folder}"):
         _check_record(folder, recipe)
@@ -265,7 +267,7 @@ def _advance(bar: "tqdm[Any]", step: float) -> None:
 
 
 def _features(records: Records, indices: torch.Tensor) -> torch.Tensor:
-    inputs = records.inputs(indices)
+    inputs = inputs_at(records, indices)
     if not isinstance(inputs, torch.Tensor):
         raise InputError("Models are built here for records of numbers only, not for sentences.")
     return inputs

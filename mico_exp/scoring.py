@@ -29,17 +29,32 @@ class Roc:
     threshold: NDArray[np.float64]
 
     def tpr_at(self, fpr: float) -> float:
-        """Highest TPR at an FPR strictly below `fpr`."""
+        """Highest TPR at an FPR strictly below `fpr`, which is above 0; 1 where that is above 1."""
         return float(self.tpr[self.place(fpr)])
 
     def place(self, fpr: float) -> int:
-        """Where on the curve the highest TPR at an FPR strictly below `fpr` lies."""
+        """Where on the curve the highest TPR at an FPR strictly below `fpr` lies.
+
+        Raises:
+            InputError: `fpr` is not above 0: nothing lies strictly below it.
+        """
+        check_fpr(fpr)
         return int(np.searchsorted(self.fpr, fpr)) - 1
 
     @property
     def auc(self) -> float:
         """Area under the curve: the chance that a member scores higher, a tie counting half."""
         return float(np.trapezoid(self.tpr, self.fpr))
+
+
+def check_fpr(fpr: float) -> None:
+    """Refuse an FPR that nothing lies strictly below.
+
+    Raises:
+        InputError: it is not above 0.
+    """
+    if not fpr > 0:  # so is NaN
+        raise InputError(f"`fpr` must be above 0, got {fpr}.")
 
 
 def roc(solution: ArrayLike, predictions: ArrayLike) -> Roc:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mico_exp.errors import InputError
-from mico_exp.scoring import OFFICIAL_FPRS, RANKING_FPR, rank, roc
+from mico_exp.scoring import OFFICIAL_FPRS, RANKING_FPR, check_fpr, rank, roc
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.float32]
@@ -76,10 +76,14 @@ class Ranked:
         """TPR (R,) at the lowest score whose FPR is strictly below `fpr`; NaN without a class.
 
         With all weights 1 this is the official figure wherever no two models' points tie.
+
+        Raises:
+            InputError: `fpr` is not above 0.
         """
+        check_fpr(fpr)
         limit = self._total(self.others, weights)
         low = np.zeros(len(weights), dtype=np.int64)  # its FPR is 0
-        high = np.full(len(weights), len(self.others) - 1)
+        high = np.full(len(weights), len(self.others))  # beyond the lowest score
         with np.errstate(invalid="ignore"):
             while (high - low > 1).any():
                 middle = (low + high) // 2
@@ -300,7 +304,13 @@ def _crossed(
 def roc_band(
     solution: ArrayLike, predictions: ArrayLike, fprs: Sequence[float], count: int = 200
 ) -> tuple[Floats, Floats] | None:
-    """Give the 95 % interval of the TPR at every FPR, low and high (X,); None for one model."""
+    """Give the 95 % interval of the TPR at every FPR, low and high (X,); None for one model.
+
+    Raises:
+        InputError: an FPR is not above 0.
+    """
+    for x in fprs:
+        check_fpr(x)
     ranked = Ranked(solution, predictions)
     models = ranked.members.shape[1]
     if models < 2:

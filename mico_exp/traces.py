@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import unfold
 
 from mico_exp.errors import InputError
+from mico_exp.models import logits_of
 
 Direction = list[Tensor]
 
@@ -105,7 +106,7 @@ def trace(model: nn.Module, inputs: object) -> Trace:
     hooks = [module.register_forward_hook(note) for module in layers_of(model)]
     try:
         with torch.enable_grad():
-            logits = model(inputs)
+            logits = logits_of(model(inputs))
     finally:
         for hook in hooks:
             hook.remove()

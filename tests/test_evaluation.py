@@ -100,8 +100,11 @@ def test_a_point_that_does_not_fit_is_an_error(digits):
 
 
 def test_other_errors_of_a_model_are_not_taken_for_a_lack_of_memory(digits):
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        Evaluator(Processor("cpu")).scores(Alone(MLP([9, 3])), digits, np.arange(5)[None], METRICS)
+    message = "^the model fails at record 3: RuntimeError: .*shapes cannot be multiplied"
+    with pytest.raises(InputError, match=message):
+        Evaluator(Processor("cpu")).scores(
+            Alone(MLP([9, 3])), digits, np.arange(3, 8)[None], METRICS
+        )
 
 
 def test_sentences_are_padded_to_the_longest_of_their_batch(tmp_path):

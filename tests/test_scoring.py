@@ -5,7 +5,7 @@ import pytest
 import sklearn.metrics
 from conftest import GOLDEN
 
-from mico_exp import scoring
+from mico_exp import scoring, statistics
 from mico_exp.errors import InputError
 
 GOLDEN_SCORES = json.loads((GOLDEN / "official_scores.json").read_text())
@@ -79,6 +79,32 @@ def test_strictly_below_not_at_most():
     assert scoring.figures(truth, scores)["tpr_at_fpr_0.1"] == pytest.approx(0.1)
     curve = scoring.roc(truth, scores)
     assert curve.tpr[curve.fpr <= 0.1].max() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("fpr", [0, 0.0, -0.1, np.nan, -np.inf])
+def test_nothing_lies_strictly_below_0(fpr):
+    truth = np.array([True, False, True])
+    curve = scoring.roc(truth, np.array([0.9, 0.5, 0.1]))
+    ranked = statistics.Ranked(truth[None], np.array([[0.9, 0.5, 0.1]]))
+    for ask in (
+        curve.tpr_at,
+        curve.place,
+        lambda x: ranked.tpr_at(x, np.ones((1, 1), np.float32)),
+        lambda x: statistics.roc_band(truth[None], [[0.9, 0.5, 0.1]], [0.1, x]),
+    ):
+        with pytest.raises(
+            InputError, match=r"^`fpr` must be above 0, got (0|0\.0|-0\.1|nan|-inf)\.$"
+        ):
+            ask(fpr)
+
+
+@pytest.mark.parametrize("fpr", [1.0000001, 2, np.inf])
+def test_all_of_the_curve_lies_below_more_than_1(fpr):
+    truth, scores = np.array([[True, False, True]]), np.array([[0.9, 0.5, 0.1]])
+    assert scoring.roc(truth, scores).tpr_at(fpr) == 1
+    ranked = statistics.Ranked(truth, scores)
+    assert ranked.tpr_at(fpr, np.ones((1, 1), np.float32)) == [1]
+    assert ranked.tpr_at(1, np.ones((1, 1), np.float32)) == [0.5]  # strictly below 1
 
 
 def test_best_worst_and_constant():
