@@ -98,10 +98,22 @@ def _unpack_all(path: Path, folder: Path, wanted: list[str]) -> list[str]:
                 f"{path}: holds no scenario {', '.join(absent)}, only {', '.join(found) or 'none'}."
             )
         for name in wanted:
-            found[name].rename(folder / name)
+            put_in_place(found[name], folder / name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return wanted
+
+
+def put_in_place(source: Path, target: Path) -> None:
+    """Rename a finished folder to where it belongs.
+
+    Raises:
+        InputError: something has appeared there meanwhile; it stays as it is.
+    """
+    try:
+        source.rename(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be put in place: {error.strerror}.") from error
 
 
 def _scenarios(path: Path, folder: Path) -> dict[str, Path]:
@@ -137,7 +149,7 @@ def _extract_zip(path: Path, folder: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         for entry in entries:
-            _check_name(path, entry.filename)
+            check_name(path, entry.filename)
             if stat.S_ISLNK(entry.external_attr >> 16):
                 raise InputError(f"{path}: {entry.filename} is a link: refused, nothing unpacked.")
         for entry in tqdm(entries, desc=f"Unpacking {path.name}", unit="file", disable=None):
@@ -147,13 +159,18 @@ def _extract_zip(path: Path, folder: Path) -> None:
 def _extract_tar(path: Path, folder: Path) -> None:
     with tarfile.open(path) as archive:
         for entry in tqdm(archive, desc=f"Unpacking {path.name}", unit="file", disable=None):
-            _check_name(path, entry.name)
+            check_name(path, entry.name)
             if not (entry.isfile() or entry.isdir()):
                 raise InputError(f"{path}: {entry.name} is a link or a device: refused.")
             archive.extract(entry, folder, filter="data")
 
 
-def _check_name(path: Path, name: str) -> None:
+def check_name(origin: object, name: str) -> None:
+    """Make sure that a name that somebody else gave stays inside the folder that it goes to.
+
+    Raises:
+        InputError: it would not; `origin` says whose it is.
+    """
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or ":" in name:
-        raise InputError(f"{path}: {name!r} would lie outside its folder: refused.")
+        raise InputError(f"{origin}: {name!r} would lie outside its folder: refused.")
