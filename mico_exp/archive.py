@@ -11,16 +11,25 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 from mico_exp.atomic import exclusive
-from mico_exp.errors import InputError
+from mico_exp.errors import InputError, first_line
 
 CHUNK = 1 << 22
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
+DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    UnicodeDecodeError,  # in a name
+    RuntimeError,  # what zipfile cannot do, as decrypting
+)
 TAR_GROWTH = 1.2  # weights hardly compress, and a .tar.gz tells no sizes without reading it all
 
 
@@ -50,7 +59,7 @@ def verify_md5(path: Path, expected: str) -> None:
 def unpacked_size(path: Path) -> int:
     """Bytes that an archive needs on disk: exact for a zip, estimated for a tar."""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with _refusing(path), zipfile.ZipFile(path) as archive:
             return sum(entry.file_size for entry in archive.infolist())
     return int(path.stat().st_size * TAR_GROWTH)
 
@@ -131,18 +140,25 @@ def _is_scenario(place: Path) -> bool:
     return place.is_dir() and any((place / phase).is_dir() for phase in ("train", "dev", "final"))
 
 
-def _extract_all(path: Path, folder: Path) -> None:
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what a damaged archive gives rise to into one line."""
     try:
+        yield
+    except tarfile.FilterError as error:
+        raise InputError(f"{path}: refused, nothing was unpacked: {error}") from error
+    except (*DAMAGED, OSError) as error:
+        raise InputError(f"{path}: cannot be unpacked: {first_line(error)}") from error
+
+
+def _extract_all(path: Path, folder: Path) -> None:
+    with _refusing(path):
         if zipfile.is_zipfile(path):
             _extract_zip(path, folder)
         elif tarfile.is_tarfile(path):
             _extract_tar(path, folder)
         else:
             raise InputError(f"{path}: is neither a zip nor a tar archive.")
-    except (*DAMAGED, OSError, RuntimeError) as error:  # RuntimeError: an encrypted zip
-        if isinstance(error, tarfile.FilterError):
-            raise InputError(f"{path}: refused, nothing was unpacked: {error}") from error
-        raise InputError(f"{path}: cannot be unpacked: {error}") from error
 
 
 def _extract_zip(path: Path, folder: Path) -> None:
@@ -172,5 +188,5 @@ def check_name(origin: object, name: str) -> None:
         InputError: it would not; `origin` says whose it is.
     """
     parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in name:
+    if not name or parts.is_absolute() or ".." in parts.parts or ":" in name:
         raise InputError(f"{origin}: {name!r} would lie outside its folder: refused.")

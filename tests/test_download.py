@@ -127,6 +127,21 @@ def test_a_truncated_archive_leaves_nothing(tmp_path, make):
     assert visible(tmp_path / "tree") == set()
 
 
+def test_a_damaged_directory_of_a_zip_is_one_line_or_harmless(tmp_path):
+    path = make_zip(tmp_path / "archive.zip", {"s_inf/train/model_0/seed_challenge": b"7\n"})
+    content, errors = path.read_bytes(), []
+    for place in range(content.index(b"PK\1\2"), len(content)):
+        path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        tree = tmp_path / f"tree-{place}"
+        try:
+            archive.unpack(path, tree, ["s_inf"])
+            assert (tree / "s_inf" / "train" / "model_0" / "seed_challenge").read_bytes() == b"7\n"
+        except InputError as error:
+            errors.append(str(error))
+    assert len(errors) > 20
+    assert not [error for error in errors if "\n" in error]
+
+
 def test_a_scenario_that_is_not_in_it(tmp_path):
     path = make_zip(tmp_path / "archive.zip", FILES)
     with pytest.raises(InputError, match="holds no scenario cifar10_inf, only purchase100_hi"):
