@@ -20,6 +20,7 @@ from tqdm import tqdm
 from mico_exp.atomic import exclusive
 from mico_exp.errors import InputError, first_line
 
+PHASES = ("train", "dev", "final")  # as of `challenge`, which imports torch
 CHUNK = 1 << 22
 DAMAGED = (
     zipfile.BadZipFile,
@@ -137,7 +138,7 @@ def _scenarios(path: Path, folder: Path) -> dict[str, Path]:
 
 
 def _is_scenario(place: Path) -> bool:
-    return place.is_dir() and any((place / phase).is_dir() for phase in ("train", "dev", "final"))
+    return place.is_dir() and any((place / phase).is_dir() for phase in PHASES)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mico_exp.archive import PHASES, put_in_place, unpack, verify_md5
+from mico_exp.atomic import exclusive
 from mico_exp.cli import OPTIONS, end_on_signals
 from mico_exp.errors import InputError
 from mico_exp.hub import Hub
@@ -31,11 +33,8 @@ def download(cfg: DictConfig, archives: Sequence[Path]) -> None:
         cfg: ``conf/download.yaml``.
         archives: files that are here already, or folders of them; nothing is fetched then.
     """
-    from mico_exp.archive import unpack, verify_md5
-    from mico_exp.challenge import scenario_folder
-
     wanted = cfg.archives[cfg.dataset]
-    folder = scenario_folder(Path(cfg.paths.data), wanted.challenge, "")
+    folder = Path(cfg.paths.data) / wanted.challenge
     here = _given(archives, list(wanted.files))
     hub = Hub(wanted.repository, cfg.repo_type, folder / ".download")
     for name, file in wanted.files.items():
@@ -82,8 +81,6 @@ def _from_hub(hub: Hub, name: str, md5: str, scenarios: list[str], folder: Path)
 
     One process at a time; the others then find the work done.
     """
-    from mico_exp.atomic import exclusive
-
     packed = name in hub.files()
     with exclusive(folder / ".download.lock", "downloading"):
         absent = _absent(folder, scenarios)
@@ -96,8 +93,6 @@ def _from_hub(hub: Hub, name: str, md5: str, scenarios: list[str], folder: Path)
 
 
 def _fetch_archive(hub: Hub, name: str, md5: str, absent: list[str], folder: Path) -> None:
-    from mico_exp.archive import unpack, verify_md5
-
     path = hub.fetch([name], spare=hub.files()[name] or 0) / name
     try:
         verify_md5(path, md5)
@@ -109,8 +104,6 @@ def _fetch_archive(hub: Hub, name: str, md5: str, absent: list[str], folder: Pat
 
 def _fetch_scenarios(hub: Hub, name: str, absent: list[str], folder: Path) -> None:
     """Put each scenario in its place as soon as it is here whole."""
-    from mico_exp.archive import put_in_place
-
     places = {scenario: _place(hub, name, scenario) for scenario in absent}
     for scenario, place in places.items():
         inside = {file: size for file, size in hub.files().items() if file.startswith(f"{place}/")}
@@ -124,8 +117,6 @@ def _fetch_scenarios(hub: Hub, name: str, absent: list[str], folder: Path) -> No
 
 def _place(hub: Hub, name: str, scenario: str) -> str:
     """Where in the repository a scenario lies, whatever folders wrap it."""
-    from mico_exp.challenge import PHASES
-
     found = {
         str(folder.parent)
         for file in hub.files()

@@ -392,11 +392,11 @@ def test_files_that_are_here_are_not_fetched_again(hub):
 @pytest.mark.parametrize("status", [503, 429])
 def test_half_of_a_scenario_is_none_when_the_hub_fails(hub, capsys, status):
     """The library returns without an error when files are here and the hub does not answer."""
-    part = TREE / ".download" / hub.commit / "purchase100_inf" / "train" / "model_9"
-    part.mkdir(parents=True)
-    (part / "seed_challenge").write_bytes(b"8\n")
-    hub.files["purchase100_inf/train/model_9/seed_challenge"] = b"8\n"
-    part.parents[2].rename(TREE / ".download" / hub.commit)
+    name = "purchase100_inf/train/model_9/seed_challenge"
+    hub.files[name] = b"8\n"
+    here = TREE / ".download" / hub.commit / name
+    here.parent.mkdir(parents=True)
+    here.write_bytes(b"8\n")
     hub.status = {"tree": status}
     assert download.main(FETCH) == 1
     expected = "1 of 2 files are not here whole, first purchase100_inf/train/model_0/seed_challenge"
