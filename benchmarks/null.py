@@ -16,17 +16,9 @@ figures lie within the 1 − 0.001/2C quantile in all but one of a thousand expe
 hang together.
 """
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import norm

@@ -11,16 +11,26 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 from mico_exp.atomic import exclusive
-from mico_exp.errors import InputError
+from mico_exp.errors import InputError, first_line
 
+PHASES = ("train", "dev", "final")  # as of `challenge`, which imports torch
 CHUNK = 1 << 22
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
+DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    UnicodeDecodeError,  # in a name
+    RuntimeError,  # what zipfile cannot do, as decrypting
+)
 TAR_GROWTH = 1.2  # weights hardly compress, and a .tar.gz tells no sizes without reading it all
 
 
@@ -50,7 +60,7 @@ def verify_md5(path: Path, expected: str) -> None:
 def unpacked_size(path: Path) -> int:
     """Bytes that an archive needs on disk: exact for a zip, estimated for a tar."""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with _refusing(path), zipfile.ZipFile(path) as archive:
             return sum(entry.file_size for entry in archive.infolist())
     return int(path.stat().st_size * TAR_GROWTH)
 
@@ -98,10 +108,22 @@ def _unpack_all(path: Path, folder: Path, wanted: list[str]) -> list[str]:
                 f"{path}: holds no scenario {', '.join(absent)}, only {', '.join(found) or 'none'}."
             )
         for name in wanted:
-            found[name].rename(folder / name)
+            put_in_place(found[name], folder / name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return wanted
+
+
+def put_in_place(source: Path, target: Path) -> None:
+    """Rename a finished folder to where it belongs.
+
+    Raises:
+        InputError: something has appeared there meanwhile; it stays as it is.
+    """
+    try:
+        source.rename(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be put in place: {error.strerror}.") from error
 
 
 def _scenarios(path: Path, folder: Path) -> dict[str, Path]:
@@ -116,28 +138,35 @@ def _scenarios(path: Path, folder: Path) -> dict[str, Path]:
 
 
 def _is_scenario(place: Path) -> bool:
-    return place.is_dir() and any((place / phase).is_dir() for phase in ("train", "dev", "final"))
+    return place.is_dir() and any((place / phase).is_dir() for phase in PHASES)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what a damaged archive gives rise to into one line."""
+    try:
+        yield
+    except tarfile.FilterError as error:
+        raise InputError(f"{path}: refused, nothing was unpacked: {error}") from error
+    except (*DAMAGED, OSError) as error:
+        raise InputError(f"{path}: cannot be unpacked: {first_line(error)}") from error
 
 
 def _extract_all(path: Path, folder: Path) -> None:
-    try:
+    with _refusing(path):
         if zipfile.is_zipfile(path):
             _extract_zip(path, folder)
         elif tarfile.is_tarfile(path):
             _extract_tar(path, folder)
         else:
             raise InputError(f"{path}: is neither a zip nor a tar archive.")
-    except (*DAMAGED, OSError, RuntimeError) as error:  # RuntimeError: an encrypted zip
-        if isinstance(error, tarfile.FilterError):
-            raise InputError(f"{path}: refused, nothing was unpacked: {error}") from error
-        raise InputError(f"{path}: cannot be unpacked: {error}") from error
 
 
 def _extract_zip(path: Path, folder: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         for entry in entries:
-            _check_name(path, entry.filename)
+            check_name(path, entry.filename)
             if stat.S_ISLNK(entry.external_attr >> 16):
                 raise InputError(f"{path}: {entry.filename} is a link: refused, nothing unpacked.")
         for entry in tqdm(entries, desc=f"Unpacking {path.name}", unit="file", disable=None):
@@ -147,13 +176,18 @@ def _extract_zip(path: Path, folder: Path) -> None:
 def _extract_tar(path: Path, folder: Path) -> None:
     with tarfile.open(path) as archive:
         for entry in tqdm(archive, desc=f"Unpacking {path.name}", unit="file", disable=None):
-            _check_name(path, entry.name)
+            check_name(path, entry.name)
             if not (entry.isfile() or entry.isdir()):
                 raise InputError(f"{path}: {entry.name} is a link or a device: refused.")
             archive.extract(entry, folder, filter="data")
 
 
-def _check_name(path: Path, name: str) -> None:
+def check_name(origin: object, name: str) -> None:
+    """Make sure that a name that somebody else gave stays inside the folder that it goes to.
+
+    Raises:
+        InputError: it would not; `origin` says whose it is.
+    """
     parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in name:
-        raise InputError(f"{path}: {name!r} would lie outside its folder: refused.")
+    if not name or parts.is_absolute() or ".." in parts.parts or ":" in name:
+        raise InputError(f"{origin}: {name!r} would lie outside its folder: refused.")

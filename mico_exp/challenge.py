@@ -9,6 +9,7 @@ Axes: T target models, S train (shadow) models, P = 2m challenge points of one m
 challenge points of a scenario, N records of the data set.
 """
 
+import codecs
 import re
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -435,15 +436,40 @@ def read_seed(path: Path) -> int:
     return int(text)
 
 
-def read_solution(path: Path, length: int) -> NDArray[np.bool_]:
-    """Read one line of `length` zeros and ones; returns (length,) bool."""
+def read_solution(path: Path, length: int | None = None) -> NDArray[np.bool_]:
+    """Read one line of zeros and ones, `length` of them if given; returns (length,) bool.
+
+    Raises:
+        InputError: it cannot be read, or holds another number of values or other values.
+    """
     try:
-        values = path.read_text(encoding="utf-8").strip().split(",")
-    except (OSError, UnicodeDecodeError) as error:
+        values = split_line(path, path.read_bytes())
+    except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}.") from error
-    if len(values) != length or not {v.strip() for v in values} <= {"0", "1"}:
-        raise InputError(f"{path}: expected one line of {length} values 0 or 1, got {len(values)}.")
-    return np.array([v.strip() == "1" for v in values])
+    expected = f"expected one line of {'' if length is None else f'{length} '}values 0 or 1"
+    if not values or length not in (None, len(values)):
+        raise InputError(f"{path}: {expected}, got {len(values)}.")
+    if wrong := [value for value in values if value not in ("0", "1")]:
+        raise InputError(f"{path}: {expected}, got {wrong[0][:40]!r} among them.")
+    return np.array([value == "1" for value in values])
+
+
+def split_line(origin: object, content: bytes) -> list[str]:
+    """Split a file's one line of comma-separated values; an empty file has none.
+
+    Blanks around a value, a newline at the end and Windows' line ends do not matter.
+
+    Raises:
+        InputError: more lines, or no plain text; `origin` says which file it is.
+    """
+    if content.startswith(codecs.BOM_UTF8):
+        raise InputError(f"{origin}: must be plain text, got a byte-order mark at its start.")
+    if not content.isascii():
+        raise InputError(f"{origin}: must be plain text, got bytes that are not ASCII.")
+    lines = content.decode().strip(" \t\r\n").replace("\r\n", "\n").split("\n")
+    if len(lines) != 1:
+        raise InputError(f"{origin}: expected one line, got {len(lines)}.")
+    return [value.strip(" \t") for value in lines[0].split(",")] if lines[0] else []
 
 
 def write_solution(solution: NDArray[np.bool_]) -> str:

@@ -416,7 +416,8 @@ def _read_sentences(path: Path) -> tuple[list[str], list[int]]:
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
         else:
-            table = pd.read_csv(path, sep="\t", quoting=3, keep_default_na=False)
+            texts = {"sentence": str, "label": str}  # or 1.0, true and +1 would be read as 1
+            table = pd.read_csv(path, sep="\t", quoting=3, keep_default_na=False, dtype=texts)
         sentences, labels = table["sentence"].tolist(), table["label"].tolist()
     except KeyError as error:
         raise InputError(
@@ -425,6 +426,6 @@ def _read_sentences(path: Path) -> tuple[list[str], list[int]]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a table: {error}") from error
     for row, label in enumerate(labels):
-        if label not in (0, 1):
-            raise InputError(f"{path}: label of row {row} must be 0 or 1, got {label!r}.")
-    return sentences, labels
+        if str(label) not in ("0", "1"):
+            raise InputError(f"{path}: label of row {row} must be 0 or 1, got {label}.")
+    return sentences, [int(label) for label in labels]

@@ -4,13 +4,16 @@
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mico_exp.archive import PHASES, put_in_place, unpack, verify_md5
+from mico_exp.atomic import exclusive
 from mico_exp.cli import OPTIONS, end_on_signals
 from mico_exp.errors import InputError
 from mico_exp.hub import Hub
@@ -30,24 +33,21 @@ def download(cfg: DictConfig, archives: Sequence[Path]) -> None:
         cfg: ``conf/download.yaml``.
         archives: files that are here already, or folders of them; nothing is fetched then.
     """
-    from mico_exp.archive import unpack, verify_md5
-    from mico_exp.challenge import scenario_folder
-
     wanted = cfg.archives[cfg.dataset]
-    folder = scenario_folder(Path(cfg.paths.data), wanted.challenge, "")
+    folder = Path(cfg.paths.data) / wanted.challenge
     here = _given(archives, list(wanted.files))
+    hub = Hub(wanted.repository, cfg.repo_type, folder / ".download")
     for name, file in wanted.files.items():
         scenarios = list(file.scenarios)
-        if all((folder / scenario).exists() for scenario in scenarios):
-            print(f"{name}: {', '.join(scenarios)} are in {folder} already")
+        if not _absent(folder, scenarios):
+            _report(name, [], scenarios, folder)
         elif name in here:
             verify_md5(here[name], file.md5)
-            _report(name, unpack(here[name], folder, scenarios), folder)
+            _report(name, unpack(here[name], folder, scenarios), scenarios, folder)
         elif archives:
             print(f"{name}: not among the archives given")
         else:
-            hub = Hub(wanted.repository, cfg.repo_type, folder / ".download")
-            _report(name, _from_hub(hub, name, file.md5, scenarios, folder), folder)
+            _report(name, _from_hub(hub, name, file.md5, scenarios, folder), scenarios, folder)
     what = "challenge=ddp" if cfg.dataset == "ddp" else f"dataset={cfg.dataset}"
     print(f"Look at it with: python -m mico_exp.doctor {what}")
 
@@ -65,36 +65,69 @@ def _given(archives: Sequence[Path], names: list[str]) -> dict[str, Path]:
     return found
 
 
-def _report(name: str, new: list[str], folder: Path) -> None:
-    print(f"{name}: {', '.join(new)} now in {folder}")
+def _absent(folder: Path, scenarios: Sequence[str]) -> list[str]:
+    return [scenario for scenario in scenarios if not (folder / scenario).exists()]
+
+
+def _report(name: str, new: list[str], scenarios: list[str], folder: Path) -> None:
+    if new:
+        print(f"{name}: {', '.join(new)} now in {folder}")
+    else:
+        print(f"{name}: {', '.join(scenarios)} are in {folder} already")
 
 
 def _from_hub(hub: Hub, name: str, md5: str, scenarios: list[str], folder: Path) -> list[str]:
-    """Fetch an archive, or the scenarios that it would hold where the hub keeps them unpacked."""
-    from mico_exp.archive import unpack, verify_md5
+    """Fetch an archive, or the scenarios that it would hold where the hub keeps them unpacked.
 
-    files = hub.files()
-    if name in files:
-        path = hub.fetch([name], files) / name
-        try:
-            verify_md5(path, md5)
-        except InputError:
-            path.unlink()  # or the next attempt would find it again
-            raise
-        new = unpack(path, folder, scenarios)
-        path.unlink()
-        return new
-    new = []
-    for scenario in scenarios:
-        inside = {file: file.split("/") for file in files if scenario in file.split("/")[:-1]}
-        if not inside:
-            raise InputError(f"{hub.repository} on the hub has neither {name} nor {scenario}.")
-        place = hub.fetch(list(inside), files)
-        parts = next(iter(inside.values()))
-        folder.mkdir(parents=True, exist_ok=True)
-        place.joinpath(*parts[: parts.index(scenario) + 1]).rename(folder / scenario)
-        new.append(scenario)
-    return new
+    One process at a time; the others then find the work done.
+    """
+    packed = name in hub.files()
+    with exclusive(folder / ".download.lock", "downloading"):
+        absent = _absent(folder, scenarios)
+        if packed and absent:
+            _fetch_archive(hub, name, md5, absent, folder)
+        else:
+            _fetch_scenarios(hub, name, absent, folder)
+        shutil.rmtree(hub.folder, ignore_errors=True)
+    return absent
+
+
+def _fetch_archive(hub: Hub, name: str, md5: str, absent: list[str], folder: Path) -> None:
+    path = hub.fetch([name], spare=hub.files()[name] or 0) / name
+    try:
+        verify_md5(path, md5)
+    except InputError:
+        path.unlink()  # or the next attempt would find it again
+        raise
+    unpack(path, folder, absent)
+
+
+def _fetch_scenarios(hub: Hub, name: str, absent: list[str], folder: Path) -> None:
+    """Put each scenario in its place as soon as it is here whole."""
+    places = {scenario: _place(hub, name, scenario) for scenario in absent}
+    for scenario, place in places.items():
+        inside = {file: size for file, size in hub.files().items() if file.startswith(f"{place}/")}
+        if unknown := [file for file, size in inside.items() if size is None]:
+            raise InputError(
+                f"{hub.repository} on the hub does not tell the size of {unknown[0]}: whether a "
+                "download is complete could not be checked."
+            )
+        put_in_place(hub.fetch(list(inside)) / place, folder / scenario)
+
+
+def _place(hub: Hub, name: str, scenario: str) -> str:
+    """Where in the repository a scenario lies, whatever folders wrap it."""
+    found = {
+        str(folder.parent)
+        for file in hub.files()
+        for folder in PurePosixPath(file).parents
+        if folder.name in PHASES and folder.parent.name == scenario
+    }
+    if not found:
+        raise InputError(f"{hub.repository} on the hub has neither {name} nor {scenario}.")
+    if len(found) > 1:
+        raise InputError(f"{hub.repository} on the hub holds {scenario} twice: refused.")
+    return found.pop()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,8 +5,7 @@
 
 import argparse
 import sys
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from mico_exp.errors import InputError
 from mico_exp.scoring import OFFICIAL_FPRS, RANKING_FPR, figures
-from mico_exp.submission import PHASES, read_submission
+from mico_exp.submission import PHASES, read_submission, submitted_models
 from mico_exp.terminal import show
 
 COLUMNS = {f"tpr_at_fpr_{x}": f"TPR @{x}" for x in OFFICIAL_FPRS} | {
@@ -34,47 +33,77 @@ def score_submission(path: Path, truth: Path) -> dict[str, dict[str, Figures]]:
         truth: folder with ``<challenge>/<scenario>/<phase>/model_K/solution.csv``.
 
     Raises:
-        InputError: the zip and the folder do not hold the same models.
+        InputError: the zip and the folder do not hold the same models and as many values of each.
     """
-    pooled: dict[tuple[str, str], list[tuple[NDArray[np.bool_], NDArray[np.float64]]]]
-    pooled = defaultdict(list)
-    predictions = read_submission(path)
-    _check_same_models(path, truth, predictions)
-    for name, values in predictions.items():
+    models = submitted_models(path)
+    _check_same_models(path, truth, models)
+    solutions = _solutions(truth, models)
+    predictions = read_submission(path, longest=max(map(len, solutions.values())))
+    _check_lengths(path, truth, predictions, solutions)
+    result: dict[str, dict[str, Figures]] = {phase: {} for phase in PHASES}
+    for (phase, scenario), names in _scenarios(models).items():
+        members, values = ([of[name] for name in names] for of in (solutions, predictions))
+        result[phase][scenario] = figures(np.concatenate(members), np.concatenate(values))
+    return {phase: of_scenario for phase, of_scenario in result.items() if of_scenario}
+
+
+def _scenarios(models: Sequence[str]) -> dict[tuple[str, str], list[str]]:
+    """Phase and scenario → models, in the order of the zip."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in models:
         _, scenario, phase, _ = name.split("/")
-        pooled[phase, scenario].append((_solution(truth / name, len(values)), values))
-    result: dict[str, dict[str, Figures]] = {}
-    for phase in PHASES:
-        for known_phase, scenario in pooled:  # in the order of the zip
-            if known_phase == phase:
-                solutions, rows = zip(*pooled[phase, scenario], strict=True)
-                found = figures(np.concatenate(solutions), np.concatenate(rows))
-                result.setdefault(phase, {})[scenario] = found
-    return result
+        found.setdefault((phase, scenario), []).append(name)
+    return found
 
 
-def _solution(folder: Path, length: int) -> NDArray[np.bool_]:
+def _solutions(truth: Path, models: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Truth of every model; in a scenario, equally long and of both classes."""
     from mico_exp.challenge import read_solution  # imports torch, which a wrong path need not
 
-    return read_solution(folder / "solution.csv", length)
-
-
-def _check_same_models(path: Path, truth: Path, predictions: Mapping[str, object]) -> None:
-    for challenge in sorted({name.split("/")[0] for name in predictions}):
-        if not (truth / challenge).is_dir():
+    found = {name: read_solution(truth / name / "solution.csv") for name in models}
+    for first, *others in _scenarios(models).values():
+        length = len(found[first])
+        if odd := [name for name in others if len(found[name]) != length]:
             raise InputError(
-                f"{truth / challenge} does not exist. Name with --truth the folder that holds "
-                f"{challenge}/<scenario>/{{dev,final}}/model_K/solution.csv."
+                f"{truth / odd[0] / 'solution.csv'} holds {len(found[odd[0]])} values, but that of "
+                f"{first} {length}: the truth of a scenario's models must be equally long."
             )
-        known = {
-            file.parent.relative_to(truth).as_posix()
-            for file in (truth / challenge).glob("*/*/model_*/solution.csv")
-        }
-        given = {name for name in predictions if name.startswith(f"{challenge}/")}
-        if lacking := sorted(known - given):
-            raise InputError(f"{path}: {lacking[0]}/prediction.csv is missing.")
-        if unknown := sorted(given - known):
-            raise InputError(f"{truth / unknown[0]}/solution.csv is missing: truth is not known.")
+        together = np.concatenate([found[name] for name in (first, *others)])
+        if together.all() or not together.any():
+            raise InputError(
+                f"{(truth / first).parent}: the truth must hold members and non-members, got "
+                f"{int(together[0])} alone."
+            )
+    return found
+
+
+def _check_lengths(
+    path: Path,
+    truth: Path,
+    predictions: Mapping[str, NDArray[np.float64]],
+    solutions: Mapping[str, NDArray[np.bool_]],
+) -> None:
+    for name, values in predictions.items():
+        if len(values) != (length := len(solutions[name])):
+            raise InputError(
+                f"{path}: {name}/prediction.csv must hold {length} values, as "
+                f"{truth / name / 'solution.csv'} does, got {len(values)}."
+            )
+
+
+def _check_same_models(path: Path, truth: Path, models: Sequence[str]) -> None:
+    challenge = models[0].split("/")[0]  # of them all
+    if not (truth / challenge).is_dir():
+        raise InputError(
+            f"{truth / challenge} does not exist. Name with --truth the folder that holds "
+            f"{challenge}/<scenario>/{{dev,final}}/model_K/solution.csv."
+        )
+    solutions = (truth / challenge).glob("*/*/model_*/solution.csv")
+    known = {file.parent.relative_to(truth).as_posix() for file in solutions}
+    if lacking := sorted(known - set(models)):
+        raise InputError(f"{path}: {lacking[0]}/prediction.csv is missing.")
+    if unknown := sorted(set(models) - known):
+        raise InputError(f"{truth / unknown[0]}/solution.csv is missing: truth is not known.")
 
 
 def mean_figures(of_scenario: Mapping[str, Figures]) -> Figures:

@@ -127,7 +127,13 @@ def test_of_many_that_are_there_twice_the_first_are_named_and_the_others_counted
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "-1", "abc", "1.5", str(2**63), "1 2", "9" * 30])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "-1", "abc", "1.5", str(2**63), "1 2", "9" * 30, "1\n2", "1,2"),
+        *("1_0", "+1", "0x1", "1e3", "\u0663", "\uff11", "\u00b2", "\ufeff1"),  # int() takes some
+    ],
+)
 def test_a_bad_seed_names_its_file(tmp_path, text):
     (tmp_path / "seed_challenge").write_text(text)
     with pytest.raises(InputError, match="seed_challenge"):
@@ -160,10 +166,48 @@ def test_a_solution_that_disagrees_with_the_seeds_names_the_model(tmp_path, buil
         challenge.challenge_points(scenario)
 
 
-@pytest.mark.parametrize("text", ["1,0", "1,0,2,1", "", "1,0,1,x"])
-def test_a_malformed_solution(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("1,0", "got 2"),
+        ("", "got 0"),
+        ("\n", "got 0"),
+        ("1,0,1,0,", "got 5"),
+        ("1,0,2,1", "got '2' among them"),
+        ("1,0,1,x", "got 'x' among them"),
+        ("1,0,,1", "got '' among them"),
+        ("1,0,+1,1", r"got '\+1' among them"),
+        ("1,0,0_1,1", "got '0_1' among them"),
+    ],
+)
+def test_a_malformed_solution(tmp_path, text, found):
     (tmp_path / "solution.csv").write_text(text)
-    with pytest.raises(InputError, match="4 values"):
+    with pytest.raises(
+        InputError, match=rf"solution\.csv: expected one line of 4 values .*{found}"
+    ):
+        challenge.read_solution(tmp_path / "solution.csv", 4)
+
+
+@pytest.mark.parametrize("text", ["1,0,1,0", "1,0,1,0\n", "1,0,1,0\r\n", "1, 0,\t1,0 \n"])
+@pytest.mark.parametrize("length", [4, None])
+def test_a_solution_however_its_line_ends(tmp_path, text, length):
+    (tmp_path / "solution.csv").write_bytes(text.encode())
+    found = challenge.read_solution(tmp_path / "solution.csv", length)
+    assert found.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"1,0\n1,0", "expected one line, got 2"),
+        (b"\xef\xbb\xbf1,0,1,0", "byte-order mark"),
+        ("1,0,\u0661,0".encode(), "not ASCII"),
+        ("1,0,1,0".encode("utf-16"), "not ASCII"),
+    ],
+)
+def test_a_solution_is_one_line_of_plain_text(tmp_path, content, message):
+    (tmp_path / "solution.csv").write_bytes(content)
+    with pytest.raises(InputError, match=rf"solution\.csv: .*{message}"):
         challenge.read_solution(tmp_path / "solution.csv", 4)
 
 

@@ -160,6 +160,9 @@ def test_sentences_know_their_lengths(tmp_path, random):
     [
         ("train.tsv", "text\tlabel\nhello\t1\n", r"train\.tsv: column 'sentence' is missing"),
         ("train.tsv", "sentence\tlabel\nhello\t3\n", r"train\.tsv: label of row 0 .* got 3"),
+        ("train.tsv", "sentence\tlabel\na\t1\nb\t1.0\n", r"label of row 1 .* got 1\.0"),
+        ("train.tsv", "sentence\tlabel\na\t+1\n", r"label of row 0 .* got \+1"),
+        ("train.tsv", "sentence\tlabel\na\tTrue\nb\tFalse\n", "label of row 0 .* got True"),
         ("train.parquet", "nothing", r"train\.parquet: cannot be read as a table"),
         ("validation.tsv", None, r"validation\.parquet or \.tsv is missing"),
     ],
@@ -174,6 +177,15 @@ def test_sst2_files_that_are_wrong(tmp_path, random, name, content, message, mon
         (folder / name).write_text(content)
     with pytest.raises(InputError, match=message):
         datasets.sst2(str(folder), str(folder / "tokenizer"))
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0], [False, True], ["0", "+1"], [0, -1]])
+def test_labels_of_sst2_are_whole_numbers(tmp_path, random, labels):
+    worlds.write_sst2(tmp_path / "sst2", random, ".parquet")
+    table = pd.DataFrame({"sentence": ["a good film", "a bad film"], "label": labels})
+    table.to_parquet(tmp_path / "sst2" / "train.parquet")
+    with pytest.raises(InputError, match=r"train\.parquet: label of row . must be 0 or 1"):
+        datasets.sst2(str(tmp_path / "sst2"), str(tmp_path / "sst2" / "tokenizer"))
 
 
 def test_a_tokenizer_that_is_not_there(tmp_path, random):

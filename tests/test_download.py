@@ -4,10 +4,17 @@ import hashlib
 import io
 import os
 import stat
+import subprocess
+import sys
 import tarfile
+import threading
+import time
 import zipfile
+from pathlib import Path
 
+import huggingface_hub
 import pytest
+from hub_server import HubServer
 from omegaconf import OmegaConf
 
 from mico_exp import archive, cli, download
@@ -120,6 +127,21 @@ def test_a_truncated_archive_leaves_nothing(tmp_path, make):
     assert visible(tmp_path / "tree") == set()
 
 
+def test_a_damaged_directory_of_a_zip_is_one_line_or_harmless(tmp_path):
+    path = make_zip(tmp_path / "archive.zip", {"s_inf/train/model_0/seed_challenge": b"7\n"})
+    content, errors = path.read_bytes(), []
+    for place in range(content.index(b"PK\1\2"), len(content)):
+        path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        tree = tmp_path / f"tree-{place}"
+        try:
+            archive.unpack(path, tree, ["s_inf"])
+            assert (tree / "s_inf" / "train" / "model_0" / "seed_challenge").read_bytes() == b"7\n"
+        except InputError as error:
+            errors.append(str(error))
+    assert len(errors) > 20
+    assert not [error for error in errors if "\n" in error]
+
+
 def test_a_scenario_that_is_not_in_it(tmp_path):
     path = make_zip(tmp_path / "archive.zip", FILES)
     with pytest.raises(InputError, match="holds no scenario cifar10_inf, only purchase100_hi"):
@@ -222,60 +244,243 @@ def test_a_hub_that_cannot_be_reached_says_what_else_to_do(published, capsys, mo
     assert "--from FILE" in error
 
 
-class LocalHub:
-    """Stands in for the network part: a folder with the files of a repository."""
+class NoWaiting:
+    """Stands in for the `time` of a library that waits between attempts."""
 
-    def __init__(self, origin):
-        self.origin = origin
-
-    def __call__(self, repository, repo_type, folder):
-        assert (repository, repo_type) == ("szanella/MICO-purchase100", "dataset")
-        self.repository, self.folder = repository, folder
-        return self
-
-    def files(self):
-        found = [p for p in self.origin.rglob("*") if p.is_file()]
-        return {p.relative_to(self.origin).as_posix(): p.stat().st_size for p in found}
-
-    def fetch(self, names, sizes):
-        for name in names:
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / name).write_bytes((self.origin / name).read_bytes())
-        return self.folder
+    time, sleep = staticmethod(time.time), staticmethod(lambda _: None)
 
 
-def test_the_hub_may_keep_an_archive(published, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "Hub", LocalHub(tmp_path / "given"))
-    assert download.main(["dataset=purchase100"]) == 0
-    for name, content in FILES.items():
-        assert (tmp_path / "data" / "purchase100" / name).read_bytes() == content
-    assert not list(tmp_path.glob("data/**/*.zip"))
+@pytest.fixture(scope="module")
+def session():
+    """The library's connections, closed at the end."""
+    yield
+    huggingface_hub.close_session()
 
 
-def test_an_archive_of_the_hub_that_is_damaged_is_not_kept(published, tmp_path, monkeypatch):
-    published.write_bytes(b"damaged")
-    monkeypatch.setattr(download, "Hub", LocalHub(tmp_path / "given"))
-    assert download.main(["dataset=purchase100"]) == 1
-    assert not list(tmp_path.glob("data/**/*.zip"))
+@pytest.fixture
+def hub(published, session, tmp_path, monkeypatch):
+    """A hub that keeps the tree unpacked; `published` has made the options."""
+    for module in ("utils._http", "file_download"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", NoWaiting)
+    found = HubServer(FILES)
+    with found.running() as endpoint:
+        files = "/{repo_id}/resolve/{revision}/{filename}"
+        constants = "huggingface_hub.constants"
+        monkeypatch.setattr(f"{constants}.ENDPOINT", endpoint)
+        monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", endpoint + files)
+        monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield found
+
+
+TREE = Path("data", "purchase100")
+HI = "purchase100_hi/train/model_0/seed_challenge"
+FETCH = ["dataset=purchase100"]
+
+
+def placed():
+    """Content of every file that a user sees under the challenge's folder."""
+    files = [p.relative_to(TREE) for p in TREE.rglob("*") if p.is_file()]
+    return {p.as_posix(): (TREE / p).read_bytes() for p in files if not p.parts[0].startswith(".")}
+
+
+def of(*scenarios):
+    return {name: content for name, content in FILES.items() if name.startswith(scenarios)}
+
+
+def test_the_hub_may_keep_an_archive(hub, published):
+    hub.files = {"purchase100.zip": published.read_bytes()}
+    assert download.main(FETCH) == 0
+    assert placed() == FILES
+    assert not (TREE / ".download").exists()
+
+
+def test_an_archive_of_the_hub_that_is_damaged_is_not_kept(hub, published, capsys):
+    hub.files = {"purchase100.zip": b"damaged"}
+    assert download.main(FETCH) == 1
+    assert "MD5 must be" in capsys.readouterr().err
+    assert not list(TREE.glob("**/*.zip"))
+
+
+def test_an_archive_of_a_wrong_size_is_refused_before_its_md5(hub, published, capsys):
+    hub.files = {"purchase100.zip": published.read_bytes()}
+    hub.cut = {"purchase100.zip"}
+    assert download.main(FETCH) == 1
+    error = capsys.readouterr().err
+    size = published.stat().st_size
+    assert f"first purchase100.zip ({size - 1:,} of {size:,} bytes)" in error
+    assert "MD5" not in error
+    hub.cut = set()
+    assert download.main(FETCH) == 0
+    assert placed() == FILES
 
 
 @pytest.mark.parametrize("prefix", ["", "some/where/"])
-def test_the_hub_may_keep_the_tree_itself(published, tmp_path, monkeypatch, prefix):
-    for name, content in FILES.items():
-        path = tmp_path / "hub" / (prefix + name)
-        path.parent.mkdir(parents=True)
-        path.write_bytes(content)
-    monkeypatch.setattr(download, "Hub", LocalHub(tmp_path / "hub"))
-    assert download.main(["dataset=purchase100"]) == 0
-    for name, content in FILES.items():
-        assert (tmp_path / "data" / "purchase100" / name).read_bytes() == content
+def test_the_hub_may_keep_the_tree_itself(hub, prefix):
+    hub.files = {prefix + name: content for name, content in FILES.items()}
+    hub.files["docs/purchase100_inf/readme.md"] = b"not a scenario"
+    assert download.main(FETCH) == 0
+    assert placed() == FILES
+    assert not (TREE / ".download").exists()
 
 
-def test_a_hub_with_neither(published, tmp_path, monkeypatch, capsys):
-    (tmp_path / "hub").mkdir()
-    monkeypatch.setattr(download, "Hub", LocalHub(tmp_path / "hub"))
-    assert download.main(["dataset=purchase100"]) == 1
-    assert "neither purchase100.zip nor purchase100_inf" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "neither purchase100.zip nor purchase100_inf"),
+        (of("purchase100_inf"), "neither purchase100.zip nor purchase100_hi"),
+        ({**FILES, f"old/{HI}": b"7"}, "holds purchase100_hi twice"),
+        ({**FILES, "a/../../x": b"7"}, "'a/../../x' would lie outside its folder"),
+    ],
+)
+def test_a_repository_that_does_not_fit(hub, capsys, files, message):
+    hub.files = files
+    assert download.main(FETCH) == 1
+    assert message in capsys.readouterr().err
+    assert hub.sent == []
+    assert placed() == {}
+
+
+def without_the_last_byte(hub):
+    hub.cut = {HI}
+
+
+def with_status(status):
+    return lambda hub: hub.status.update({HI: status})
+
+
+def with_a_connection_that_ends_early(hub):
+    hub.broken = {HI}
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "message"),
+    [
+        (with_status(503), f"1 of 1 files are not here whole, first {HI} (missing)"),
+        (with_status(429), f"1 of 1 files are not here whole, first {HI} (missing)"),
+        (with_status(404), f"1 of 1 files are not here whole, first {HI} (missing)"),
+        (with_a_connection_that_ends_early, f"first {HI} (missing)"),
+        (without_the_last_byte, f"first {HI} (1 of 2 bytes)"),
+    ],
+)
+def test_a_file_that_does_not_come_is_named_and_the_next_attempt_goes_on(
+    hub, capsys, misbehave, message
+):
+    misbehave(hub)
+    assert download.main(FETCH) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert message in error
+    assert "The same command again fetches what is lacking" in error
+    assert placed() == of("purchase100_inf")
+    hub.status, hub.cut, hub.broken, hub.sent[:] = {}, set(), set(), []
+    assert download.main(FETCH) == 0
+    assert placed() == FILES
+    assert not any(name.startswith("purchase100_inf") for name in hub.sent)
+
+
+def test_files_that_are_here_are_not_fetched_again(hub):
+    first, last = (f"purchase100_inf/train/model_{k}/seed_challenge" for k in (0, 9))
+    hub.files = {first: b"7\n", last: b"8\n", **FILES}
+    hub.status = {last: 503}
+    assert download.main(FETCH) == 1
+    assert placed() == {}
+    hub.status = {}
+    assert download.main(FETCH) == 0
+    assert placed() == hub.files
+    assert hub.sent.count(first) == 1
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_half_of_a_scenario_is_none_when_the_hub_fails(hub, capsys, status):
+    """The library returns without an error when files are here and the hub does not answer."""
+    name = "purchase100_inf/train/model_9/seed_challenge"
+    hub.files[name] = b"8\n"
+    here = TREE / ".download" / hub.commit / name
+    here.parent.mkdir(parents=True)
+    here.write_bytes(b"8\n")
+    hub.status = {"tree": status}
+    assert download.main(FETCH) == 1
+    expected = "1 of 2 files are not here whole, first purchase100_inf/train/model_0/seed_challenge"
+    assert expected in capsys.readouterr().err
+    assert placed() == {}
+    hub.status = {}
+    assert download.main(FETCH) == 0
+    assert placed() == hub.files
+
+
+def test_what_was_fetched_of_another_commit_is_not_mixed_in(hub):
+    """Models of two commits may have the same names and sizes."""
+    hub.status = {HI: 503}
+    hub.files["purchase100_hi/train/model_9/seed_challenge"] = b"1\n"
+    assert download.main(FETCH) == 1
+    hub.status = {}
+    hub.files = FILES | {"purchase100_hi/train/model_9/seed_challenge": b"2\n"}
+    assert download.main(FETCH) == 0
+    assert placed() == hub.files
+
+
+def test_what_an_older_version_left_is_not_used(hub):
+    for name in ("purchase100_inf/train/model_0/seed_challenge", "purchase100_hi/dev/model_3/x"):
+        left = TREE / ".download" / name
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"1\n")
+    assert download.main(FETCH) == 0
+    assert placed() == FILES
+    assert not (TREE / ".download").exists()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_listing_without_sizes(hub, published, capsys, packed):
+    """An archive has its MD5; files alone could not be checked."""
+    hub.files = {"purchase100.zip": published.read_bytes()} if packed else FILES
+    hub.sizes = False
+    assert download.main(FETCH) == (0 if packed else 1)
+    assert placed() == (FILES if packed else {})
+    if not packed:
+        assert "does not tell the size of purchase100_inf/train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [503, 429, 404, 401])
+def test_a_listing_that_is_an_error(hub, capsys, status):
+    hub.status = {"listing": status}
+    assert download.main(FETCH) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert str(status) in error[0]
+    assert not Path("data").exists()
+
+
+def test_a_scenario_that_appears_meanwhile_stays_as_it_is(hub, capsys):
+    mine = TREE / "purchase100_inf" / "mine"
+
+    def appear(name):
+        if name.startswith("purchase100_inf"):
+            mine.parent.mkdir()
+            mine.write_bytes(b"mine")
+
+    hub.before = appear
+    assert download.main(FETCH) == 1
+    assert "purchase100_inf: cannot be put in place" in capsys.readouterr().err
+    assert placed() == {"purchase100_inf/mine": b"mine"}
+    assert download.main(FETCH) == 0
+    assert placed() == {"purchase100_inf/mine": b"mine"} | of("purchase100_hi", "purchase100_lo")
+
+
+def test_two_processes_at_once(hub, capsys):
+    both = threading.Barrier(2, timeout=120)
+    hub.before = lambda name: both.wait() if name == "listing" else None
+    other = subprocess.Popen(
+        [sys.executable, "-m", "mico_exp.download", *FETCH],
+        env={**os.environ, "HF_ENDPOINT": huggingface_hub.constants.ENDPOINT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert download.main(FETCH) == 0
+    theirs, error = other.communicate()
+    assert other.returncode == 0, error
+    assert sorted("now in" in shown for shown in (capsys.readouterr().out, theirs)) == [False, True]
+    assert placed() == FILES
+    assert sorted(hub.sent) == sorted(FILES)
 
 
 def test_a_scenario_twice_in_an_archive_is_refused(tmp_path):

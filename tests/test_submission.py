@@ -1,3 +1,5 @@
+import re
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -6,7 +8,7 @@ from conftest import SIZES
 
 from mico_exp import challenge, score, scoring
 from mico_exp.errors import InputError
-from mico_exp.submission import read_submission, write_submission
+from mico_exp.submission import read_submission, submitted_models, write_submission
 
 
 @pytest.fixture
@@ -76,9 +78,12 @@ def test_a_wrong_length_is_refused(tmp_path, scenario, predictions):
 
 def make_zip(path, entries):
     with zipfile.ZipFile(path, "w") as archive:
-        for name, content in entries.items():
+        for name, content in entries.items() if isinstance(entries, dict) else entries:
             archive.writestr(name, content)
     return path
+
+
+ENTRY = "a/b/dev/model_0/prediction.csv"
 
 
 @pytest.mark.parametrize(
@@ -86,15 +91,141 @@ def make_zip(path, entries):
     [
         ({"readme.txt": "hello"}, r"readme\.txt is not of the form"),
         ({"a/b/train/model_0/prediction.csv": "0.5"}, "is not of the form"),
-        ({"a/b/dev/model_0/prediction.csv": "0.5,x"}, "expected comma-separated numbers"),
-        ({"a/b/dev/model_0/prediction.csv": "0.5,nan"}, "must be in"),
-        ({"a/b/dev/model_0/prediction.csv": "0.5\n0.5"}, "expected one line, got 2"),
+        ({"a/b/dev/model_٣/prediction.csv": "0.5"}, "is not of the form"),
+        ({"a/b/dev/model_²/prediction.csv": "0.5"}, "is not of the form"),
+        ({"a/b/dev/model_+3/prediction.csv": "0.5"}, "is not of the form"),
+        ({"./b/dev/model_0/prediction.csv": "0.5"}, "is not of the form"),
+        ({f"./{ENTRY}": "0.5"}, "is not of the form"),
+        ({"a/../dev/model_0/prediction.csv": "0.5"}, "is not of the form"),
+        ({f"{ENTRY}/": "0.5"}, "is not of the form"),
+        ({"a\n/b/dev/model_0/prediction.csv": "0.5"}, r"a\\n/b/dev.* is not of the form"),
+        ({ENTRY: "0.5", "A/b/dev/model_1/prediction.csv": "0.5"}, "one challenge, got A, a"),
+        ({ENTRY: "0.5\n0.5"}, "expected one line, got 2"),
+        ({ENTRY: "0.5\r\n0.5\r\n"}, "expected one line, got 2"),
+        ({ENTRY: ""}, "is empty"),
+        ({ENTRY: " \r\n"}, "is empty"),
+        ({ENTRY: "\ufeff0.5"}, "byte-order mark"),
+        ({ENTRY: "0.5".encode("utf-16")}, "bytes that are not ASCII"),
         ({}, r"no prediction\.csv"),
     ],
 )
 def test_what_is_no_submission(tmp_path, entries, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         read_submission(make_zip(tmp_path / "x.zip", entries))
+    assert "\n" not in str(caught.value)
+
+
+NUMBERS = ["0", "1", "0.5", "1.", ".5", "+0.5", "-0.0", "1e-3", "1E0", "0.1e+1", " 0.5\t", "00.5"]
+NO_NUMBERS = [
+    *("", "x", "nan", "inf", "-inf", "Infinity", "1.5", "-0.1", "1e1", "2e400"),
+    *("0_1", "1_0e-1_0", "0.2_5", "0x1", "0x1p-1", "0b1", "1e", ".", "e1", "--0", "0.5f", "0;5"),
+    *("1/2", "0 .5", "0.5 0.5", "50%", "True", "'0.5'", "0.5\x0b", "0.5\x00"),
+]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_numbers_are_read(tmp_path, end):
+    path = make_zip(tmp_path / "x.zip", {ENTRY: ",".join(NUMBERS) + end})
+    assert read_submission(path)["a/b/dev/model_0"].tolist() == [float(text) for text in NUMBERS]
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+def test_what_is_no_number_is_named_with_its_place(tmp_path, text):
+    path = make_zip(tmp_path / "x.zip", {ENTRY: f"0.5,{text}"})
+    message = f"numbers, each of which must be in [0, 1], got {text!r} as value 2."
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_submission(path)
+
+
+@pytest.mark.parametrize("text", ["\u0663", "0.\u0665", "\uff11", "\u00b2", "0.5\u00a0", "½"])
+def test_digits_are_those_of_ascii(tmp_path, text):
+    path = make_zip(tmp_path / "x.zip", {ENTRY: f"0.5,{text}".encode()})
+    with pytest.raises(InputError, match="not ASCII"):
+        read_submission(path)
+
+
+@pytest.mark.parametrize("text", ["0.5,", ",0.5", "0.5,,0.5"])
+def test_a_blank_is_no_value(tmp_path, text):
+    with pytest.raises(InputError, match="got '' as value"):
+        read_submission(make_zip(tmp_path / "x.zip", {ENTRY: text}))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    "other",
+    [ENTRY, "a/B/dev/model_0/prediction.csv", "a/b/dev/model_00/prediction.csv"],
+)
+@pytest.mark.parametrize("content", ["0.5", "0.25"])
+def test_a_model_twice_is_refused_and_both_are_named(tmp_path, other, content):
+    path = make_zip(tmp_path / "x.zip", [(ENTRY, "0.5"), (other, content)])
+    with pytest.raises(InputError, match=f"one model twice: {ENTRY} and {other}"):
+        read_submission(path)
+    with pytest.raises(InputError, match="one model twice"):
+        submitted_models(path)
+
+
+def test_folders_have_entries_of_their_own(tmp_path):
+    folders = {"a/": "", "a/b/": "", "a/b/dev/": "", "a/b/dev/model_0/": ""}
+    path = make_zip(tmp_path / "x.zip", {**folders, ENTRY: "0.5"})
+    assert list(read_submission(path)) == submitted_models(path) == ["a/b/dev/model_0"]
+
+
+def test_a_file_that_is_far_too_large_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(ENTRY, b"0," * 10**7)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"at most 12,800 bytes, which 200 values .*000"):
+        read_submission(tmp_path / "x.zip", longest=200)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_a_header_that_lies_of_the_size_is_not_believed(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(ENTRY, b"0," * 10**7)
+    content = (tmp_path / "x.zip").read_bytes()
+    true, told = ((size).to_bytes(4, "little") for size in (2 * 10**7, 100))
+    assert content.count(true) == 2
+    (tmp_path / "x.zip").write_bytes(content.replace(true, told))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="cannot be read as a zip: Bad CRC"):
+        read_submission(tmp_path / "x.zip")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_are_refused(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
+        archive.writestr(ENTRY, "0.5")
+    with pytest.raises(InputError, match=f"must be stored or deflated, got method {method}"):
+        read_submission(tmp_path / "x.zip")
+
+
+def test_an_encrypted_file_is_refused(tmp_path):
+    path = make_zip(tmp_path / "x.zip", {ENTRY: "0.5"})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1  # among the flags
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"prediction\.csv is encrypted"):
+        read_submission(path)
+
+
+def test_a_damaged_byte_is_one_line_or_harmless(tmp_path):
+    path = make_zip(tmp_path / "x.zip", {ENTRY: "0.5,0.25"})
+    content, errors = path.read_bytes(), []
+    for place, value in enumerate(content):
+        for other in (255, value ^ 1):
+            path.write_bytes(content[:place] + bytes([other]) + content[place + 1 :])
+            try:
+                (found,) = read_submission(path).values()
+                assert found.tolist() == [0.5, 0.25]
+            except InputError as error:
+                errors.append(str(error))
+    assert len(errors) > len(content)
+    assert not [error for error in errors if "\n" in error]
 
 
 def test_a_file_that_is_no_zip(tmp_path):
@@ -118,6 +249,79 @@ def test_the_mean_is_over_scenarios():
     figures = dict.fromkeys(score.COLUMNS, 0.2), dict.fromkeys(score.COLUMNS, 0.4)
     mean = score.mean_figures(dict(zip("ab", figures, strict=True)))
     assert mean == pytest.approx(dict.fromkeys(score.COLUMNS, 0.3))
+
+
+@pytest.fixture
+def answers(tmp_path):
+    """Writes a truth of two models and a submission of them, and scores it; gives the error."""
+
+    def scored(solutions, predictions, capsys, status=1):
+        for number, text in zip((7, 8), solutions, strict=True):
+            folder = tmp_path / "truth" / "c" / "s" / "final" / f"model_{number}"
+            folder.mkdir(parents=True)
+            (folder / "solution.csv").write_text(text)
+        entries = {
+            f"c/s/final/model_{number}/prediction.csv": text
+            for number, text in zip((7, 8), predictions, strict=True)
+        }
+        path = make_zip(tmp_path / "x.zip", entries)
+        assert score.main([str(path), "--truth", str(tmp_path / "truth")]) == status
+        error = capsys.readouterr().err
+        assert error.count("\n") == status
+        return error
+
+    return scored
+
+
+GOOD = "0.9,0.1,0.8,0.3"
+
+
+@pytest.mark.parametrize(
+    ("second", "found"),
+    [("0.9,0.1,0.8", "got 3"), (GOOD + ",0.5", "got 5"), ("0.9", "got 1")],
+)
+def test_a_wrong_count_is_the_submissions_fault(answers, capsys, second, found):
+    error = answers(["1,0,1,0\n"] * 2, [GOOD, second], capsys)
+    assert "x.zip: c/s/final/model_8/prediction.csv must hold 4 values, as" in error
+    assert "model_8/solution.csv does" in error
+    assert found in error
+
+
+@pytest.mark.parametrize("predictions", [[GOOD, GOOD], [GOOD + ",0.5"] * 2])
+@pytest.mark.parametrize(
+    ("solution", "message"),
+    [
+        ("1,0,1,0,1", "model_8/solution.csv holds 5 values, but that of c/s/final/model_7 4"),
+        ("1,0,1,0,", "got '' among them"),
+        ("1,0,,0", "got '' among them"),
+        ("1,0,0_1,0", "got '0_1' among them"),
+        ("1,0,1.0,0", "got '1.0' among them"),
+        ("1,0,+1,0", "got '+1' among them"),
+        ("1,0,\u0661,0", "not ASCII"),
+        ("\ufeff1,0,1,0", "byte-order mark"),
+        ("1,0\n1,0\n", "expected one line, got 2"),
+        ("", "expected one line of values 0 or 1, got 0"),
+    ],
+)
+def test_a_wrong_truth_is_named_whatever_was_submitted(
+    answers, capsys, solution, message, predictions
+):
+    error = answers(["1,0,1,0", solution], predictions, capsys)
+    assert "model_8/solution.csv" in error
+    assert "x.zip" not in error
+    assert message in error
+
+
+@pytest.mark.parametrize("value", "01")
+def test_a_truth_of_one_class_is_named(answers, capsys, value):
+    error = answers([",".join(value * 4)] * 2, [GOOD] * 2, capsys)
+    assert "truth/c/s/final: the truth must hold members and non-members" in error
+    assert f"got {value} alone" in error
+
+
+def test_windows_line_ends_do_not_matter(answers, capsys):
+    solutions, predictions = ["1,0,1,0\r\n", "1, 0, 1, 0"], [GOOD + "\r\n", GOOD]
+    answers(solutions, predictions, capsys, status=0)
 
 
 def test_any_zip_against_a_folder_of_solutions(tmp_path, capsys):
