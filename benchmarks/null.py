@@ -1,4 +1,4 @@
-"""Challenges over nothing: does any cell find members where the weights say nothing of them?
+"""Challenges over nothing: no cell may find members where the weights say nothing of them.
 
     python benchmarks/null.py            # an hour and a half on two cores
     python benchmarks/null.py --design own shared --models 100 50 50 --cells full
