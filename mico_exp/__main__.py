@@ -7,6 +7,7 @@ import json
 import logging
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,11 +95,10 @@ def _log_choices(cfg: "DictConfig", run: "Run") -> None:
 
 
 def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: "Run") -> "Result":
-    from mico_exp import choices, options, provenance
+    from mico_exp import choices, options
     from mico_exp.cell import evaluate
     from mico_exp.challenge import read_truth
     from mico_exp.errors import InputError
-    from mico_exp.fingerprints import FileFingerprints
 
     truth = read_truth(choices.root(cfg), scenario)
     points = choices.points(scenario)
@@ -106,9 +106,8 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
     run.params["unique_points"] = len(points.unique)
     for phase, targets in points.of_phase.items():
         run.params[f"{phase}_models"] = len(targets)
-    store = choices.store(cfg)
-    files = FileFingerprints(store.fingerprints(scenario.path))
-    run.tags["content"] = provenance.content(scenario, records, files)
+    codes = {name: run.tags[name] for name in ("metric_code", "formula_code")}
+    run.tags |= replace(choices.cell_identity(cfg, scenario, records), **codes).tags()
     extraction = choices.extraction(cfg, scenario, points, records)
     metrics = options.metrics_of_cell(cfg)
     evidence = choices.evidence(extraction, records, metrics)

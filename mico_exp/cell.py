@@ -69,7 +69,7 @@ def evaluate(
         for rate in ("fallback_rate", "out_fallback_rate", "in_fallback_rate"):
             found[f"{SHOWN_AS[phase]}/{rate}"] = getattr(one, rate)
     found["out_fallback_rate"] = found["val/out_fallback_rate"]
-    known = {"train": solution, **dict(_with_both_classes(truth))}
+    known = {"train": solution, **dict(with_both_classes(truth))}
     curves = {}
     for phase, solution in known.items():
         curve = roc(solution, predictions[phase])
@@ -93,9 +93,10 @@ def _figures(solution: Membership, predictions: Predicted, curve: Roc) -> dict[s
     return found
 
 
-def _with_both_classes(
+def with_both_classes(
     truth: Mapping[str, Membership],
 ) -> Iterator[tuple[str, Membership]]:
+    """Give the phases whose points are of both classes; the others have no figures."""
     for phase, solution in truth.items():
         try:
             _check_classes(phase, solution)

@@ -130,6 +130,14 @@ class ModelFolder:
         """Index sets of this model, as far as its seeds are disclosed."""
         return split(sizes, self.seed_challenge, self.seed_training, self.seed_membership)
 
+    def solution(self, sizes: Sizes) -> NDArray[np.bool_] | None:
+        """(2m,) as that of its split, which need not be drawn for it."""
+        if self.seed_membership is None:
+            return None
+        found = np.zeros(2 * sizes.challenge, dtype=bool)
+        found[permutation(self.seed_membership, len(found))[sizes.challenge :]] = True
+        return found
+
 
 @dataclass(frozen=True)
 class Scenario:

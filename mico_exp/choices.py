@@ -4,17 +4,22 @@ With `options`, which does so for metrics and formulas, the one place below the 
 a configuration: all other modules take plain arguments.
 """
 
+import json
 import logging
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mico_exp import provenance
+from mico_exp.cell import evaluate
 from mico_exp.challenge import (
     PHASES,
     ChallengePoints,
@@ -31,6 +36,8 @@ from mico_exp.errors import InputError
 from mico_exp.evaluation import Metric, Processor
 from mico_exp.evidence import Evidence
 from mico_exp.extraction import Extraction
+from mico_exp.fingerprints import FileFingerprints, definition
+from mico_exp.identity import CellIdentity
 from mico_exp.models import MLP, Architecture
 from mico_exp.recipe import PrivacyTarget, Recipe, build
 from mico_exp.soundness import check_records
@@ -135,10 +142,70 @@ def processor(cfg: DictConfig) -> Processor:
 
 
 def allow_nan(cfg: DictConfig) -> bool:
-    """Tell whether to go on with models that are not finite."""
-    if not isinstance(cfg.compute.allow_nan, bool):
-        raise InputError(f"`compute.allow_nan` must be true or false, got {cfg.compute.allow_nan}.")
-    return cfg.compute.allow_nan
+    """Tell whether to go on without models that are not finite."""
+    return _allowed(cfg, "allow_nan")
+
+
+def allow_outliers(cfg: DictConfig) -> bool:
+    """Tell whether to go on without models that are far from the others."""
+    return _allowed(cfg, "allow_outliers")
+
+
+def _allowed(cfg: DictConfig, name: str) -> bool:
+    value = cfg.compute[name]
+    if not isinstance(value, bool):
+        raise InputError(f"`compute.{name}` must be true or false, got {value}.")
+    return value
+
+
+def cell_identity(cfg: DictConfig, found: Scenario, loaded: Records) -> CellIdentity:
+    """What a cell of a scenario hangs on, but for its metric and formula.
+
+    `cfg` is a cell's own, or that of a command which looks at the whole challenge.
+    """
+    files = FileFingerprints(store(cfg).fingerprints(found.path))
+    return CellIdentity(
+        content=provenance.content(found, loaded, files),
+        network_code=architecture(cfg).key,
+        metric_code="",
+        formula_code="",
+        package_code=package_code(),
+        precision=processor(cfg).precision,
+        known_sample=_known_sample(cfg, found),
+        allow_nan=json.dumps(allow_nan(cfg)),
+        allow_outliers=json.dumps(allow_outliers(cfg)),
+    )
+
+
+@cache
+def package_code() -> str:
+    """Hash of the package's code from scores to figures."""
+    return definition(evaluate)
+
+
+def _known_sample(cfg: DictConfig, found: Scenario) -> str:
+    """How many known members and non-members are drawn, as JSON."""
+    option = _scenario_option(cfg, found)
+    wanted = cfg.get("known_sample") or (option and option.known_sample)
+    plain = None if wanted is None else OmegaConf.to_container(wanted, resolve=True)
+    return json.dumps(plain, sort_keys=True)
+
+
+def discloses(cfg: DictConfig, found: Scenario) -> bool:
+    """Tell whether a scenario discloses training sets, by its option where there is one."""
+    option = _scenario_option(cfg, found)
+    return found.discloses if option is None else bool(option.disclose_training)
+
+
+def _scenario_option(cfg: DictConfig, found: Scenario) -> DictConfig | None:
+    """Option of a scenario: a cell's own, or that by its name; None where there is none."""
+    if "scenario" in cfg:
+        return cfg.scenario
+    name = found.name.removeprefix(f"{cfg.dataset.name}_")
+    loader = GlobalHydra.instance().config_loader()
+    if name not in loader.get_group_options("scenario", ObjectType.CONFIG):
+        return None
+    return compose("config", overrides=[f"scenario='{name}'"]).scenario
 
 
 def workers(cfg: DictConfig) -> Workers:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from mico_exp.evaluation import (
 from mico_exp.evidence import Scores
 from mico_exp.fingerprints import FileFingerprints, definition, digest
 from mico_exp.gradients import GradientMetric
+from mico_exp.identity import ScoreIdentity
 from mico_exp.models import (
     Architecture,
     State,
@@ -262,7 +264,6 @@ class Extraction:
     def tasks(self, metrics: Mapping[str, Metric]) -> Iterator[Task]:
         """Every model with the points that it is needed at, and the present addresses."""
         files = FileFingerprints(self.store.fingerprints(self.name))
-        common = (self.architecture.key, self.records.fingerprint, self.processor.precision)
         definitions = {name: definition(metric) for name, metric in metrics.items()}
         with files:
             for phase, folders in self.scenario.phases.items():
@@ -271,20 +272,31 @@ class Extraction:
                     addresses = {}
                     for name, defined in definitions.items():
                         told = self._told(folder, metrics[name])
-                        key = digest(content, *common, defined, *told)
+                        key = self._identity(content, defined, told).key
                         addresses[name] = Address(self.name, phase, folder.path.name, name, key)
                     yield Task(phase, row, folder, self._needed(phase, row), addresses)
 
-    def _told(self, folder: ModelFolder, metric: Metric) -> tuple[str, ...]:
-        """What of a model's training set a metric is told, for the key of its column."""
+    def _identity(self, model: str, metric: str, told: str) -> ScoreIdentity:
+        return ScoreIdentity(
+            model=model,
+            network=self.architecture.key,
+            records=self.records.fingerprint,
+            metric=metric,
+            told=told,
+            precision=self.processor.precision,
+            inference=inference_code(),
+        )
+
+    def _told(self, folder: ModelFolder, metric: Metric) -> str:
+        """What of a model's training set a metric is told."""
         if not wants_known(metric):
-            return ()
+            return ""
         if folder.seed_training is None:
             raise InputError(
                 f"{folder.path / 'seed_training'} is missing: {self.name} does not disclose "
                 "training sets, which the metric needs."
             )
-        return (repr((folder.seed_challenge, folder.seed_training, self.scenario.sizes)),)
+        return repr((folder.seed_challenge, folder.seed_training, self.scenario.sizes))
 
     def _needed(self, phase: str, row: int) -> Indices:
         if phase == "train":
@@ -352,6 +364,12 @@ class Extraction:
             f"{len(column.points)} points, the first record {wrong[0]}, {told}. Has the training "
             "diverged? `compute.allow_nan=true` goes on without."
         )
+
+
+@cache
+def inference_code() -> str:
+    """Hash of the package's code that runs models and computes what they give."""
+    return definition(Work)
 
 
 def wants_known(metric: Metric) -> bool:

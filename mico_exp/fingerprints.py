@@ -115,10 +115,10 @@ def definition(target: Any) -> str:
     packages do: of those the name counts alone. Another minor version of Python compiles otherwise,
     and so gives another hash.
     """
-    return digest(json.dumps(_describe(target, set())))
+    return digest(json.dumps(_describe(target, {})))
 
 
-def _describe(target: Any, seen: set[int]) -> Any:
+def _describe(target: Any, seen: dict[int, Any]) -> Any:
     """Say of a value, as nested lists, what can change what it does; each function once."""
     if isinstance(target, WRITTEN):
         return repr(target)
@@ -140,7 +140,7 @@ def _describe(target: Any, seen: set[int]) -> Any:
         return name
     if id(target) in seen:
         return name
-    seen.add(id(target))
+    seen[id(target)] = target  # held, or its number might be another's
     if isinstance(target, FunctionType):
         cells = [_content(cell) for cell in target.__closure__ or ()]
         parts = [target.__defaults__, target.__kwdefaults__, cells, _mentioned(target)]
@@ -151,7 +151,7 @@ def _describe(target: Any, seen: set[int]) -> Any:
     return _describe_object(target, name, seen)
 
 
-def _describe_object(target: Any, name: str, seen: set[int]) -> Any:
+def _describe_object(target: Any, name: str, seen: dict[int, Any]) -> Any:
     """Say it of what is neither plain data nor a function or class: by its type and its state."""
     if not isinstance(target, BuiltinFunctionType) and hasattr(target, "__array__"):
         array = np.asarray(target)

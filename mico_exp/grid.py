@@ -1,17 +1,25 @@
 """The grid of a scenario, read back from its runs: which cells there are, and how they compare."""
 
 import logging
+import math
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from mico_exp.cell import PREDICTIONS_FILE, Membership, Predicted, read_validation
 from mico_exp.errors import InputError
+from mico_exp.identity import CellIdentity
+from mico_exp.scoring import RANKING_FPR, roc
 from mico_exp.selection import Candidate, Selected, make_rule, selected
 from mico_exp.statistics import RESAMPLES, compare
 from mico_exp.tracking import LoggedRun, Tracker
 
 log = logging.getLogger(__name__)
+VALIDATED = f"val/tpr_at_fpr_{RANKING_FPR}"
 
 
 def scenario_of(run: LoggedRun) -> str:
@@ -29,46 +37,85 @@ def candidate(run: LoggedRun) -> Candidate:
     return Candidate(
         run_id=run.id,
         scenario=scenario_of(run),
-        metric=run.params["metric"],
-        formula=run.params["formula"],
+        metric=run.params.get("metric", ""),
+        formula=run.params.get("formula", ""),
         started=run.started,
         content=run.tags.get("content", ""),
         figures=run.metrics,
     )
 
 
+class Sorted(NamedTuple):
+    """Runs of a scenario that are of the present, and why others are not.
+
+    reasons: how many runs are left out for what. broken: runs that say what none from here would,
+    and what that is.
+    """
+
+    present: list[Candidate]
+    reasons: Counter[str]
+    broken: list[tuple[LoggedRun, str]]
+
+
+def sort_out(runs: Iterable[LoggedRun], expected: Callable[[LoggedRun], CellIdentity]) -> Sorted:
+    """Tell runs of the present from others; `expected` gives what a run hangs on if it is one.
+
+    That raises an `InputError` where a run says what no run from here would.
+    """
+    found = Sorted([], Counter(), [])
+    for run in runs:
+        try:
+            others = expected(run).differences(CellIdentity.of_tags(run.tags))
+        except InputError as error:
+            found.broken.append((run, str(error)))
+            continue
+        if others:
+            found.reasons[" and ".join(others)] += 1
+        else:
+            found.present.append(candidate(run))
+    return found
+
+
 def judge(
     tracker: Tracker,
     candidates: Sequence[Candidate],
+    solution: Membership | None = None,
     rule: str = "max",
     simple_metrics: Sequence[str] = (),
     simple_formulas: Sequence[str] = (),
     resamples: int = RESAMPLES,
+    allow_unreadable: bool = False,
 ) -> Selected:
     """Compare the cells of one scenario by their validation predictions, and choose.
 
     Args:
         tracker: where the predictions are.
         candidates: one for each cell, in the order of the options.
+        solution: (T, P) membership that the predictions must be for; None for what their file says.
         rule: one of `selection.RULES`.
         simple_metrics: for ``one_se``, from the simplest on.
         simple_formulas: the same.
         resamples: draws of models.
+        allow_unreadable: go on without the best cell where its predictions cannot be used.
 
     Raises:
-        InputError: no run's predictions can be read (some that cannot are left out with a
-            warning), or the rule is not known.
+        InputError: no run's predictions can be used, or not those of the best cell as it was
+            logged (others that cannot are left out with a warning); or the rule is not known.
     """
-    readable, validation = [], []
+    usable, validation = [], []
+    unusable: dict[str, str] = {}
     for one in candidates:
         try:
-            validation.append(_validation(tracker, one))
-            readable.append(one)
+            validation.append(_validation(tracker, one, solution))
+            usable.append(one)
         except InputError as error:
+            unusable[one.run_id] = str(error)
             log.warning("%s/%s is left out: %s Run it again.", one.scenario, one.cell, error)
-    choose = make_rule(rule, readable, simple_metrics, simple_formulas)
+    if unusable and not allow_unreadable:
+        _check_best(candidates, unusable)
+    choose = make_rule(rule, usable, simple_metrics, simple_formulas)
     comparison = compare(validation, choose, resamples, halvings(resamples))
-    return selected(readable, comparison)
+    return selected(usable, comparison)
 
 
 def halvings(resamples: int) -> int:
@@ -76,10 +123,45 @@ def halvings(resamples: int) -> int:
     return resamples // 2
 
 
-def _validation(tracker: Tracker, one: Candidate) -> tuple[Membership, Predicted]:
-    """Read membership and validation predictions of a cell."""
+def _check_best(candidates: Sequence[Candidate], unusable: Mapping[str, str]) -> None:
+    """Stop where the best cell, as it was logged, is among those that cannot be used."""
+    best = max(candidates, key=lambda one: _logged(one, VALIDATED))
+    if best.run_id in unusable:
+        raise InputError(
+            f"{best.scenario}: the best cell as it was logged, {best.cell} with TPR "
+            f"{_logged(best, VALIDATED):.4f}, cannot be used: {unusable[best.run_id]} Run it "
+            "again, or go on without it by selection.allow_unreadable=true."
+        )
+
+
+def _logged(one: Candidate, figure: str) -> float:
+    value = one.figures.get(figure, math.nan)
+    return -math.inf if math.isnan(value) else value
+
+
+def _validation(
+    tracker: Tracker, one: Candidate, solution: Membership | None
+) -> tuple[Membership, Predicted]:
+    """Read membership and validation predictions of a cell, and compare them with what is known.
+
+    Raises:
+        InputError: they cannot be read, are of other models, or give another TPR than was logged.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        return read_validation(tracker.artifact(one.run_id, PREDICTIONS_FILE, Path(folder)))
+        told, found = read_validation(tracker.artifact(one.run_id, PREDICTIONS_FILE, Path(folder)))
+    expected = told if solution is None else solution
+    if found.shape != expected.shape:
+        raise InputError(
+            f"its validation predictions must have shape {expected.shape}, got {found.shape}."
+        )
+    if not np.array_equal(told, expected):
+        raise InputError("its predictions are for another membership than the train models have.")
+    logged, value = _logged(one, VALIDATED), roc(expected, found).tpr_at(RANKING_FPR)
+    if not abs(logged - value) < 1e-9:
+        raise InputError(
+            f"its predictions give TPR {value:.4f} in validation, where it logged {logged:.4f}."
+        )
+    return expected, found
 
 
 def order_of(

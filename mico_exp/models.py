@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mico_exp.errors import InputError, first_line
-from mico_exp.fingerprints import FileFingerprints, definition, digest
+from mico_exp.fingerprints import FileFingerprints, definition
 
 State = Mapping[str, Tensor]
 DP_PREFIX = "_module."  # Opacus wraps the model, and its state dict keeps the wrapper's name
@@ -252,8 +252,31 @@ class Architecture:
     def of(cls, option: nn.Module | Callable[[Path], nn.Module]) -> "Architecture":
         """Take a module that serves for all folders, or a function that makes one for a folder."""
         if isinstance(option, nn.Module):
-            return cls(partial(_same, option), digest(definition(type(option)), repr(option)))
+            return cls(partial(_same, option), definition(_anatomy(option)))
         return cls(option, definition(option))
+
+
+def _anatomy(network: nn.Module) -> list[Any]:
+    """All that decides a network's outputs beside what a state dict holds.
+
+    Of every part its class, its plain attributes, what is called before and after it, and its
+    buffers that are not saved; of what is saved the names and shapes alone.
+    """
+    return [[name, *_part(module)] for name, module in network.named_modules()]
+
+
+def _part(module: nn.Module) -> list[Any]:
+    usual = vars(nn.Module()).keys()
+    hooks = {
+        name: list(vars(module)[name].values()) for name in ("_forward_hooks", "_forward_pre_hooks")
+    }
+    saved = [*module._parameters.items(), *module._buffers.items()]
+    shapes = {
+        name: None if one is None else (tuple(one.shape), str(one.dtype)) for name, one in saved
+    }
+    unsaved = {name: module._buffers[name] for name in sorted(module._non_persistent_buffers_set)}
+    plain = {name: value for name, value in vars(module).items() if name not in usual}
+    return [type(module), plain, hooks, shapes, unsaved]
 
 
 def _same(module: nn.Module, folder: Path) -> nn.Module:  # noqa: ARG001

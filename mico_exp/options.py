@@ -5,6 +5,7 @@ Beside `choices`, the one place below the commands that reads a configuration.
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
@@ -16,13 +17,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 
+from mico_exp import variants
 from mico_exp.calibration import Formula
 from mico_exp.choices import make
 from mico_exp.cli import quote_choices
 from mico_exp.errors import InputError, first_line
 from mico_exp.evaluation import GRADIENTS, LOGITS, Metric, family_of
 from mico_exp.evidence import Attack
-from mico_exp.fingerprints import definition, digest
+from mico_exp.fingerprints import digest
 
 log = logging.getLogger(__name__)
 COMBINED = "all"  # the metric that stands for several
@@ -265,41 +267,44 @@ def label(cfg: DictConfig, group: str) -> str:
     ``rmia_offline[a=0.5]`` is another column of the grid than ``rmia_offline``.
     """
     name = str(cfg[group].name)
-    changed = [text.removeprefix(f"{group}.function.") for text in changes(cfg, group)]
-    return f"{name}[{', '.join(changed)}]" if changed else name
+    if _is_combined(group, name):
+        return combined_label(narrowed(cfg))
+    return variants.label(name, _changed(cfg, group))
+
+
+def combined_label(names: Sequence[str] | None) -> str:
+    """Name of ``all``, or of what it is narrowed to."""
+    return COMBINED if names is None else f"{COMBINED}[metrics=[{','.join(names)}]]"
 
 
 def changes(cfg: DictConfig, group: str) -> list[str]:
-    """Overrides that make a metric's or formula's option file what it is here."""
-    if group == "metric" and cfg.metric.name == COMBINED:
+    """Overrides that make a metric's or formula's option file what it is here.
+
+    Raises:
+        InputError: it is not its option file with other arguments.
+    """
+    if _is_combined(group, cfg[group].name):
         names = narrowed(cfg)
         return [] if names is None else [f"metrics=[{','.join(names)}]"]
-    usual = _leaves(option_of(group, cfg[group].name)[group].function)
-    here = _leaves(cfg[group].function)
-    return [
-        f"{group}.function.{key}={_typed(value)}"
-        for key, value in here.items()
-        if key not in usual or usual[key] != value
-    ]
+    return variants.overrides(group, _changed(cfg, group))
 
 
-def _typed(value: Any) -> str:
-    """Value as Hydra's grammar reads it back; plain words stay as they are."""
-    if isinstance(value, str) and value.isidentifier() and value not in ("null", "true", "false"):
-        return value
-    return json.dumps(value)
+def _is_combined(group: str, name: str) -> bool:
+    return group == "metric" and name == COMBINED
 
 
-def _leaves(option: Any, prefix: str = "") -> dict[str, Any]:
-    """Values of a configuration by their dotted keys; a list is one value."""
-    found: dict[str, Any] = {}
-    plain: Any = OmegaConf.to_container(option, resolve=True)
-    for key, value in plain.items():
-        if isinstance(value, dict):
-            found |= _leaves(OmegaConf.create(value), f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
+def _changed(cfg: DictConfig, group: str) -> dict[str, Any]:
+    name = str(cfg[group].name)
+    return variants.changed(group, name, _function(group, name), _plain(cfg[group].function))
+
+
+def _function(group: str, name: str) -> Any:
+    """`_target_` and arguments of an option, as its file has them."""
+    return _plain(option_of(group, name)[group].function)
+
+
+def _plain(option: Any) -> Any:
+    return OmegaConf.to_container(option, resolve=True)
 
 
 def code(cfg: DictConfig, group: str) -> str:
@@ -307,19 +312,87 @@ def code(cfg: DictConfig, group: str) -> str:
 
     Runs of other code are other experiments, whatever they are called.
     """
-    if group == "metric" and cfg.metric.name == COMBINED:
-        made = _made_metrics(narrowed(cfg) or single_metrics())
-        return digest(*(f"{name} {definition(one)}" for name, one in made))
-    return definition(make(cfg[group].function))
+    if _is_combined(group, cfg[group].name):
+        return _combined_code(tuple(metrics_of_cell(cfg)))
+    return variants.code(_plain(cfg[group].function))
 
 
 @cache
-def present_code(group: str, name: str, overrides: tuple[str, ...] = ()) -> str:
-    """Hash of what an option does now, with some of its values changed.
+def _combined_code(names: tuple[str, ...]) -> str:
+    return digest(*(f"{name} {variants.code(_function('metric', name))}" for name in names))
 
-    Empty where it cannot be made: there can be no runs of it that could be used.
+
+@cache
+def present_code(
+    group: str, name: str, changes: tuple[str, ...] = (), disclosed: bool = False
+) -> str:
+    """Hash of what an option does now, with some of its arguments set otherwise.
+
+    Args:
+        group: metric or formula.
+        name: of the option.
+        changes: overrides, which need not be from here.
+        disclosed: the scenario discloses training sets, which decides what ``all`` stands for.
+
+    Raises:
+        InputError: there is no such option here, a change is no change of an argument of it, or
+            what it names cannot be imported.
     """
+    if name not in option_names(group):
+        raise InputError(f"there is no {group}={name[:80]} here")
+    if _is_combined(group, name):
+        names = _narrowed_by(changes)
+        return _combined_code(tuple(names or all_metrics(disclosed=disclosed)))
+    usual = _function(group, name)
+    function = variants.applied(usual, variants.read(group, changes, usual))
     try:
-        return code(option_of(group, name, *overrides), group)
-    except Exception:  # whatever it is that keeps it from being made
-        return ""
+        return variants.code(function)
+    except Exception as error:  # whatever the import of it raises
+        raise InputError(f"{group}={name} cannot be used: {first_line(error)}") from error
+
+
+def _narrowed_by(changes: Sequence[Any]) -> list[str] | None:
+    """Names that changes narrow ``all`` to; None where there is none.
+
+    Raises:
+        InputError: they do something else, or name what is not here.
+    """
+    if not changes:
+        return None
+    pattern, known = re.compile(r"metrics=\[([^\[\]]+)\]"), single_metrics()
+    found = pattern.fullmatch(str(changes[0])) if len(changes) == 1 else None
+    names = found[1].split(",") if found else []
+    if not names or any(name not in known for name in names):
+        raise InputError(
+            f"a change must be `metrics=[<names>]` of metrics here, got {str(changes[0])[:80]!r}."
+        )
+    return names
+
+
+def logged_code(group: str, labelled: str, written: str, disclosed: bool) -> str:
+    """Hash of what a run's metric or formula does now, by what the run says of itself.
+
+    Args:
+        group: metric or formula.
+        labelled: its name, ``rmia_offline[a=0.5]``.
+        written: its changes, a JSON list of overrides.
+        disclosed: as in `present_code`.
+
+    Raises:
+        InputError: the run says what no run from here would.
+    """
+    name = labelled.partition("[")[0]
+    try:
+        texts = json.loads(written)
+    except (ValueError, RecursionError):
+        texts = None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"its changes must be a list of texts, got {written[:80]!r}")
+    found = present_code(group, name, tuple(texts), disclosed)
+    if _is_combined(group, name):
+        expected = combined_label(_narrowed_by(texts))
+    else:
+        expected = variants.label(name, variants.read(group, texts, _function(group, name)))
+    if labelled != expected:
+        raise InputError(f"it is called {labelled[:80]}, but its changes make it {expected}")
+    return found

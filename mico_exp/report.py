@@ -6,9 +6,8 @@ network and no server. Truth of dev and final is shown where it is known, and ne
 
 import base64
 import io
-import shlex
+import json
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,41 +15,40 @@ from typing import TYPE_CHECKING, Any
 
 from mico_exp import cli
 
+CELL = ("metric", "formula")
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from omegaconf import DictConfig
 
     from mico_exp.cell import Membership, Predicted
-    from mico_exp.challenge import Scenario
+    from mico_exp.choosing import Chosen, Here
     from mico_exp.figures import Curve
-    from mico_exp.selection import Candidate, Selected
-    from mico_exp.tracking import LoggedRun, Tracker
-
-# Overrides that a repeated sweep says by itself, or need not say.
-SWEPT = {"dataset", "scenario", "metric", "formula", "metrics", "plots", "sweep"}
+    from mico_exp.selection import Selected
+    from mico_exp.tracking import LoggedRun
 
 
 def command(cfg: "DictConfig") -> None:
     """Compare, draw and write."""
     from mico_exp.atomic import write_text
-    from mico_exp.choosing import check_selection, choose, find_scenarios, finished_cells
+    from mico_exp.choosing import check_selection, choose, find_scenarios
     from mico_exp.tracking import Tracker
 
     check_selection(cfg)
-    scenarios, contents = find_scenarios(cfg)
+    scenarios = find_scenarios(cfg)
     tracker = Tracker(cfg.challenge, Path.cwd(), create=False)
-    runs = finished_cells(cfg, tracker)
-    chosen = choose(cfg, tracker, runs, contents)
-    by_id = {run.id: run for run in runs}
-    shown = [_scenario(name, selected, by_id, contents[name]) for name, selected in chosen.items()]
-    rocs = _rocs(cfg, tracker, scenarios, chosen)
+    chosen = choose(cfg, tracker, scenarios)
+    shown = [_scenario(name, one, scenarios[name]) for name, one in chosen.items()]
     path = Path(cfg.reports) / f"{cfg.challenge}.html"
-    write_text(path, _page(cfg, shown, rocs))
+    write_text(path, _page(cfg, shown, _rocs(cfg, scenarios, chosen), _commands(chosen)))
     print(f"Report: {path.absolute().as_uri()}")
 
 
 def _page(
-    cfg: "DictConfig", scenarios: Sequence[Mapping[str, Any]], rocs: Sequence[Mapping[str, str]]
+    cfg: "DictConfig",
+    scenarios: Sequence[Mapping[str, Any]],
+    rocs: Sequence[Mapping[str, str]],
+    commands: Sequence[str],
 ) -> str:
     """Fill the template."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -73,7 +71,7 @@ def _page(
         scenarios=scenarios,
         phases=[p for p in ("dev", "final") if any(p in one["came_out"] for one in scenarios)],
         rocs=rocs,
-        commands=_commands(scenarios),
+        commands=commands,
         versions=[pair for one in scenarios for pair in one["versions"]],
     )
 
@@ -90,13 +88,9 @@ def _count(value: str | int) -> str:
     return f"{int(value):,}"
 
 
-def _scenario(
-    name: str, selected: "Selected", runs: Mapping[str, "LoggedRun"], content: str
-) -> dict[str, Any]:
+def _scenario(name: str, chosen: "Chosen", here: "Here") -> dict[str, Any]:
     """Gather what the page shows of one scenario."""
-    from mico_exp.choosing import came_out
-
-    of_cells = [runs[verdict.run_id] for verdict in selected.cells]
+    selected, runs = chosen.selected, chosen.runs
     best = runs[selected.best.run_id]
     heatmap, alt = _heatmap(name, selected, best)
     epsilon = best.params.get("epsilon", "None")
@@ -107,15 +101,14 @@ def _scenario(
         "alike": selected.alike,
         "procedure": selected.procedure,
         "procedure_interval": selected.procedure_interval,
-        "came_out": came_out(selected),
+        "came_out": chosen.came_out,
         "params": {"dev_models": None, "final_models": None, **best.params},
         "privacy": "none" if epsilon == "None" else f"DP-SGD, ε = {float(epsilon):g}",
         "heatmap": heatmap,
         "heatmap_alt": alt,
-        "cost": _cost(of_cells),
-        "overrides": [run.tags.get("overrides", "") for run in of_cells],
+        "cost": _cost([runs[verdict.run_id] for verdict in selected.cells]),
         "versions": [
-            (f"{name}: models, records and seeds", content),
+            (f"{name}: models, records and seeds", here.identity.content),
             (f"{name}: metric {selected.best.metric}", best.tags["metric_code"]),
             (f"{name}: formula {selected.best.formula}", best.tags["formula_code"]),
             (f"{name}: code of the chosen run", best.tags["code_version"]),
@@ -149,18 +142,16 @@ def _heatmap(name: str, selected: "Selected", run: "LoggedRun") -> tuple[str, st
 
 
 def _rocs(
-    cfg: "DictConfig",
-    tracker: "Tracker",
-    scenarios: Mapping[str, "Scenario"],
-    chosen: Mapping[str, "Selected"],
+    cfg: "DictConfig", scenarios: Mapping[str, "Here"], chosen: Mapping[str, "Chosen"]
 ) -> list[dict[str, str]]:
     """Draw the chosen cells of all scenarios, in validation and where final is known."""
     curves: dict[str, list[Curve]] = {"validation": [], "final": []}
-    for name, selected in chosen.items():
-        place = len(curves["validation"])
-        label = f"{name}, {selected.best.cell}"
-        found = _predicted(cfg, tracker, scenarios[name], selected.best)
-        for phase, (solution, predictions) in found.items():
+    for place, (name, one) in enumerate(chosen.items()):
+        label, here = f"{name}, {one.selected.best.cell}", scenarios[name]
+        known = {"validation": here.solution}
+        known |= {"final": here.truth["final"]} if "final" in one.came_out else {}
+        for phase, solution in known.items():
+            predictions = one.predictions["train" if phase == "validation" else phase]
             curves[phase].append(_curve(label, place, solution, predictions))
     return [_roc(cfg.challenge, phase, group) for phase, group in curves.items() if group]
 
@@ -175,23 +166,6 @@ def _roc(challenge: str, phase: str, curves: Sequence["Curve"]) -> dict[str, str
         "caption": f"{phase.capitalize()}, with 95 % intervals over models; points mark the "
         "official false positive rates on every curve.",
     }
-
-
-def _predicted(
-    cfg: "DictConfig", tracker: "Tracker", scenario: "Scenario", best: "Candidate"
-) -> "dict[str, tuple[Membership, Predicted]]":
-    """Membership and predictions of a chosen run in validation, and in final where it is known."""
-    from mico_exp import choices
-    from mico_exp.cell import PREDICTIONS_FILE, read_predictions, read_validation
-    from mico_exp.challenge import read_truth
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = tracker.artifact(best.run_id, PREDICTIONS_FILE, Path(folder))
-        found = {"validation": read_validation(path)}
-        truth = read_truth(choices.root(cfg), scenario).get("final")
-        if truth is not None and truth.any() and not truth.all():
-            found["final"] = truth, read_predictions(path)["final"]
-    return found
 
 
 def _curve(label: str, place: int, solution: "Membership", predictions: "Predicted") -> "Curve":
@@ -209,39 +183,39 @@ def _embedded(figure: "Figure") -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _commands(scenarios: Sequence[Mapping[str, Any]]) -> list[str]:
+def _commands(chosen: Mapping[str, "Chosen"]) -> list[str]:
     """Say what to type to have all this again: the sweeps, then the choice, then this report."""
     from hydra.core.hydra_config import HydraConfig
 
-    sweeps: dict[tuple[str, str, str], dict[str, list[str]]] = {}
-    for one in scenarios:
-        parameters = one["params"]
-        for verdict, given in zip(one["cells"], one["overrides"], strict=True):
-            others = [text for text in _words(given) if text.split("=")[0] not in SWEPT]
-            key = (parameters["dataset"], shlex.join(others), parameters["scenario"])
-            metric, formula = verdict.cell.split("/")
+    from mico_exp import advice
+
+    sweeps: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for one in chosen.values():
+        for verdict in one.selected.cells:
+            run = one.runs[verdict.run_id]
+            key = run.params["dataset"], run.params["scenario"], *_overrides(run)
+            metric, formula = (
+                run.params[group].partition("[")[0] for group in ("metric", "formula")
+            )
             sweeps.setdefault(key, {}).setdefault(metric, []).append(formula)
-    rectangles: dict[tuple[str, str, str, str], list[str]] = {}
-    for (dataset, more, scenario), grid in sweeps.items():
-        for formulas in dict.fromkeys(map(tuple, grid.values())):
-            metrics = ",".join(name for name, have in grid.items() if tuple(have) == formulas)
-            key_of = (dataset, metrics, ",".join(formulas), more)
-            rectangles.setdefault(key_of, []).append(scenario)
-    commands = [
-        f"python -m mico_exp dataset={dataset} scenario={','.join(names)} metric={metrics} "
-        f"formula={formulas} {more} -m".replace("  ", " ")
-        for (dataset, metrics, formulas, more), names in rectangles.items()
-    ]
     typed = [text for text in HydraConfig.get().overrides.task if not text.startswith("reports=")]
-    last = [f"python -m mico_exp.{name}" for name in ("select_best", "report")]
-    return commands + [f"{command} {shlex.join(typed)}".rstrip() for command in last]
+    last = [advice.command(f"mico_exp.{name}", *typed) for name in ("select_best", "report")]
+    return advice.repeat(sweeps) + last
 
 
-def _words(given: str) -> list[str]:
-    try:
-        return shlex.split(given)
-    except ValueError:  # of a version that joined them with blanks
-        return given.split()
+def _overrides(run: "LoggedRun") -> list[str]:
+    """What a sweep is to be told beside its grid to make a run of it again.
+
+    Changes of the cell's own options have been compared with what these options have.
+    """
+    from mico_exp import advice
+
+    changes = [
+        json.loads(run.tags.get(f"{group}_changes", "[]")) for group in ("metric", "formula")
+    ]
+    kept = dict.fromkeys(advice.logged(run.tags.get("overrides", "")))
+    here = [text for text in advice.given() if text.startswith("paths.")]
+    return [*kept, *here, *changes[0], *changes[1]]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ Choose = Callable[[Floats, Floats, Floats], NDArray[np.int64]]
 LEVEL = 95  # per cent, of every interval
 RESAMPLES = 1000
 HALVINGS = 500
+SEED = 0  # of all draws
 
 
 class Interval(NamedTuple):

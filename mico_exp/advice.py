@@ -1,0 +1,107 @@
+"""Commands that a person is told to type: whole, quoted, and made of what is known here.
+
+What a run says that it was made with is repeated only where it sets what figures hang on, by plain
+keys: a run may be somebody else's, and what is printed is pasted.
+"""
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Of a run's overrides those that decide its figures, and of this session's where things are.
+OF_RUN = ("dataset.", "scenario.", "seed=", "compute.precision=", "compute.allow_")
+OF_HERE = ("paths.", "dataset.", "compute.precision=", "compute.allow_")
+PLAIN_KEY = re.compile(
+    r"\+{0,2}[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*([./][A-Za-z0-9]+(_[A-Za-z0-9]+)*)*"
+)
+GRID = "metric=loss,confidence formula=0,1,2"
+
+
+def command(module: str, *words: str) -> str:
+    """Write a command with this session's folder of options: ``python -m mico_exp …``."""
+    return " ".join(["python -m", module, *map(shlex.quote, [*_config_dir(), *words])])
+
+
+def _config_dir() -> list[str]:
+    """``--config-dir`` as it was given here, if it was."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"--config-dir={one.path}" for one in sources if one.provider == "command-line"]
+
+
+def sweep(
+    datasets: Iterable[str], scenarios: Iterable[str], grid: Sequence[str], more: Sequence[str]
+) -> str:
+    """Write the sweep of a grid over scenarios, ``metric=… formula=…``."""
+    where = [f"dataset={_listed(datasets)}", f"scenario={_listed(scenarios)}"]
+    return command("mico_exp", *where, *grid, *more, "-m")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Option names as one override's value, each once; quoted where Hydra's grammar wants it."""
+    plain = re.compile(r"[A-Za-z0-9_./+:%@-]+")  # `cli` quotes what looks like a number
+    return ",".join(name if plain.fullmatch(name) else f"'{name}'" for name in dict.fromkeys(names))
+
+
+def advice(cfg: "DictConfig", missing: Sequence[str]) -> str:
+    """Say what makes the runs that are missing of some scenarios."""
+    from mico_exp.choices import of_challenge
+    from mico_exp.choosing import preset_cell
+
+    configs = of_challenge(cfg)
+    datasets = [str(configs[name].dataset.name) for name in missing]
+    scenarios = [
+        name.removeprefix(f"{dataset}_") for name, dataset in zip(missing, datasets, strict=True)
+    ]
+    grid = GRID.split()
+    if cfg.preset.cells is not None:
+        cells = [str(preset_cell(cfg, name)).split("/") for name in missing]
+        metrics, formulas = zip(*cells, strict=True)
+        grid = [f"metric={_listed(metrics)}", f"formula={_listed(formulas)}"]
+    return f"Run: {sweep(datasets, scenarios, grid, given())}"
+
+
+def given() -> list[str]:
+    """Overrides of this session that decide what is compared, and where it is."""
+    return [text for text in HydraConfig.get().overrides.task if text.startswith(OF_HERE)]
+
+
+def logged(overrides: str) -> list[str]:
+    """What of a run's overrides may be repeated."""
+    try:
+        words = shlex.split(overrides)
+    except ValueError:
+        return []
+    return [word for word in words if word.lstrip("+").startswith(OF_RUN) and _is_plain(word)]
+
+
+def _is_plain(override: str) -> bool:
+    key, _, value = override.partition("=")
+    return bool(PLAIN_KEY.fullmatch(key)) and "_target_" not in value
+
+
+def repeat(sweeps: Mapping[tuple[str, ...], Mapping[str, Sequence[str]]]) -> list[str]:
+    """Write sweeps again, as few as have the same cells.
+
+    sweeps: (dataset, scenario, *overrides) → metric → its formulas.
+    """
+    rectangles: dict[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for (dataset, scenario, *more), grid in sweeps.items():
+        for formulas in dict.fromkeys(map(tuple, grid.values())):
+            metrics = tuple(name for name, have in grid.items() if tuple(have) == formulas)
+            key = (dataset, metrics, formulas, tuple(more))
+            rectangles.setdefault(key, []).append(scenario)
+    return [
+        sweep(
+            [dataset],
+            scenarios,
+            [f"metric={_listed(metrics)}", f"formula={_listed(formulas)}"],
+            more,
+        )
+        for (dataset, metrics, formulas, more), scenarios in rectangles.items()
+    ]
