@@ -58,8 +58,19 @@ def make(option: Any) -> Any:
 
 
 def records(cfg: DictConfig) -> Records:
-    """Load the data set of `cfg.dataset`, once in a process: all cells of a sweep share it."""
-    return _records(OmegaConf.to_yaml(cfg.dataset.records, resolve=True))
+    """Load the data set of `cfg.dataset`, once in a process: all cells of a sweep share it.
+
+    Raises:
+        InputError: it cannot be loaded, or holds another number of records than is told.
+    """
+    loaded = _records(OmegaConf.to_yaml(cfg.dataset.records, resolve=True))
+    told, found = cfg.dataset.num_records, len(loaded.labels)
+    if told is not None and told != found:
+        raise InputError(
+            f"`dataset.num_records` must be the number of records, {told!r} as told, but {found} "
+            f"were loaded: seeds point into all of them. Are {cfg.dataset.name}'s records complete?"
+        )
+    return loaded
 
 
 @cache
@@ -133,6 +144,7 @@ def extraction(
         workers(cfg),
         known(cfg, found),
         allow_nan=allow_nan(cfg),
+        allow_outliers=allow_outliers(cfg),
     )
 
 
@@ -210,7 +222,7 @@ def _scenario_option(cfg: DictConfig, found: Scenario) -> DictConfig | None:
 
 def workers(cfg: DictConfig) -> Workers:
     """Make those who run models, and check that they can."""
-    allow_nan(cfg)
+    allow_nan(cfg), allow_outliers(cfg)
     made: Workers = make(cfg.compute.workers)
     made.check(processor(cfg))
     return made

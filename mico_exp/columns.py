@@ -12,7 +12,7 @@ import logging
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mico_exp.atomic import write_bytes
 from mico_exp.challenge import Indices
 from mico_exp.errors import first_line
+from mico_exp.vitals import Vitals
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
@@ -82,6 +83,10 @@ class Column:
         found: Floats = self.scores[np.searchsorted(self.points, points)]
         return found
 
+    def forgotten(self) -> "Column":
+        """The same points without their scores, NaN."""
+        return Column(self.points, np.full(self.scores.shape, np.nan))
+
     def merged(self, other: "Column") -> "Column":
         """Both columns together; they share no point."""
         if not len(self.points):
@@ -134,6 +139,10 @@ class ScoreStore:
         """Lock that whoever extracts a scenario holds."""
         return self.folder / scenario / ".lock"
 
+    def vitals(self, scenario: str, key: str) -> Path:
+        """File of the vitals of a scenario's models."""
+        return self.folder / scenario / f"vitals_{key[:KEY_IN_NAME]}.npz"
+
     def read(self, address: Address) -> Column:
         """Read a column; an empty one if it is not there or its file is damaged."""
         path = self.path(address)
@@ -168,3 +177,30 @@ def _read(path: Path) -> tuple[str, Column]:
         if column.points.shape != column.scores.shape or column.points.ndim != 1:
             raise ValueError(f"{column.points.shape} points, {column.scores.shape} scores")
         return str(file["key"]), column
+
+
+def read_vitals(path: Path, phases: Sequence[str]) -> Vitals | None:
+    """Read vitals; None if they are not there or the file is damaged."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            parts = [
+                {phase: file[f"{name}_{phase}"] for phase in phases} for name in ("logit", "right")
+            ]
+            return Vitals(*parts)
+    except FileNotFoundError:
+        return None
+    except DAMAGED as error:
+        log.warning("%s is damaged and will be made anew: %s", path, error)
+        return None
+
+
+def write_vitals(path: Path, found: Vitals) -> None:
+    """Write vitals in one piece."""
+    buffer = io.BytesIO()
+    arrays = {
+        f"{name}_{phase}": rows
+        for name, part in (("logit", found.logit), ("right", found.right))
+        for phase, rows in part.items()
+    }
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, buffer.getbuffer(), durable=False)

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,14 @@ from tqdm import tqdm
 
 from mico_exp.atomic import exclusive, remove_leftovers
 from mico_exp.challenge import ChallengePoints, Indices, KnownSample, ModelFolder, Scenario
-from mico_exp.columns import Address, Column, Floats, ScoreStore
+from mico_exp.columns import (
+    Address,
+    Column,
+    Floats,
+    ScoreStore,
+    read_vitals,
+    write_vitals,
+)
 from mico_exp.datasets import Records, fingerprint_arrays
 from mico_exp.errors import InputError, MetricError
 from mico_exp.evaluation import (
@@ -38,6 +45,7 @@ from mico_exp.evidence import Scores
 from mico_exp.fingerprints import FileFingerprints, definition, digest
 from mico_exp.gradients import GradientMetric
 from mico_exp.identity import ScoreIdentity
+from mico_exp.metrics import logit, margin
 from mico_exp.models import (
     Architecture,
     State,
@@ -48,10 +56,12 @@ from mico_exp.models import (
     weights_file,
 )
 from mico_exp.soundness import Trial, about_logits, check_records, trial_of
+from mico_exp.vitals import Vitals
 from mico_exp.workers import Local, Workers
 
 log = logging.getLogger(__name__)
 KEPT_BYTES = 128 << 20  # of models that are read once, to be checked and to be run
+VITAL = {"logit": logit, "margin": margin}
 MODELS_AT_ONCE = 25  # that can stack: more make it no faster, and would only cost memory
 
 
@@ -91,6 +101,8 @@ class Extraction:
         known: phase → each model's sample of known members and non-members.
         allow_nan: go on where models have weights or scores that are not finite. Their scores
             are NaN then, and calibration leaves them out.
+        allow_outliers: go on without models that are far from the others (`Vitals.outliers`),
+            in the same way.
     """
 
     def __init__(
@@ -105,12 +117,16 @@ class Extraction:
         known: Mapping[str, Sequence[KnownSample]] | None = None,
         *,
         allow_nan: bool = False,
+        allow_outliers: bool = False,
     ) -> None:
         self.scenario, self.points, self.records = scenario, points, records
         self.architecture, self.store = architecture, store
         self.processor, self.workers = processor or Processor(), workers or Local()
         self.known, self.allow_nan = dict(known or {}), allow_nan
+        self.allow_outliers = allow_outliers
         self.name = scenario.path
+        self._sound: set[Path] = set()  # folders of models that have been checked
+        self._states: dict[Path, State] = {}  # of small ones, that need not be read again
 
     def read(self, metric_name: str, metric: Metric) -> Scores | None:
         """Read one metric's scores; None if any is missing.
@@ -121,7 +137,8 @@ class Extraction:
             InputError: scores are not finite, and `allow_nan` is off.
         """
         tasks = list(self.tasks({metric_name: metric}))
-        wanted = (*(task.addresses[metric_name] for task in tasks), self.allow_nan)
+        addresses = (task.addresses[metric_name] for task in tasks)
+        wanted = (*addresses, self.allow_nan, sorted(self._left_out))
         samples = [sample.points for phase in self.known.values() for sample in phase]
         points = fingerprint_arrays(self.points.unique, *self.points.of_phase.values(), *samples)
         key = digest(repr(wanted), str(self.store.folder.absolute()), points)
@@ -139,7 +156,9 @@ class Extraction:
             column = self.store.read(task.addresses[metric_name])
             if len(column.lacks(task.points)):
                 return None
-            if not self.allow_nan and not np.isfinite(column.scores).all():
+            if (task.phase, task.row) in self._left_out:
+                column = column.forgotten()
+            elif not self.allow_nan and not np.isfinite(column.scores).all():
                 raise self._not_finite(task, metric_name, column)
             own[task.phase].append(column.at(self.points.of_phase[task.phase][task.row]))
             if task.phase == "train":
@@ -186,21 +205,22 @@ class Extraction:
             ]
             if missing:
                 self.workers.check(self.processor)
-                states = self._check_models([task.folder.path for task, _ in missing])
-                self._check_soundness(missing, metrics)
+                folders = [task.folder.path for task, _ in missing]
+                self._check_models(folders)
+                lacking = [points for _, points in missing]
+                self._check_soundness(folders, self._asked(lacking, metrics.values()))
                 groups = list(self._alike(missing, alone=family == GRADIENTS))
-                self._compute_all(groups, metrics, states, family)
+                self._compute_all(groups, metrics, family)
             return len(missing)
 
     def _compute_all(
         self,
         groups: Sequence[list[tuple[Task, Indices]]],
         metrics: Mapping[str, Metric],
-        states: dict[Path, State],
         family: str,
     ) -> None:
         work = Work(self.architecture, self.records, metrics, self.processor)
-        shards = (self._shard(group, states, metrics.values()) for group in groups)
+        shards = (self._shard(group, metrics.values()) for group in groups)
         title = f"Extracting {family} of {self.name} on {self.workers.describe(self.processor)}"
         with progress(title, sum(map(len, groups))) as bar:
             started, points = time.perf_counter(), 0
@@ -211,13 +231,70 @@ class Extraction:
                 bar.set_postfix_str(f"{rate:,.0f} points/s", refresh=False)
                 bar.update(len(groups[i]))
 
-    def _check_models(self, folders: Sequence[Path]) -> dict[Path, State]:
+    def look(self) -> Vitals:
+        """Take the models' vitals, once for models, records and points as they are.
+
+        Raises:
+            InputError: as `compute`.
+        """
+        path = self.store.vitals(self.name, self._vitals_key())
+        if (found := read_vitals(path, list(self.points.of_phase))) is None:
+            with exclusive(self.store.lock(self.name), f"extracting {self.name}"):
+                found = read_vitals(path, list(self.points.of_phase)) or self._look()
+                write_vitals(path, found)
+        return found
+
+    def _vitals_key(self) -> str:
+        keys = [task.addresses["logit"].key for task in self.tasks({"logit": logit})]
+        return digest(*keys, fingerprint_arrays(*self.points.of_phase.values()))
+
+    def _look(self) -> Vitals:
+        self.workers.check(self.processor)
+        folders = [model.path for _, model in self.scenario.models()]
+        self._check_models(folders)
+        own = [points for rows in self.points.of_phase.values() for points in rows]
+        self._check_soundness(folders, self._asked(own, ()))
+        pairs = list(zip(folders, own, strict=True))
+        size = MODELS_AT_ONCE if can_stack(self.architecture.make(folders[0])) else 1
+        groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        work = Work(self.architecture, self.records, VITAL, self.processor)
+        found = {name: np.empty((len(own), len(own[0]))) for name in VITAL}
+        with progress(f"Looking at models of {self.name}", len(pairs)) as bar:
+            for i, scores in self.workers.map(work, map(self._own_shard, groups)):
+                for name, rows in scores.items():
+                    found[name][i * size : i * size + len(rows)] = rows
+                bar.update(len(groups[i]))
+        ends = np.cumsum([len(rows) for rows in self.points.of_phase.values()])[:-1]
+        phases = list(self.points.of_phase)
+        of_phase = {name: np.split(rows, ends) for name, rows in found.items()}
+        right = [rows > 0 for rows in of_phase["margin"]]
+        return Vitals(
+            dict(zip(phases, of_phase["logit"], strict=True)), dict(zip(phases, right, strict=True))
+        )
+
+    def _own_shard(self, group: Sequence[tuple[Path, Indices]]) -> Shard:
+        """Models at their own points."""
+        folders = tuple(folder for folder, _ in group)
+        return Shard(folders, np.stack([points for _, points in group]), self._read_states(folders))
+
+    def _read_states(self, folders: Sequence[Path]) -> tuple[State, ...] | None:
+        """Weights that have been read already; None where any has not."""
+        if not all(folder in self._states for folder in folders):
+            return None
+        return tuple(self._states[folder] for folder in folders)
+
+    @cached_property
+    def _left_out(self) -> set[tuple[str, int]]:
+        """Models that are gone on without, for being far from the others."""
+        return set(self.look().outliers()) if self.allow_outliers else set()
+
+    def _check_models(self, folders: Sequence[Path]) -> None:
         """Read every model once, before long work, so that a broken one is found now.
 
-        Where all of them are small they are given back, and need not be read again.
+        Where all of them are small they are kept, and need not be read again.
         """
+        folders = [folder for folder in folders if folder not in self._sound]
         sick: dict[Path, str] = {}
-        kept: dict[Path, State] = {}
         keep = sum(weights_file(folder).stat().st_size for folder in folders) <= KEPT_BYTES
         for folder in tqdm(
             folders, desc="Checking models", unit="model", leave=False, disable=None
@@ -225,7 +302,7 @@ class Extraction:
             made = self.architecture.make(folder)
             state = load_state(weights_file(folder), made, mapped=not keep)
             if keep:
-                kept[folder] = state
+                self._states[folder] = state
             if bad := not_finite(state):
                 sick[folder] = f"{bad} of {sum(t.numel() for t in state.values())}"
         if sick and not self.allow_nan:
@@ -236,14 +313,10 @@ class Extraction:
             )
         for path, share in sick.items():
             log.warning("%s: %s weights are not finite; its scores count for nothing", path, share)
-        return kept
+        self._sound |= set(folders)
 
-    def _check_soundness(
-        self, missing: Sequence[tuple[Task, Indices]], metrics: Mapping[str, Metric]
-    ) -> None:
+    def _check_soundness(self, folders: Sequence[Path], asked: Indices) -> None:
         """Check the records that will be asked for, and what a model gives for a handful."""
-        folders = [task.folder.path for task, _ in missing]
-        asked = self._asked([lacking for _, lacking in missing], metrics.values())
         check_records(self.records, asked, self.architecture.make(folders[0]))
         trial = Trial(self.architecture, self.records, self.processor, self.allow_nan)
         list(self.workers.map(trial, [trial_of(self.records, asked, folders)]))
@@ -330,7 +403,6 @@ class Extraction:
     def _shard(
         self,
         group: Sequence[tuple[Task, Indices]],
-        states: dict[Path, State],
         metrics: Iterable[Metric],
     ) -> Shard:
         first = group[0][1]
@@ -343,8 +415,7 @@ class Extraction:
         if any(map(wants_known, metrics)):
             splits = [task.folder.split(self.scenario.sizes) for task, _ in group]
             known = tuple(np.sort(one.training) for one in splits if one.training is not None)
-        read = tuple(states.pop(folder) for folder in folders) if states else None
-        return Shard(folders, points, read, known)
+        return Shard(folders, points, self._read_states(folders), known)
 
     def _keep(self, group: Sequence[tuple[Task, Indices]], scores: Mapping[str, Floats]) -> None:
         for i, (task, lacking) in enumerate(group):
