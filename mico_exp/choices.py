@@ -213,7 +213,11 @@ def _scenario_option(cfg: DictConfig, found: Scenario) -> DictConfig | None:
     """Option of a scenario: a cell's own, or that by its name; None where there is none."""
     if "scenario" in cfg:
         return cfg.scenario
-    name = found.name.removeprefix(f"{cfg.dataset.name}_")
+    return _scenario(found.name.removeprefix(f"{cfg.dataset.name}_"))
+
+
+@cache
+def _scenario(name: str) -> DictConfig | None:
     loader = GlobalHydra.instance().config_loader()
     if name not in loader.get_group_options("scenario", ObjectType.CONFIG):
         return None

@@ -134,8 +134,14 @@ def own_act(x):
 
 @pytest.mark.parametrize(
     "change",
-    [{"slope": 0.2}, {"act": torch.tanh}, {"act": own_act}, {"mask": 2.0}, {"hook": doubled}]
-    + [{"inner": 3}],
+    [
+        {"slope": 0.2},
+        {"act": torch.tanh},
+        {"act": own_act},
+        {"mask": 2.0},
+        {"hook": doubled},
+        {"inner": 3},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_whatever_is_not_saved_with_the_weights_is_part_of_a_network(change):
