@@ -164,7 +164,10 @@ def _about_numbers(place: Path, phase: str, expected: int, numbers: Sequence[int
 def _check_model(
     path: Path, phase: str, sizes: Sizes, architecture: Architecture
 ) -> tuple[ModelFolder, str, int]:
-    """Read a model's seeds, solution and weights; with their digest, and how many are no number."""
+    """Read a model's seeds, solution and weights.
+
+    Returns the model, the digest of its weights, and how many of them are not finite.
+    """
     model = read_model(path)
     if phase == "train":
         disclosed(model, sizes)

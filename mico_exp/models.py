@@ -313,11 +313,14 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def _several(folder: Path, names: Sequence[str]) -> str:
-    """Say that a folder holds several weights files, and which of them seem to be stale."""
+    """Say that a folder holds several weights files, and which are the older: a copy looks new."""
     times = {name: (folder / name).lstat().st_mtime_ns for name in names}
     older = [name for name in names if times[name] < max(times.values())]
-    advice = f"{' and '.join(older)}, the older" if older else "all but the one that is the model's"
-    return f"{folder} must hold one weights file, got {' and '.join(names)}. Remove {advice}."
+    hint = f" (by its time stamp {' and '.join(older)})" if older else ""
+    return (
+        f"{folder} must hold one weights file, got {' and '.join(names)}. "
+        f"Remove what is stale{hint}."
+    )
 
 
 class Fingerprint(NamedTuple):

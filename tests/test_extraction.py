@@ -159,6 +159,16 @@ def test_models_that_diverged_are_counted_and_refused(open_extraction, evaluated
     assert evaluated == []
 
 
+def test_damaged_weights_are_refused_before_any_model_runs(open_extraction, evaluated, tree):
+    path = tree / "digits" / "digits_inf" / "final" / "model_16" / "model.pt"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"data/0") + 500] ^= 16  # of a weight: the file still loads
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"model_16/model\.pt.*differs from its checksum"):
+        open_extraction().compute(METRICS)
+    assert evaluated == []
+
+
 def test_models_that_diverged_count_for_nothing_when_asked(open_extraction, tree):
     break_models(tree, "train/model_4", "dev/model_13")
     job = open_extraction(allow_nan=True)

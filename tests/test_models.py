@@ -319,13 +319,13 @@ def test_a_key_with_and_without_the_prefix_is_refused(tmp_path, state, prefixed_
 @pytest.mark.parametrize(
     ("times", "advice"),
     [
-        ({"model.pt": 1, "model.safetensors": 2}, "Remove model.pt, the older."),
-        ({"model.pt": 2, "pytorch_model.bin": 1}, "Remove pytorch_model.bin, the older."),
+        ({"model.pt": 1, "model.safetensors": 2}, "(by its time stamp model.pt)."),
+        ({"model.pt": 2, "pytorch_model.bin": 1}, "(by its time stamp pytorch_model.bin)."),
         (
             {"model.pt": 1, "model.safetensors": 3, "pytorch_model.bin": 2},
-            "Remove model.pt and pytorch_model.bin, the older.",
+            "(by its time stamp model.pt and pytorch_model.bin).",
         ),
-        ({"model.pt": 1, "model.safetensors": 1}, "Remove all but the one that is the model's."),
+        ({"model.pt": 1, "model.safetensors": 1}, "Remove what is stale."),
     ],
 )
 def test_several_weights_files_are_refused(tmp_path, times, advice):
