@@ -123,7 +123,7 @@ def test_an_interrupt_ends_as_without_ray(tmp_path):
     own = ["--config-dir=options", "metric=slow", "scenario=inf", *small]
     command = [sys.executable, "-m", "mico_exp", *own, "compute=ray", "compute.num_workers=1"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (tmp_path / "started").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
