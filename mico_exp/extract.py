@@ -19,6 +19,7 @@ def command(cfg: "DictConfig") -> None:
     from mico_exp import choices, options
 
     choices.workers(cfg)
+    choices.privacy(cfg)
     metrics = options.extracted_metrics(cfg)
     records = choices.records(cfg)
     scenario = choices.scenario(cfg, records)

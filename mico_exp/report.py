@@ -42,7 +42,10 @@ def command(cfg: "DictConfig") -> None:
     runs = finished_cells(cfg, tracker)
     chosen = choose(cfg, tracker, runs, contents)
     by_id = {run.id: run for run in runs}
-    shown = [_scenario(name, selected, by_id, contents[name]) for name, selected in chosen.items()]
+    shown = [
+        _scenario(scenarios[name], selected, by_id, contents[name])
+        for name, selected in chosen.items()
+    ]
     rocs = _rocs(cfg, tracker, scenarios, chosen)
     path = Path(cfg.reports) / f"{cfg.challenge}.html"
     write_text(path, _page(cfg, shown, rocs))
@@ -91,15 +94,15 @@ def _count(value: str | int) -> str:
 
 
 def _scenario(
-    name: str, selected: "Selected", runs: Mapping[str, "LoggedRun"], content: str
+    scenario: "Scenario", selected: "Selected", runs: Mapping[str, "LoggedRun"], content: str
 ) -> dict[str, Any]:
     """Gather what the page shows of one scenario."""
     from mico_exp.choosing import came_out
 
+    name = scenario.name
     of_cells = [runs[verdict.run_id] for verdict in selected.cells]
     best = runs[selected.best.run_id]
     heatmap, alt = _heatmap(name, selected, best)
-    epsilon = best.params.get("epsilon", "None")
     return {
         "name": name,
         "chosen": selected.verdict,
@@ -109,7 +112,7 @@ def _scenario(
         "procedure_interval": selected.procedure_interval,
         "came_out": came_out(selected),
         "params": {"dev_models": None, "final_models": None, **best.params},
-        "privacy": "none" if epsilon == "None" else f"DP-SGD, ε = {float(epsilon):g}",
+        "privacy": _privacy(scenario, best.params.get("epsilon", "None")),
         "heatmap": heatmap,
         "heatmap_alt": alt,
         "cost": _cost(of_cells),
@@ -123,6 +126,18 @@ def _scenario(
             (f"{name}: the chosen run", best.id),
         ],
     }
+
+
+def _privacy(scenario: "Scenario", epsilon: str) -> str:
+    """Say the ε of the option that a run had, and the one that the models record."""
+    from mico_exp.diagnosis import check_epsilon
+
+    asked = None if epsilon == "None" else float(epsilon)
+    recorded, odd = check_epsilon(scenario, asked)
+    option = "none" if asked is None else f"DP-SGD, ε = {asked:g}"
+    if recorded is None:
+        return option
+    return f"{option} (recorded: {recorded}{', which differs' if odd else ''})"
 
 
 def _cost(runs: Sequence["LoggedRun"]) -> dict[str, float]:
