@@ -57,8 +57,10 @@ def command(cfg: "DictConfig") -> None:
         plots = choices.plots(cfg)
         choices.workers(cfg)  # what is wrong with them is said before anything is read or built
         options.named_metrics(cfg)
+        choices.privacy(cfg)
         records = choices.records(cfg)
         scenario = choices.scenario(cfg, records)
+        _log_epsilon(cfg, scenario, run)
         result = _evaluate(cfg, records, scenario, run)
         _log_result(result, run)
         if plots:
@@ -94,6 +96,17 @@ def _log_choices(cfg: "DictConfig", run: "Run") -> None:
         run.tags[f"{group}_changes"] = json.dumps(options.changes(cfg, group))
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
     (run.artifacts / "config.yaml").write_text(resolved, encoding="utf-8")
+
+
+def _log_epsilon(cfg: "DictConfig", scenario: "Scenario", run: "Run") -> None:
+    """Log the ε that the models themselves record, and warn where it is not the scenario's."""
+    from mico_exp.diagnosis import check_epsilon
+
+    recorded, odd = check_epsilon(scenario, cfg.scenario.epsilon)
+    if recorded:
+        run.params["recorded_epsilon"] = recorded
+    if odd:
+        _warn_once(odd.message)
 
 
 def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: "Run") -> "Result":

@@ -21,6 +21,7 @@ def command(cfg: "DictConfig") -> None:
     from mico_exp.challenge import scenario_folder
     from mico_exp.recipe import build
 
+    choices.privacy(cfg)  # what is wrong with it is said before anything is read
     records = choices.records(cfg)
     recipe = choices.recipe(cfg, len(records.labels))
     if recipe is None:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -442,6 +443,49 @@ def read_seed(path: Path) -> int:
     if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > MAX_SEED:
         raise InputError(f"{path}: a seed must be an integer in [0, 2^63 - 1], got {text[:40]!r}.")
     return int(text)
+
+
+class EpsilonRange(NamedTuple):
+    """Lowest and highest ε that the folders of some models record; infinite without privacy."""
+
+    low: float
+    high: float
+    models: int
+
+    def __str__(self) -> str:
+        return "–".join(dict.fromkeys(f"{value:g}" for value in (self.low, self.high)))
+
+
+def recorded_epsilon(scenario: Scenario) -> dict[str, EpsilonRange]:
+    """Find the range of ε in each phase, over the models that record theirs; most record none.
+
+    Raises:
+        InputError: a file ``epsilon`` holds something else.
+    """
+    found = {}
+    for phase, models in scenario.phases.items():
+        values = [read_epsilon(model.path / "epsilon") for model in models]
+        if known := [value for value in values if value is not None]:
+            found[phase] = EpsilonRange(min(known), max(known), len(known))
+    return found
+
+
+def read_epsilon(path: Path) -> float | None:
+    """Read the ε that a model was trained with; ``inf`` is no privacy, None no such file.
+
+    Raises:
+        InputError: it is no positive number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: ε must be readable as text, got: {error}.") from error
+    number = r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|\+?inf(inity)?"
+    if not re.fullmatch(number, text, flags=re.IGNORECASE) or not float(text) > 0:
+        raise InputError(f"{path}: ε must be a number above 0 or inf, got {text[:40]!r}.")
+    return float(text)
 
 
 def read_solution(path: Path, length: int | None = None) -> NDArray[np.bool_]:

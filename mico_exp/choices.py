@@ -6,6 +6,7 @@ a configuration: all other modules take plain arguments.
 
 import json
 import logging
+import math
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,6 @@ def recipe(cfg: DictConfig, num_records: int) -> Recipe | None:
         raise InputError(f"`dataset.model` must be an MLP to be built, got {type(mlp).__name__}.")
     if set(cfg.dataset.phases) != set(PHASES):
         raise InputError(f"`dataset.phases` must name {PHASES}, got {list(cfg.dataset.phases)}.")
-    target = None
-    if cfg.scenario.epsilon is not None:
-        target = PrivacyTarget(cfg.scenario.epsilon, cfg.scenario.delta, how.clip_norm)
     return Recipe(
         challenge=cfg.challenge,
         scenario=scenario_name(cfg),
@@ -116,9 +114,32 @@ def recipe(cfg: DictConfig, num_records: int) -> Recipe | None:
         models={phase: cfg.dataset.phases[phase] for phase in PHASES},
         widths=tuple(mlp.widths),
         plan=Plan(how.steps, how.batch_size, make(how.optimizer)),
-        privacy=target,
+        privacy=privacy(cfg),
         disclose_training=cfg.scenario.disclose_training,
     )
+
+
+def epsilon(cfg: DictConfig) -> float | None:
+    """Read the ε of the chosen scenario, wherever its models come from; None without privacy."""
+    value = cfg.scenario.epsilon
+    if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
+        raise InputError(
+            f"`scenario.epsilon` must be a finite number above 0, got {value!r}; "
+            "`scenario.epsilon=null` is without differential privacy."
+        )
+    return value
+
+
+def privacy(cfg: DictConfig) -> PrivacyTarget | None:
+    """Read the privacy that the chosen scenario is built with; None without, or if not built here.
+
+    Raises:
+        InputError: no build can meet it, or there is no such ε.
+    """
+    asked, how = epsilon(cfg), cfg.dataset.recipe
+    if asked is None or how is None:
+        return None
+    return PrivacyTarget(asked, cfg.scenario.delta, how.clip_norm)
 
 
 def scenario(cfg: DictConfig, loaded: Records) -> Scenario:

@@ -4,6 +4,7 @@ Unlike the pipeline, which stops at the first thing that is wrong, this goes on 
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mico_exp.accountant import TOLERANCE
 from mico_exp.challenge import (
     PHASES,
     ChallengePoints,
+    EpsilonRange,
     Indices,
     ModelFolder,
     Scenario,
@@ -28,6 +31,7 @@ from mico_exp.challenge import (
     model_number,
     read_model,
     read_truth,
+    recorded_epsilon,
 )
 from mico_exp.datasets import Records
 from mico_exp.errors import InputError
@@ -52,6 +56,8 @@ POINTS_ASKED = 256
 MODELS_ASKED = 20  # for the check of members' scores
 CLEARLY = 3.0  # standard errors
 ENOUGH_MEMBERS = 500  # for a difference that is not clear to mean that there is none
+
+ALIKE = 0.05  # relative difference of two ε that is none
 
 
 @dataclass(frozen=True)
@@ -319,6 +325,47 @@ def check_truth(root: Path, scenario: Scenario) -> list[Finding]:
     except InputError as error:
         return [Finding(scenario.path, str(error))]
     return []
+
+
+def check_epsilon(
+    scenario: Scenario, asked: float | None = None, *, known: bool = True
+) -> tuple[EpsilonRange | None, Finding | None]:
+    """Compare the ε that models record with the scenario's, and each phase's with the others'.
+
+    No attack reads it, so whatever is found is only noted.
+
+    Args:
+        scenario: its models.
+        asked: the scenario's ε; None without differential privacy.
+        known: whether that is known at all; else phases alone are compared.
+
+    Returns:
+        the range over all models, None where none records its own, and what is odd about it.
+    """
+    try:
+        recorded = recorded_epsilon(scenario)
+    except InputError as error:
+        return None, Finding(scenario.path, str(error), fatal=False)
+    if not recorded:
+        return None, None
+    lows, highs, models = zip(*recorded.values(), strict=True)
+    every = EpsilonRange(min(lows), max(highs), sum(models))
+    target = math.inf if asked is None else asked
+    if known and not (_alike(every.low, target) and _alike(every.high, target)):
+        option = "null, no differential privacy" if asked is None else f"{asked:g}"
+        odd = f"`scenario.epsilon` is {option}"
+    elif not (_alike(min(lows), max(lows)) and _alike(min(highs), max(highs))):
+        odd = "phases differ"
+    else:
+        return every, None
+    told = [f"{e} in {e.models} {phase} models" for phase, e in recorded.items()]
+    message = f"{scenario.path}: recorded is ε = {', '.join(told)}, but {odd}."
+    return every, Finding(scenario.path, message, fatal=False)
+
+
+def _alike(one: float, other: float) -> bool:
+    """Tell whether two ε are the same but for how closely a search for noise meets its target."""
+    return one == other or abs(one - other) <= max(ALIKE * other, TOLERANCE + 1e-4) < math.inf
 
 
 def examine(

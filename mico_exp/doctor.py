@@ -57,6 +57,7 @@ def _examine(
     from mico_exp.diagnosis import (
         Finding,
         as_scenario,
+        check_epsilon,
         check_members,
         check_soundness,
         check_truth,
@@ -83,6 +84,11 @@ def _examine(
         return reports, None
     scenario = as_scenario(cfg.challenge, name, sizes, reports)
     findings += check_truth(root, scenario)
+    option = name.removeprefix(f"{cfg.dataset.name}_")
+    known = option in options.option_names("scenario")
+    asked = choices.epsilon(options.option_of("scenario", option)) if known else None
+    if odd := check_epsilon(scenario, asked, known=known)[1]:
+        findings.append(odd)
     if records is None or evaluator is None:
         return reports, None
     points = challenge_points(scenario)

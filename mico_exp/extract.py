@@ -20,6 +20,7 @@ def command(cfg: "DictConfig") -> None:
     from mico_exp.fingerprints import FileFingerprints
 
     choices.workers(cfg)
+    choices.privacy(cfg)
     metrics = options.extracted_metrics(cfg)
     records = choices.records(cfg)
     scenario = choices.scenario(cfg, records)

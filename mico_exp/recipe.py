@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from mico_exp.accountant import DELTAS, EPSILONS, noise_multiplier, spent_epsilon
 from mico_exp.atomic import exclusive, new_folder, remove_leftovers, write_text
 from mico_exp.challenge import (
     MAX_SEED,
@@ -33,33 +34,35 @@ from mico_exp.datasets import Records, inputs_at
 from mico_exp.errors import InputError
 from mico_exp.models import DP_PREFIX, StackedMLP
 from mico_exp.soundness import check_training
-from mico_exp.training import (
-    Plan,
-    Privacy,
-    initial_mlps,
-    noise_multiplier,
-    spent_epsilon,
-    train,
-)
+from mico_exp.training import Plan, Privacy, initial_mlps, train
 
 log = logging.getLogger(__name__)
 RECORD = "build.json"
+CLIP_NORMS = (1e-20, 1e20)  # the noise is σ·C, in single precision
 MODELS_AT_ONCE = 50  # trained as one and written as one: what an interruption can cost
 
 
 @dataclass(frozen=True)
 class PrivacyTarget:
-    """(ε, δ) that DP-SGD is to meet, and its clipping norm C."""
+    """(ε, δ) that DP-SGD is to meet, as far as the accountant can tell, and its clipping norm C."""
 
     epsilon: float
     delta: float
     clip_norm: float
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "delta", "clip_norm"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not value > 0:
-                raise InputError(f"`{name}` must be above 0, got {value!r}.")
+        without = "; `scenario.epsilon=null` trains without differential privacy"
+        _check_number("epsilon", self.epsilon, EPSILONS, without)
+        _check_number("delta", self.delta, DELTAS)
+        _check_number("clip_norm", self.clip_norm, CLIP_NORMS)
+
+
+def _check_number(name: str, value: float, within: tuple[float, float], advice: str = "") -> None:
+    low, high = within
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        rule = f"must be a number from {low:g} to {high:g}"
+        raise InputError(f"`{name}` {rule}, got {value!r}{advice}.")
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,14 @@ class Recipe:
     disclose_training: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or self.seed < 0:
+        if type(self.seed) is not int or self.seed < 0:
             raise InputError(f"`seed` must be a whole number of at least 0, got {self.seed!r}.")
         if self.plan.batch_size > self.sizes.training:
             raise InputError(
                 f"`batch_size` must be at most `len_training` = {self.sizes.training}, "
                 f"got {self.plan.batch_size}."
             )
-        if not all(isinstance(n, int) and n >= 0 for n in self.models.values()):
+        if not all(type(n) is int and n >= 0 for n in self.models.values()):
             raise InputError(f"`phases` must be whole numbers, got {self.models}.")
 
     @property
@@ -123,13 +126,15 @@ def build(root: Path, recipe: Recipe, records: Records) -> bool:
     """Build what is missing of a scenario under `root`; says whether anything was.
 
     Raises:
-        InputError: the folder was built by another recipe, or not by this command at all.
+        InputError: the folder was built by another recipe, or not by this command at all, or no
+            noise gives the privacy that is asked for.
     """
     folder = scenario_folder(root, recipe.challenge, recipe.scenario)
     _check_record(folder, recipe)
     if not list(_missing(root, recipe)):
         return False
     check_training(initial_mlps(1, recipe.widths, torch.Generator()), records)
+    privacy = _privacy(recipe)  # what cannot be met is said before anything is written
     lock = folder.with_name(f".{recipe.scenario}.lock")
     with exclusive(lock, f"building {folder}"):
         _check_record(folder, recipe)
@@ -137,7 +142,6 @@ def build(root: Path, recipe: Recipe, records: Records) -> bool:
         remove_leftovers(folder)
         remove_leftovers(scenario_folder(truth_folder(root), recipe.challenge, recipe.scenario))
         missing = set(_missing(root, recipe))
-        privacy = _privacy(recipe) if missing else None
         total = sum(recipe.models.values())
         done = total - len(missing)
         with tqdm(

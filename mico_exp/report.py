@@ -93,7 +93,6 @@ def _scenario(name: str, chosen: "Chosen", here: "Here") -> dict[str, Any]:
     selected, runs = chosen.selected, chosen.runs
     best = runs[selected.best.run_id]
     heatmap, alt = _heatmap(name, selected, best)
-    epsilon = best.params.get("epsilon", "None")
     return {
         "name": name,
         "chosen": selected.verdict,
@@ -103,7 +102,7 @@ def _scenario(name: str, chosen: "Chosen", here: "Here") -> dict[str, Any]:
         "procedure_interval": selected.procedure_interval,
         "came_out": chosen.came_out,
         "params": {"dev_models": None, "final_models": None, **best.params},
-        "privacy": "none" if epsilon == "None" else f"DP-SGD, ε = {float(epsilon):g}",
+        "privacy": _privacy(here.scenario, best.params.get("epsilon", "None")),
         "heatmap": heatmap,
         "heatmap_alt": alt,
         "cost": _cost([runs[verdict.run_id] for verdict in selected.cells]),
@@ -116,6 +115,18 @@ def _scenario(name: str, chosen: "Chosen", here: "Here") -> dict[str, Any]:
             (f"{name}: the chosen run", best.id),
         ],
     }
+
+
+def _privacy(scenario: "Scenario", epsilon: str) -> str:
+    """Say the ε of the option that a run had, and the one that the models record."""
+    from mico_exp.diagnosis import check_epsilon
+
+    asked = None if epsilon == "None" else float(epsilon)
+    recorded, odd = check_epsilon(scenario, asked)
+    option = "none" if asked is None else f"DP-SGD, ε = {asked:g}"
+    if recorded is None:
+        return option
+    return f"{option} (recorded: {recorded}{', which differs' if odd else ''})"
 
 
 def _cost(runs: Sequence["LoggedRun"]) -> dict[str, float]:

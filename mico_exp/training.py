@@ -12,7 +12,6 @@ Axes: M models, B batch positions, n training records of a model, F features, C 
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,7 +41,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name, value in (("steps", self.steps), ("batch_size", self.batch_size)):
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise InputError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
 
 
@@ -180,32 +179,3 @@ def privatise(
     noise = torch.empty_like(clipped_sum).normal_(generator=generator)
     noise *= privacy.noise_multiplier * privacy.clip_norm
     return (clipped_sum + noise) / expected_batch_size
-
-
-def noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
-    """Find the noise multiplier σ that makes DP-SGD (ε, δ)-private, by Opacus's PRV accountant."""
-    from opacus.accountants.utils import get_noise_multiplier  # 1.5 s that only a DP build needs
-
-    with warnings.catch_warnings():
-        # The PRV accountant asks the looser RDP one for a first guess, which then complains.
-        warnings.filterwarnings("ignore", message="Optimal order is the largest alpha")
-        sigma: float = get_noise_multiplier(
-            target_epsilon=epsilon,
-            target_delta=delta,
-            sample_rate=sample_rate,
-            steps=steps,
-            accountant="prv",
-        )
-    return sigma
-
-
-def spent_epsilon(sigma: float, delta: float, sample_rate: float, steps: int) -> float:
-    """Give the ε that `steps` of DP-SGD spend at δ, by the same accountant."""
-    from opacus.accountants import PRVAccountant
-
-    accountant = PRVAccountant()
-    accountant.history = [(sigma, sample_rate, steps)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Optimal order is the largest alpha")
-        epsilon: float = accountant.get_epsilon(delta)
-    return epsilon
