@@ -22,7 +22,6 @@ from mico_exp.challenge import (
     ModelFolder,
     Scenario,
     Sizes,
-    challenge_points,
     check_solution,
     disclosed,
     equal_seeds,
@@ -49,6 +48,7 @@ from mico_exp.models import (
     weights_file,
 )
 from mico_exp.soundness import Trial, check_records, trial_of
+from mico_exp.vitals import Mask, Vitals, findings
 
 log = logging.getLogger(__name__)
 BYTES_PER_SCORE = 12  # an index and a score
@@ -214,43 +214,13 @@ def check_soundness(
     return []
 
 
-def check_members(
-    scenario: Scenario, records: Records, architecture: Architecture, evaluator: Evaluator
-) -> Finding | None:
-    """Check on up to 20 train models that members have the higher mean of log p_y.
-
-    Without differential privacy they clearly have. If not, the records are in another order than
-    the one that the seeds refer to, or belong to other models.
-    """
-    models = scenario.phases["train"][:MODELS_ASKED]
-    points = challenge_points(Scenario("", "", scenario.sizes, {"train": models}))
-    scores = _scores(models, points.of_phase["train"], records, architecture, evaluator)
-    members, others = scores[points.solution], scores[~points.solution]
-    gap = members.mean() - others.mean()
-    error = np.sqrt(members.var() / members.size + others.var() / others.size)
-    if gap > CLEARLY * error:
-        return None
-    return Finding(
-        scenario.path,
-        f"{scenario.path}: members' mean log p_y exceeds non-members' by {gap:.3f} ± {error:.3f} "
-        f"({members.size} of each under {len(models)} models), but without differential privacy "
-        "it must do so clearly. Are the records in the competition's order?",
-        fatal=members.size >= ENOUGH_MEMBERS,
-    )
-
-
-def _scores(
-    models: Sequence[ModelFolder],
-    points: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-    records: Records,
-    architecture: Architecture,
-    evaluator: Evaluator,
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    rows = []
-    for model, own in zip(models, points, strict=True):
-        one = evaluator.load(architecture, [model.path])
-        rows.append(evaluator.scores(one, records, own[None], {"loss": loss})["loss"][0])
-    return np.stack(rows)
+def check_vitals(scenario: Scenario, vitals: Vitals, solution: Mask) -> list[Finding]:
+    """Note what seems wrong with a scenario's models; none of it keeps an attack from running."""
+    names = {
+        phase: [str(model.path) for model in models] for phase, models in scenario.phases.items()
+    }
+    found = findings(vitals, solution, names)
+    return [Finding(scenario.path, f"{scenario.path}: {line}", fatal=False) for line in found]
 
 
 def estimate(
@@ -328,7 +298,7 @@ def check_truth(root: Path, scenario: Scenario) -> list[Finding]:
 
 
 def check_epsilon(
-    scenario: Scenario, asked: float | None = None, *, known: bool = True
+    scenario: Scenario, asked: float | None = None, known: bool = True
 ) -> tuple[EpsilonRange | None, Finding | None]:
     """Compare the ε that models record with the scenario's, and each phase's with the others'.
 

@@ -4,6 +4,7 @@
 """
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -15,8 +16,12 @@ from mico_exp.terminal import show
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from mico_exp.challenge import ChallengePoints, Scenario
+    from mico_exp.datasets import Records
     from mico_exp.diagnosis import Cost, Finding, PhaseReport
+    from mico_exp.vitals import Mask, Vitals
 
+MODELS_ASKED = 20  # of train, where a doctor is the first to ask
 MOST_FINDINGS = 20  # listed; the table counts all
 
 
@@ -58,9 +63,9 @@ def _examine(
         Finding,
         as_scenario,
         check_epsilon,
-        check_members,
         check_soundness,
         check_truth,
+        check_vitals,
         estimate,
         examine,
     )
@@ -84,10 +89,7 @@ def _examine(
         return reports, None
     scenario = as_scenario(cfg.challenge, name, sizes, reports)
     findings += check_truth(root, scenario)
-    option = name.removeprefix(f"{cfg.dataset.name}_")
-    known = option in options.option_names("scenario")
-    asked = choices.epsilon(options.option_of("scenario", option)) if known else None
-    if odd := check_epsilon(scenario, asked, known=known)[1]:
+    if odd := check_epsilon(scenario, *_epsilon(cfg, name))[1]:
         findings.append(odd)
     if records is None or evaluator is None:
         return reports, None
@@ -96,10 +98,34 @@ def _examine(
     if unsound := check_soundness(*asked, allow_nan=allow_nan):
         findings += unsound
         return reports, None
-    if name.endswith("_inf") and (odd := check_members(scenario, records, made, evaluator)):
-        findings.append(odd)
+    if not any(finding.fatal for finding in findings):
+        findings += check_vitals(scenario, *_vitals(cfg, scenario, points, records))
     metrics = options.all_metrics(disclosed=scenario.discloses)
     return reports, estimate(*asked, metrics)
+
+
+def _epsilon(cfg: "DictConfig", name: str) -> tuple[float | None, bool]:
+    """ε of a scenario's option, and whether there is such an option."""
+    from mico_exp import choices, options
+
+    option = name.removeprefix(f"{cfg.dataset.name}_")
+    if option not in options.option_names("scenario"):
+        return None, False
+    return choices.epsilon(options.option_of("scenario", option)), True
+
+
+def _vitals(
+    cfg: "DictConfig", scenario: "Scenario", points: "ChallengePoints", records: "Records"
+) -> "tuple[Vitals, Mask]":
+    """Vitals that were taken before, or of some train models; membership of the latter's points."""
+    from mico_exp import choices
+    from mico_exp.challenge import challenge_points
+
+    if (known := choices.extraction(cfg, scenario, points, records).known_vitals()) is not None:
+        return known, points.solution
+    some = replace(scenario, phases={"train": scenario.phases["train"][:MODELS_ASKED]})
+    own = challenge_points(some)
+    return choices.extraction(cfg, some, own, records).take_vitals(), own.solution
 
 
 def _row(name: str, report: "PhaseReport") -> tuple[str, ...]:

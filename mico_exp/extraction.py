@@ -207,8 +207,8 @@ class Extraction:
                 self.workers.check(self.processor)
                 folders = [task.folder.path for task, _ in missing]
                 self._check_models(folders)
-                lacking = [points for _, points in missing]
-                self._check_soundness(folders, self._asked(lacking, metrics.values()))
+                asked = self._asked([points for _, points in missing], metrics.values())
+                self._check_soundness(folders, asked)
                 groups = list(self._alike(missing, alone=family == GRADIENTS))
                 self._compute_all(groups, metrics, family)
             return len(missing)
@@ -237,18 +237,29 @@ class Extraction:
         Raises:
             InputError: as `compute`.
         """
-        path = self.store.vitals(self.name, self._vitals_key())
-        if (found := read_vitals(path, list(self.points.of_phase))) is None:
+        if (found := self.known_vitals()) is None:
             with exclusive(self.store.lock(self.name), f"extracting {self.name}"):
-                found = read_vitals(path, list(self.points.of_phase)) or self._look()
-                write_vitals(path, found)
+                found = self.known_vitals() or self.take_vitals()
+                write_vitals(self.vitals_path, found)
         return found
 
-    def _vitals_key(self) -> str:
-        keys = [task.addresses["logit"].key for task in self.tasks({"logit": logit})]
-        return digest(*keys, fingerprint_arrays(*self.points.of_phase.values()))
+    def known_vitals(self) -> Vitals | None:
+        """Vitals that have been taken before; None if they have not."""
+        return read_vitals(self.vitals_path, list(self.points.of_phase))
 
-    def _look(self) -> Vitals:
+    @cached_property
+    def vitals_path(self) -> Path:
+        """Where they lie for models, records and points as they are."""
+        keys = [task.addresses["logit"].key for task in self.tasks({"logit": logit})]
+        key = digest(*keys, fingerprint_arrays(*self.points.of_phase.values()))
+        return self.store.vitals(self.name, key)
+
+    def take_vitals(self) -> Vitals:
+        """Ask every model at its own challenge points.
+
+        Raises:
+            InputError: as `compute`.
+        """
         self.workers.check(self.processor)
         folders = [model.path for _, model in self.scenario.models()]
         self._check_models(folders)

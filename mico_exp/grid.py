@@ -177,8 +177,6 @@ def order_of(
     return found[0], found[1]
 
 
-def sizes_of(run: LoggedRun) -> str:
-    """Say how many points of how many models a run's validation pools."""
-    models = int(run.params["train_models"])
-    points = models * 2 * int(run.params["len_challenge"])
-    return f"n = {points:,} points of {models} models"
+def sizes_of(models: int, points: int) -> str:
+    """Say how many points of how many models a validation pools."""
+    return f"n = {models * points:,} points of {models} models"

@@ -7,6 +7,7 @@ network and no server. Truth of dev and final is shown where it is known, and ne
 import base64
 import io
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -85,14 +86,14 @@ def _number(value: float | None) -> str:
 
 
 def _count(value: str | int) -> str:
-    return f"{int(value):,}"
+    return f"{int(value):,}" if str(value).isdecimal() else str(value)
 
 
 def _scenario(name: str, chosen: "Chosen", here: "Here") -> dict[str, Any]:
     """Gather what the page shows of one scenario."""
     selected, runs = chosen.selected, chosen.runs
     best = runs[selected.best.run_id]
-    heatmap, alt = _heatmap(name, selected, best)
+    heatmap, alt = _heatmap(name, selected, here)
     return {
         "name": name,
         "chosen": selected.verdict,
@@ -101,8 +102,8 @@ def _scenario(name: str, chosen: "Chosen", here: "Here") -> dict[str, Any]:
         "procedure": selected.procedure,
         "procedure_interval": selected.procedure_interval,
         "came_out": chosen.came_out,
-        "params": {"dev_models": None, "final_models": None, **best.params},
-        "privacy": _privacy(here.scenario, best.params.get("epsilon", "None")),
+        "protocol": _protocol(here, best),
+        "privacy": _privacy(here, best),
         "heatmap": heatmap,
         "heatmap_alt": alt,
         "cost": _cost([runs[verdict.run_id] for verdict in selected.cells]),
@@ -110,19 +111,37 @@ def _scenario(name: str, chosen: "Chosen", here: "Here") -> dict[str, Any]:
             (f"{name}: models, records and seeds", here.identity.content),
             (f"{name}: metric {selected.best.metric}", best.tags["metric_code"]),
             (f"{name}: formula {selected.best.formula}", best.tags["formula_code"]),
-            (f"{name}: code of the chosen run", best.tags["code_version"]),
+            (f"{name}: code of the chosen run", best.tags.get("code_version", "–")),
             (f"{name}: libraries of the chosen run", best.tags.get("versions", "–")),
             (f"{name}: the chosen run", best.id),
         ],
     }
 
 
-def _privacy(scenario: "Scenario", epsilon: str) -> str:
+def _protocol(here: "Here", run: "LoggedRun") -> dict[str, Any]:
+    """What the attack was on, as it lies on disk; a run only says what is not there."""
+    scenario = here.scenario
+    models = [len(scenario.phases.get(phase, ())) for phase in ("train", "dev", "final")]
+    return {
+        "dataset": run.params["dataset"],
+        "num_records": scenario.sizes.records,
+        "len_training": scenario.sizes.training,
+        "models": " / ".join(str(count or "–") for count in models),
+        "points": 2 * scenario.sizes.challenge,
+        "unique_points": run.params.get("unique_points", "–"),
+    }
+
+
+def _privacy(here: "Here", run: "LoggedRun") -> str:
     """Say the ε of the option that a run had, and the one that the models record."""
     from mico_exp.diagnosis import check_epsilon
 
-    asked = None if epsilon == "None" else float(epsilon)
-    recorded, odd = check_epsilon(scenario, asked)
+    told = run.params.get("epsilon", "None")
+    try:
+        asked = None if told == "None" else float(told)
+    except ValueError:
+        asked = math.nan
+    recorded, odd = check_epsilon(here.scenario, asked)
     option = "none" if asked is None else f"DP-SGD, ε = {asked:g}"
     if recorded is None:
         return option
@@ -139,14 +158,14 @@ def _cost(runs: Sequence["LoggedRun"]) -> dict[str, float]:
     }
 
 
-def _heatmap(name: str, selected: "Selected", run: "LoggedRun") -> tuple[str, str]:
+def _heatmap(name: str, selected: "Selected", here: "Here") -> tuple[str, str]:
     """Draw a scenario's grid, and say in words what it shows."""
     from mico_exp.figures import heatmap
     from mico_exp.grid import order_of, sizes_of
     from mico_exp.options import option_names
 
     metrics, formulas = order_of(selected, option_names("metric"), option_names("formula"))
-    figure = heatmap(name, selected, metrics, formulas, sizes_of(run))
+    figure = heatmap(name, selected, metrics, formulas, sizes_of(*here.solution.shape))
     values = "; ".join(f"{one.cell} {one.tpr:.3f}" for one in selected.cells)
     alt = f"Heatmap of {name}, metric by formula, validation TPR at FPR 0.1. {values}. "
     return _embedded(figure), f"{alt}Chosen: {selected.verdict.cell}."

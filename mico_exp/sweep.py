@@ -106,7 +106,8 @@ def draw_heatmaps(tracker: "Tracker", challenge: str, grid: Grid) -> None:
             selected = judge(tracker, cells, allow_unreadable=True)  # it only draws
             path = grid.folder / f"heatmap_{name}.png"
             rows, columns = order_of(selected, grid.metrics, grid.formulas)
-            heatmap(name, selected, rows, columns, sizes_of(group[0])).savefig(path)
+            shape = int(group[0].params["train_models"]), 2 * int(group[0].params["len_challenge"])
+            heatmap(name, selected, rows, columns, sizes_of(*shape)).savefig(path)
             (run.artifacts / path.name).write_bytes(path.read_bytes())
             run.params[f"{name}/cells"] = len(selected.cells)
             run.metrics[f"{name}/tpr_at_fpr_0.1"] = selected.verdict.tpr

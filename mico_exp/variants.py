@@ -99,7 +99,7 @@ def read(group: str, texts: Sequence[Any], usual: Function) -> dict[str, Any]:
 def _parsed(value: str) -> Any:
     """Value of JSON; an object where it is none, which no argument may be."""
     try:
-        return json.loads(value, parse_constant=dict)
+        return json.loads(value, parse_constant=lambda _: {})
     except (ValueError, RecursionError):
         return {}
 
