@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from mico_exp.cell import Result
-    from mico_exp.challenge import ChallengePoints, Scenario
+    from mico_exp.challenge import Scenario
     from mico_exp.datasets import Records
     from mico_exp.evaluation import Metric
     from mico_exp.extraction import Extraction, Pass
     from mico_exp.tracking import Run
-    from mico_exp.vitals import Vitals
 
 log = logging.getLogger("mico_exp")
 
@@ -124,10 +123,11 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
     codes = {name: run.tags[name] for name in ("metric_code", "formula_code")}
     run.tags |= replace(choices.cell_identity(cfg, scenario, records), **codes).tags()
     extraction = choices.extraction(cfg, scenario, points, records)
-    _log_vitals(extraction.look(), scenario, points, run)
+    _log_vitals(extraction, run)
     metrics = options.metrics_of_cell(cfg)
     evidence = choices.evidence(extraction, records, metrics)
     if evidence is None:
+        choices.check_steady(cfg)
         for one in _compute(extraction, options.pass_metrics(cfg), metrics):
             run.metrics[f"extracted_models/{one.family}"] = one.models
             run.metrics[f"extraction_seconds/{one.family}"] = one.seconds
@@ -140,22 +140,15 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
         raise InputError(f"{cfg.metric.name}/{cfg.formula.name}: {error}") from error
 
 
-def _log_vitals(
-    vitals: "Vitals", scenario: "Scenario", points: "ChallengePoints", run: "Run"
-) -> None:
+def _log_vitals(extraction: "Extraction", run: "Run") -> None:
     """Log whether the models seem to be what they should be; what seems wrong refuses nothing."""
-    from mico_exp.vitals import findings
-
-    told = vitals.told(points.solution)
+    vitals = extraction.look()
+    told = vitals.told(extraction.points.solution)
     run.tags["members_told"] = "yes" if told.apart else "no"
-    run.metrics |= {"members_auc": told.auc, "members_auc_low": told.low}
-    run.metrics |= {"members_auc_high": told.high}
+    run.metrics |= {f"members_{name}": value for name, value in told._asdict().items()}
     run.metrics["outlier_models"] = len(vitals.outliers())
-    names = {
-        phase: [str(model.path) for model in models] for phase, models in scenario.phases.items()
-    }
-    for line in findings(vitals, points.solution, names):
-        _warn_once(f"{scenario.path}: {line}")
+    for line in extraction.findings():
+        _warn_once(line)
 
 
 @cache

@@ -18,18 +18,12 @@ log = logging.getLogger("mico_exp.build")
 def command(cfg: "DictConfig") -> None:
     """Build one scenario; Hydra calls this for each."""
     from mico_exp import choices
-    from mico_exp.challenge import scenario_folder
-    from mico_exp.recipe import build
 
     choices.privacy(cfg)  # what is wrong with it is said before anything is read
-    records = choices.records(cfg)
-    recipe = choices.recipe(cfg, len(records.labels))
-    if recipe is None:
+    done = choices.built(cfg, choices.records(cfg))
+    if done is None:
         raise InputError(f"dataset `{cfg.dataset.name}` has no recipe: it cannot be built here.")
-    root = choices.root(cfg)
-    done = build(root, recipe, records)
-    folder = scenario_folder(root, recipe.challenge, recipe.scenario)
-    log.info("%s: %s", folder, "built" if done else "complete, nothing to do")
+    log.info("%s: %s", choices.folder(cfg), "built" if done else "complete, nothing to do")
 
 
 if __name__ == "__main__":

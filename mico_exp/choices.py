@@ -30,6 +30,7 @@ from mico_exp.challenge import (
     challenge_points,
     known_sample,
     load_scenario,
+    scenario_folder,
 )
 from mico_exp.columns import ScoreStore
 from mico_exp.datasets import Records
@@ -40,7 +41,7 @@ from mico_exp.extraction import Extraction
 from mico_exp.fingerprints import FileFingerprints, definition
 from mico_exp.identity import CellIdentity
 from mico_exp.models import MLP, Architecture
-from mico_exp.recipe import PrivacyTarget, Recipe, build
+from mico_exp.recipe import PrivacyTarget, Recipe, build, check_built_from, is_complete
 from mico_exp.soundness import check_records
 from mico_exp.training import Plan
 from mico_exp.workers import Workers
@@ -143,12 +144,58 @@ def privacy(cfg: DictConfig) -> PrivacyTarget | None:
 
 
 def scenario(cfg: DictConfig, loaded: Records) -> Scenario:
-    """Find the chosen scenario on disk, after building what is missing if it can be built."""
-    num_records = len(loaded.labels)
-    how = recipe(cfg, num_records)
-    if how is not None:
-        build(root(cfg), how, loaded)
-    return load_scenario(root(cfg), cfg.challenge, scenario_name(cfg), sizes(cfg, num_records))
+    """Find the chosen scenario on disk, after building what is missing if it can be built.
+
+    Raises:
+        InputError: it was built from other records, cannot be built, or is not there.
+    """
+    built(cfg, loaded)
+    name = scenario_name(cfg)
+    return load_scenario(root(cfg), cfg.challenge, name, sizes(cfg, len(loaded.labels)))
+
+
+def built(cfg: DictConfig, loaded: Records) -> bool | None:
+    """Build what is missing of the chosen scenario; says whether anything was, None if it cannot.
+
+    Raises:
+        InputError: it was built from other records, or cannot be built.
+    """
+    try:
+        check_built_from(folder(cfg), loaded)
+    except InputError:
+        check_steady(cfg)  # which says more, if it is not
+        raise
+    how = recipe(cfg, len(loaded.labels))
+    if how is None:
+        return None
+    if not is_complete(root(cfg), how):
+        check_steady(cfg)
+    return build(root(cfg), how, loaded)
+
+
+def folder(cfg: DictConfig) -> Path:
+    """Where the chosen scenario lies."""
+    return scenario_folder(root(cfg), cfg.challenge, scenario_name(cfg))
+
+
+def check_steady(cfg: DictConfig) -> None:
+    """Load the data set once more, before long work, and compare; once in a process.
+
+    Raises:
+        InputError: it is another one.
+    """
+    _check_steady(OmegaConf.to_yaml(cfg.dataset.records, resolve=True))
+
+
+@cache
+def _check_steady(option: str) -> None:
+    first, again = _records(option), make(OmegaConf.create(option))
+    if again.fingerprint != first.fingerprint:
+        raise InputError(
+            "`dataset.records` must give the same records in the same order every time, got others "
+            "when they were loaded again: its loader is not deterministic. Does it shuffle without "
+            "a seed?"
+        )
 
 
 def extraction(

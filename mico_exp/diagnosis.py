@@ -47,6 +47,7 @@ from mico_exp.models import (
     not_finite,
     weights_file,
 )
+from mico_exp.recipe import check_built_from
 from mico_exp.soundness import Trial, check_records, trial_of
 from mico_exp.vitals import Mask, Vitals, findings
 
@@ -212,6 +213,15 @@ def check_soundness(
     except InputError as error:
         return [Finding(scenario.path, str(error))]
     return []
+
+
+def check_built(root: Path, scenario: Scenario, records: Records) -> Finding | None:
+    """Find whether a scenario was built from other records."""
+    try:
+        check_built_from(root / scenario.path, records)
+    except InputError as error:
+        return Finding(scenario.path, str(error))
+    return None
 
 
 def check_vitals(scenario: Scenario, vitals: Vitals, solution: Mask) -> list[Finding]:

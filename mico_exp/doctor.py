@@ -62,6 +62,7 @@ def _examine(
     from mico_exp.diagnosis import (
         Finding,
         as_scenario,
+        check_built,
         check_epsilon,
         check_soundness,
         check_truth,
@@ -76,6 +77,7 @@ def _examine(
     try:
         evaluator = evaluator_on(choices.processor(cfg))
         records = choices.records(cfg)
+        choices.check_steady(cfg)
     except InputError as error:
         findings.append(Finding(cfg.dataset.name, str(error)))
     num_records = cfg.dataset.num_records if records is None else len(records.labels)
@@ -89,6 +91,8 @@ def _examine(
         return reports, None
     scenario = as_scenario(cfg.challenge, name, sizes, reports)
     findings += check_truth(root, scenario)
+    if records is not None and (odd := check_built(root, scenario, records)):
+        findings.append(odd)
     if odd := check_epsilon(scenario, *_epsilon(cfg, name))[1]:
         findings.append(odd)
     if records is None or evaluator is None:

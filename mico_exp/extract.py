@@ -27,7 +27,11 @@ def command(cfg: "DictConfig") -> None:
     points = choices.points(scenario)
     files = FileFingerprints(choices.store(cfg).fingerprints(scenario.path))
     provenance.content(scenario, records, files)  # refuses what is damaged or there twice
-    passes = choices.extraction(cfg, scenario, points, records).compute(metrics)
+    choices.check_steady(cfg)
+    extraction = choices.extraction(cfg, scenario, points, records)
+    for line in extraction.findings():
+        log.warning("%s", line)
+    passes = extraction.compute(metrics)
     log.info("%s: %s at %d points", scenario.path, ", ".join(metrics), len(points.unique))
     for one in passes:
         log.info("  %s: %d models computed (%.1f s)", one.family, one.models, one.seconds)

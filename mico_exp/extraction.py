@@ -56,7 +56,7 @@ from mico_exp.models import (
     weights_file,
 )
 from mico_exp.soundness import Trial, about_logits, check_records, trial_of
-from mico_exp.vitals import Vitals
+from mico_exp.vitals import Vitals, findings
 from mico_exp.workers import Local, Workers
 
 log = logging.getLogger(__name__)
@@ -242,6 +242,15 @@ class Extraction:
                 found = self.known_vitals() or self.take_vitals()
                 write_vitals(self.vitals_path, found)
         return found
+
+    def findings(self) -> list[str]:
+        """Say in a line each what seems wrong with the models; nothing is refused for it."""
+        names = {
+            phase: [str(model.path) for model in models]
+            for phase, models in self.scenario.phases.items()
+        }
+        lines = findings(self.look(), self.points.solution, names)
+        return [f"{self.name}: {line}" for line in lines]
 
     def known_vitals(self) -> Vitals | None:
         """Vitals that have been taken before; None if they have not."""

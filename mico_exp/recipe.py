@@ -38,6 +38,7 @@ from mico_exp.training import Plan, Privacy, initial_mlps, train
 
 log = logging.getLogger(__name__)
 RECORD = "build.json"
+FINGERPRINT = "records_fingerprint"  # in it
 CLIP_NORMS = (1e-20, 1e20)  # the noise is σ·C, in single precision
 MODELS_AT_ONCE = 50  # trained as one and written as one: what an interruption can cost
 
@@ -100,8 +101,8 @@ class Recipe:
         """Chance of a record to be in a batch."""
         return self.plan.batch_size / self.sizes.training
 
-    def description(self) -> dict[str, Any]:
-        """The recipe as it is kept beside the models, and compared with."""
+    def description(self, records: Records) -> dict[str, Any]:
+        """The recipe and its records as they are kept beside the models, and compared with."""
         optimizer = self.plan.optimizer
         arguments = ", ".join(f"{k}={v}" for k, v in getattr(optimizer, "keywords", {}).items())
         name = getattr(getattr(optimizer, "func", optimizer), "__name__", str(optimizer))
@@ -119,6 +120,7 @@ class Recipe:
             "delta": self.privacy and self.privacy.delta,
             "clip_norm": self.privacy and self.privacy.clip_norm,
             "disclose_training": self.disclose_training,
+            FINGERPRINT: records.fingerprint,
         }
 
 
@@ -126,19 +128,19 @@ def build(root: Path, recipe: Recipe, records: Records) -> bool:
     """Build what is missing of a scenario under `root`; says whether anything was.
 
     Raises:
-        InputError: the folder was built by another recipe, or not by this command at all, or no
-            noise gives the privacy that is asked for.
+        InputError: the folder was built by another recipe, from other records, or not by this
+            command at all, or no noise gives the privacy that is asked for.
     """
     folder = scenario_folder(root, recipe.challenge, recipe.scenario)
-    _check_record(folder, recipe)
+    _check_record(folder, recipe, records)
     if not list(_missing(root, recipe)):
         return False
     check_training(initial_mlps(1, recipe.widths, torch.Generator()), records)
     privacy = _privacy(recipe)  # what cannot be met is said before anything is written
     lock = folder.with_name(f".{recipe.scenario}.lock")
     with exclusive(lock, f"building {folder}"):
-        _check_record(folder, recipe)
-        write_text(folder / RECORD, json.dumps(recipe.description(), indent=2) + "\n")
+        _check_record(folder, recipe, records)
+        write_text(folder / RECORD, json.dumps(recipe.description(records), indent=2) + "\n")
         remove_leftovers(folder)
         remove_leftovers(scenario_folder(truth_folder(root), recipe.challenge, recipe.scenario))
         missing = set(_missing(root, recipe))
@@ -163,29 +165,56 @@ def build(root: Path, recipe: Recipe, records: Records) -> bool:
     return True
 
 
-def _check_record(folder: Path, recipe: Recipe) -> None:
+def is_complete(root: Path, recipe: Recipe) -> bool:
+    """Tell whether nothing is left to build."""
+    return not list(_missing(root, recipe))
+
+
+def check_built_from(folder: Path, records: Records) -> None:
+    """Compare the records with those that a scenario was built from, where that is recorded.
+
+    Raises:
+        InputError: they are others.
+    """
+    found = _read_record(folder / RECORD) if (folder / RECORD).exists() else {}
+    if FINGERPRINT in found and found[FINGERPRINT] != records.fingerprint:
+        raise InputError(
+            f"{folder} was built from other records than are loaded now (fingerprints "
+            f"{str(found[FINGERPRINT])[:12]} and {records.fingerprint[:12]}). Were they changed, "
+            "or put in another order? Choose another `paths.data`, or delete that folder to build "
+            "it anew."
+        )
+
+
+def _check_record(folder: Path, recipe: Recipe, records: Records) -> None:
     path = folder / RECORD
-    wanted = json.loads(json.dumps(recipe.description()))
     if not any(model_folders(folder / phase) for phase in PHASES):
         return  # nothing was built yet, whatever was begun
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: cannot be read as JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise InputError(f"{path}: expected an object, got {type(found).__name__}.")
-        for key, value in wanted.items():
-            if found.get(key) != value:
-                raise InputError(
-                    f"{folder} was built with {key} = {found.get(key)}, but {value} is asked for. "
-                    "Choose another `paths.data`, or delete that folder to build it anew."
-                )
-    else:
+    if not path.exists():
         raise InputError(
             f"{folder} holds models but no {RECORD}, so `mico_exp.build` did not make it. "
             "Choose another `paths.data`."
         )
+    found = _read_record(path)
+    wanted = json.loads(json.dumps(recipe.description(records)))
+    del wanted[FINGERPRINT]  # older builds have none
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise InputError(
+                f"{folder} was built with {key} = {found.get(key)}, but {value} is asked for. "
+                "Choose another `paths.data`, or delete that folder to build it anew."
+            )
+    check_built_from(folder, records)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected an object, got {type(found).__name__}.")
+    return found
 
 
 def _phase_of(recipe: Recipe, number: int) -> str:

@@ -7,6 +7,7 @@ model should be like the others, or it was trained otherwise, or has diverged.
 Axes: T models of a phase, P challenge points of one, M models of all phases.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,7 +26,7 @@ FAR = 8.0  # robust deviations from the median of all models
 NORMAL_MAD = 1.4826  # a normal variable's deviation by its median absolute deviation
 NORMAL_IQR = 1.349  # its interquartile range by its deviation
 TWO_SIDED = 1.96  # standard errors of a 95 % interval
-LOST = 5.0  # standard errors below the other models' AUC
+LOST = 4.0  # standard errors below the other models' AUC
 
 
 class Told(NamedTuple):
@@ -77,7 +78,7 @@ class Vitals:
         if not len(aucs):
             raise InputError("No train model has points of both classes.")
         between = aucs.var(ddof=1) if len(aucs) > 1 else 0.0
-        error = np.sqrt(max(between, _chance(solution) ** 2) / len(aucs))
+        error = math.sqrt(max(between, _chance(solution) ** 2) / len(aucs))
         mean = float(aucs.mean())
         return Told(mean, mean - TWO_SIDED * error, mean + TWO_SIDED * error)
 

@@ -10,8 +10,10 @@ from conftest import SIZES, tiny_recipe
 
 from mico_exp import challenge, datasets, diagnosis, gradients, metrics
 from mico_exp.challenge import Sizes
+from mico_exp.columns import ScoreStore
 from mico_exp.errors import InputError
 from mico_exp.evaluation import Evaluator, Processor
+from mico_exp.extraction import Extraction
 from mico_exp.models import MLP, Architecture
 from mico_exp.recipe import build
 

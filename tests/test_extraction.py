@@ -26,13 +26,11 @@ def tree(tmp_path, built):
 
 @pytest.fixture
 def open_extraction(tree, digits, tmp_path):
-    def make(store=tmp_path / "store", widths=(64, 16, 10), allow_nan=False):
+    def make(store=tmp_path / "store", widths=(64, 16, 10), **allowed):
         scenario = challenge.load_scenario(tree, "digits", "digits_inf", SIZES)
         points = challenge.challenge_points(scenario)
         architecture = Architecture.of(MLP(widths))
-        return Extraction(
-            scenario, points, digits, architecture, ScoreStore(store), allow_nan=allow_nan
-        )
+        return Extraction(scenario, points, digits, architecture, ScoreStore(store), **allowed)
 
     return make
 
@@ -232,3 +230,57 @@ def test_a_metric_of_the_wrong_shape_is_named(open_extraction):
 
     with pytest.raises(InputError, match=r"metric `odd` must give shape \(12, "):
         open_extraction().compute({"odd": one_for_all})
+
+
+def test_vitals_are_what_each_model_gives_at_its_own_points_and_taken_once(
+    open_extraction, digits, evaluated
+):
+    job = open_extraction()
+    found = job.look()
+    model = MLP([64, 16, 10])
+    for phase, folders in job.scenario.phases.items():
+        for t, folder in enumerate(folders):
+            model.load_state_dict(models.load_state(folder.path / "model.pt", model))
+            own = job.points.of_phase[phase][t]
+            logits = model(digits.inputs(torch.from_numpy(own))).detach()
+            labels = digits.labels[own]
+            expected = metrics.logit(logits, labels)
+            np.testing.assert_allclose(found.logit[phase][t], expected, atol=1e-4)
+            assert np.array_equal(found.right[phase][t], logits.argmax(dim=1) == labels)
+    asked = len(evaluated)
+    again = open_extraction().look()
+    assert len(evaluated) == asked
+    assert all(np.array_equal(again.logit[phase], rows) for phase, rows in found.logit.items())
+    path = job.scenario.phases["dev"][0].path / "model.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({name: tensor * 1.01 for name, tensor in state.items()}, path)
+    open_extraction().look()
+    assert len(evaluated) > asked  # another model, other vitals
+
+
+def test_damaged_vitals_are_taken_anew(open_extraction, caplog):
+    job = open_extraction()
+    found = job.look()
+    job.vitals_path.write_bytes(job.vitals_path.read_bytes()[:-40])
+    again = open_extraction().look()
+    assert "is damaged and will be made anew" in caplog.text
+    assert np.array_equal(again.logit["train"], found.logit["train"])
+
+
+def test_outliers_are_gone_on_without_where_that_is_asked_for(open_extraction, tree):
+    path = tree / "digits" / "digits_inf" / "train" / "model_4" / "model.pt"
+    state = torch.load(path, weights_only=True)
+    state["mlp.2.weight"] *= 1e5
+    torch.save(state, path)
+    job = open_extraction()
+    job.compute(METRICS)
+    assert any("1 of 17 models are far from the others" in line for line in job.findings())
+    plain = job.read("loss", metrics.loss)
+    assert np.isfinite(plain.shadow).all()
+    job = open_extraction(allow_outliers=True)
+    left = job.read("loss", metrics.loss)
+    assert np.isnan(left.shadow[4]).all()
+    assert np.isnan(left.own["train"][4]).all()
+    others = np.delete(np.arange(12), 4)
+    assert np.array_equal(left.shadow[others], plain.shadow[others])
+    assert np.array_equal(left.own["dev"], plain.own["dev"])
