@@ -88,7 +88,7 @@ class Vitals:
         usual = np.nanmedian(aucs) if np.isfinite(aucs).any() else np.nan
         spread = NORMAL_MAD * np.nanmedian(np.abs(aucs - usual)) if usual == usual else np.nan
         far = (usual - aucs) > LOST * max(spread, _chance(solution))
-        return np.flatnonzero(far & (aucs < 0.5 + _chance(solution))).tolist()
+        return np.flatnonzero(far & (aucs < 0.5 + 2 * _chance(solution))).tolist()
 
     def outliers(self) -> dict[Place, str]:
         """Models that are far from the others, each with what is unlike.
