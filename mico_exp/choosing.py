@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mico_exp.errors import InputError
+from mico_exp.errors import InputError, printable
 from mico_exp.selection import RULES, Candidate, Selected, newest
 
 if TYPE_CHECKING:
@@ -157,7 +157,8 @@ def _present_cells(
 
     found = sort_out(runs, here.expected)
     for run, reason in found.broken:
-        log.warning("%s: run %s, %s, is left out: %s.", name, run.id, cell_of(run), reason)
+        cell = printable(cell_of(run), 80)
+        log.warning("%s: run %s, %s, is left out: %s.", name, run.id, cell, reason)
     if count := sum(found.reasons.values()):
         reasons = ", ".join(f"{reason} ({n})" for reason, n in found.reasons.most_common())
         log.warning("%s: %d of %d runs are left out: %s", name, count, len(runs), reasons)
@@ -324,11 +325,13 @@ def _tell_failed(
         told.add((name, cell))
         if there.get(cell, -1) < run.started:
             what = "an older run of it is taken" if cell in there else "it is left out"
-            log.warning("%s: the last run of %s failed, %s: %s", name, cell, what, _why(run))
+            shown = printable(cell, 80), what, _why(run)
+            log.warning("%s: the last run of %s failed, %s: %s", name, *shown)
 
 
 def _why(run: "LoggedRun") -> str:
-    return next(iter(run.tags.get("error", "").splitlines()), "no reason was logged")
+    lines = run.tags.get("error", "").splitlines()
+    return printable(lines[0]) if lines else "no reason was logged"
 
 
 def preset_cell(cfg: "DictConfig", scenario: str) -> str | None:

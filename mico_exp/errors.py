@@ -16,3 +16,9 @@ class MetricError(InputError):
 def first_line(error: BaseException) -> str:
     """Give the first line of an error's message, or its kind where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def printable(text: str, longest: int = 200) -> str:
+    """Show a text of somebody else's in a line: control characters as escapes, and cut."""
+    shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text[:longest])
+    return shown if len(text) <= longest else f"{shown}…"

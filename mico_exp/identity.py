@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, fields
 
+from mico_exp.errors import printable
 from mico_exp.fingerprints import digest
 
 
@@ -75,7 +76,8 @@ class CellIdentity:
         for name, here in asdict(self).items():
             there = getattr(other, name)
             if there != here:
-                found.append(WORDS[name].format(there=there or "not told", here=here))
+                told = printable(there, 80) or "not told"
+                found.append(WORDS[name].format(there=told, here=here))
         return found
 
 

@@ -21,7 +21,7 @@ from mico_exp import variants
 from mico_exp.calibration import Formula
 from mico_exp.choices import make
 from mico_exp.cli import quote_choices
-from mico_exp.errors import InputError, first_line
+from mico_exp.errors import InputError, first_line, printable
 from mico_exp.evaluation import GRADIENTS, LOGITS, Metric, family_of
 from mico_exp.evidence import Attack
 from mico_exp.fingerprints import digest
@@ -339,7 +339,7 @@ def present_code(
             what it names cannot be imported.
     """
     if name not in option_names(group):
-        raise InputError(f"there is no {group}={name[:80]} here")
+        raise InputError(f"there is no {group}={printable(name, 80)} here")
     if _is_combined(group, name):
         names = _narrowed_by(changes)
         return _combined_code(tuple(names or all_metrics(disclosed=disclosed)))
@@ -363,9 +363,8 @@ def _narrowed_by(changes: Sequence[Any]) -> list[str] | None:
     found = pattern.fullmatch(str(changes[0])) if len(changes) == 1 else None
     names = found[1].split(",") if found else []
     if not names or any(name not in known for name in names):
-        raise InputError(
-            f"a change must be `metrics=[<names>]` of metrics here, got {str(changes[0])[:80]!r}."
-        )
+        told = printable(str(changes[0]), 80)
+        raise InputError(f"a change must be `metrics=[<names>]` of metrics here, got {told}.")
     return names
 
 
@@ -387,12 +386,14 @@ def logged_code(group: str, labelled: str, written: str, disclosed: bool) -> str
     except (ValueError, RecursionError):
         texts = None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"its changes must be a list of texts, got {written[:80]!r}")
+        raise InputError(f"its changes must be a list of texts, got {printable(written, 80)}")
     found = present_code(group, name, tuple(texts), disclosed)
     if _is_combined(group, name):
         expected = combined_label(_narrowed_by(texts))
     else:
         expected = variants.label(name, variants.read(group, texts, _function(group, name)))
     if labelled != expected:
-        raise InputError(f"it is called {labelled[:80]}, but its changes make it {expected}")
+        raise InputError(
+            f"it is called {printable(labelled, 80)}, but its changes make it {expected}"
+        )
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
-from mico_exp.errors import InputError
+from mico_exp.errors import InputError, printable
 from mico_exp.fingerprints import definition, digest
 
 SCALARS = (str, int, float, bool, type(None))
@@ -90,7 +90,7 @@ def read(group: str, texts: Sequence[Any], usual: Function) -> dict[str, Any]:
         if not is_change or key not in known or not _may_change(key, parsed):
             raise InputError(
                 f"a change must be `{start}<key>=<value>`, with a key of the option file and a "
-                f"plain value, got {str(text)[:80]!r}."
+                f"plain value, got {printable(str(text), 80)}."
             )
         found[key] = parsed
     return found
