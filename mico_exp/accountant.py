@@ -84,7 +84,7 @@ def spent_epsilon(sigma: float, delta: float, sample_rate: float, steps: int) ->
         except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
             log.debug("No ε at σ = %g: %s", sigma, error)
             return math.inf
-    return spent if math.isfinite(spent) else math.inf
+    return max(spent, 0.0) if math.isfinite(spent) else math.inf
 
 
 def _composed(sigma: float, delta: float, sample_rate: float, steps: int) -> float:

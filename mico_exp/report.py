@@ -112,7 +112,7 @@ def _scenario(
         "procedure_interval": selected.procedure_interval,
         "came_out": came_out(selected),
         "params": {"dev_models": None, "final_models": None, **best.params},
-        "privacy": _privacy(scenario, best.params.get("epsilon", "None")),
+        "privacy": privacy(scenario, best.params.get("epsilon", "None")),
         "heatmap": heatmap,
         "heatmap_alt": alt,
         "cost": _cost(of_cells),
@@ -128,7 +128,7 @@ def _scenario(
     }
 
 
-def _privacy(scenario: "Scenario", epsilon: str) -> str:
+def privacy(scenario: "Scenario", epsilon: str) -> str:
     """Say the ε of the option that a run had, and the one that the models record."""
     from mico_exp.diagnosis import check_epsilon
 

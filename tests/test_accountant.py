@@ -44,13 +44,15 @@ def test_steps_over_all_records_are_one_gaussian_mechanism(steps, delta, mu):
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.5])
-@pytest.mark.parametrize("sigma", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("sigma", [0.2, 1.0])
 def test_one_sampled_step(rate, sigma):
     spent = spent_epsilon(sigma, 1e-5, rate, 1)
     assert 0 <= spent - exact(lambda epsilon: one_step_delta(epsilon, sigma, rate), 1e-5) < 0.025
 
 
-@pytest.mark.parametrize("asked", [(4.0, 1e-5, *OURS), (10.0, 1e-5, *OURS), (0.5, 1e-6, 0.01, 50)])
+@pytest.mark.parametrize(
+    "asked", [(4.0, 1e-5, 1.0, 400), (30.0, 1e-3, 1.0, 3), (0.5, 1e-6, 0.01, 50)]
+)
 def test_sigma_and_epsilon_are_those_of_opacus(asked):
     """Bit for bit: another σ would make other models of the same seed."""
     epsilon, delta, rate, steps = asked
@@ -72,14 +74,10 @@ def test_sigma_and_epsilon_are_those_of_opacus(asked):
 @pytest.mark.parametrize(
     "asked",
     [
-        (0.02, 1e-5, *OURS),
-        (40.0, 1e-5, *OURS),
-        (500.0, 1e-5, 0.1, 1),
-        (450.0, 1e-5, 1.0, 3),
-        (1.0, 1e-5, 1.0, 20),
+        (0.02, 1e-5, 1.0, 400),
+        (500.0, 1e-5, 1.0, 1),
         (10.0, 1e-5, 1 / 120, 20),
-        (3.0, 1e-10, 0.1, 20),
-        (1.0, 0.5, 0.1, 100),
+        (3.0, 1e-10, 1.0, 20),
         (0.5, 0.9, 1.0, 100),
     ],
 )
@@ -91,16 +89,15 @@ def test_at_the_edges_the_noise_spends_what_was_asked(asked):
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ((500.0, 1e-5, 0.001, 10_000), "more than the accountant can tell"),  # a vast mesh
-        ((499.0, 1e-5, 1e-4, 3), "more than the accountant can tell"),  # e^L overflows
-        ((10.0, 1e-4, 1e-6, 10), "spends 0.0099"),  # δ allows for all draws of a record
-        ((1.0, 1e-5, 0.1, 10**8), "steps` = 100000000"),
+        ((300.0, 1e-5, 1.0, 400), "more than the accountant can tell"),
+        ((10.0, 0.01, 1e-4, 2), "spends 0 and"),  # δ allows for all draws of a record
+        ((1.0, 1e-5, 0.1, 10**8), "`steps` = 100000000"),
         ((1.0, 1e-10, 1.0, 100_000), "`delta` = 1e-10"),  # doubles are not exact enough
         ((0.02, 1e-5, 1.0, 10**9), "a noise multiplier of 6.554e+05"),
     ],
 )
 def test_what_cannot_be_met_is_said_in_one_line(asked, reason, monkeypatch):
-    monkeypatch.setattr(accountant, "MOST_POINTS", 2**20)  # the same edge, sooner reached
+    monkeypatch.setattr(accountant, "MOST_POINTS", 2**18)  # the same edge, sooner reached
     accountant.spent_epsilon.cache_clear()
     with pytest.raises(InputError, match=r"`epsilon` = .* cannot be met") as caught:
         noise_multiplier(*asked)
@@ -120,11 +117,9 @@ def test_too_little_noise_is_soon_told(sigma, rate):
 
 def test_a_delta_that_rounding_would_decide_is_not_believed():
     """Opacus gives an ε there that is below the true one."""
-    sigma, delta, steps = 158.114, 1e-10, 100_000
-    assert spent_epsilon(sigma, delta, 1.0, steps) == math.inf
-    mu = math.sqrt(steps) / sigma
-    spent = spent_epsilon(sigma, 1e-8, 1.0, steps)
-    assert 0 <= spent - exact(lambda epsilon: gaussian_delta(epsilon, mu), 1e-8) < 0.025
+    assert spent_epsilon(158.114, 1e-10, 1.0, 100_000) == math.inf
+    spent = spent_epsilon(50.0, 1e-9, 1.0, 10_000)
+    assert 0 <= spent - exact(lambda epsilon: gaussian_delta(epsilon, 2), 1e-9) < 0.025
 
 
 @pytest.mark.parametrize(
@@ -147,6 +142,6 @@ def test_a_search_ends_whatever_it_is_told(told, monkeypatch):
 
 
 def test_more_noise_spends_less():
-    spent = [spent_epsilon(sigma, 1e-5, *OURS) for sigma in (0.5, 1, 2, 8, 100)]
+    spent = [spent_epsilon(sigma, 1e-5, *OURS) for sigma in (1, 8, 100)]
     assert spent == sorted(spent, reverse=True)
     assert np.diff(spent).max() < 0

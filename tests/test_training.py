@@ -109,7 +109,9 @@ def test_a_step_of_training_is_that_of_opacus_on_the_same_poisson_batch(clip_nor
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"batch_size": 0}, {"steps": 1.5}, {"steps": True}])
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"batch_size": 0}, {"steps": 1.5}, {"steps": True}]
+)
 def test_a_plan_that_cannot_be(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         Plan(**{"steps": 1, "batch_size": 1, "optimizer": torch.optim.SGD, **change})
