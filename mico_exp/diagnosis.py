@@ -338,8 +338,8 @@ def check_epsilon(
         odd = "phases differ"
     else:
         return every, None
-    told = [f"{e} in {e.models} {phase} models" for phase, e in recorded.items()]
-    message = f"{scenario.path}: recorded is ε = {', '.join(told)}, but {odd}."
+    told = ", ".join(f"{e} in {phase} ({e.models})" for phase, e in recorded.items())
+    message = f"{scenario.path}: models record ε = {told}, but {odd}."
     return every, Finding(scenario.path, message, fatal=False)
 
 

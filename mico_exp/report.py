@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from mico_exp.cell import Membership, Predicted
+    from mico_exp.challenge import Scenario
     from mico_exp.choosing import Chosen, Here
     from mico_exp.figures import Curve
     from mico_exp.selection import Selected
@@ -103,7 +104,7 @@ def _scenario(name: str, chosen: "Chosen", here: "Here") -> dict[str, Any]:
         "procedure_interval": selected.procedure_interval,
         "came_out": chosen.came_out,
         "protocol": _protocol(here, best),
-        "privacy": _privacy(here, best),
+        "privacy": privacy(here.scenario, best.params.get("epsilon", "None")),
         "heatmap": heatmap,
         "heatmap_alt": alt,
         "cost": _cost([runs[verdict.run_id] for verdict in selected.cells]),
@@ -132,16 +133,15 @@ def _protocol(here: "Here", run: "LoggedRun") -> dict[str, Any]:
     }
 
 
-def _privacy(here: "Here", run: "LoggedRun") -> str:
+def privacy(scenario: "Scenario", epsilon: str) -> str:
     """Say the ε of the option that a run had, and the one that the models record."""
     from mico_exp.diagnosis import check_epsilon
 
-    told = run.params.get("epsilon", "None")
     try:
-        asked = None if told == "None" else float(told)
-    except ValueError:
+        asked = None if epsilon == "None" else float(epsilon)
+    except ValueError:  # of a run that was not logged from here
         asked = math.nan
-    recorded, odd = check_epsilon(here.scenario, asked)
+    recorded, odd = check_epsilon(scenario, asked)
     option = "none" if asked is None else f"DP-SGD, ε = {asked:g}"
     if recorded is None:
         return option

@@ -1,6 +1,7 @@
 import hashlib
 import itertools
 import json
+import math
 import shutil
 
 import numpy as np
@@ -164,6 +165,59 @@ def test_a_solution_that_disagrees_with_the_seeds_names_the_model(tmp_path, buil
     scenario = challenge.load_scenario(tmp_path, "digits", "digits_inf", SIZES)
     with pytest.raises(InputError, match="model_7"):
         challenge.challenge_points(scenario)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("9.9939\n", 9.9939), ("10", 10.0), (" .5 ", 0.5), ("4.", 4.0), ("+1e-3", 0.001)),
+        *(("1E2", 100.0), ("inf", math.inf), ("+Inf\n", math.inf), ("Infinity", math.inf)),
+    ],
+)
+def test_a_recorded_epsilon(tmp_path, text, value):
+    (tmp_path / "epsilon").write_text(text)
+    assert challenge.read_epsilon(tmp_path / "epsilon") == value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"0",
+        b"-1",
+        b"-inf",
+        b"nan",
+        b"None",
+        b"1 2",
+        b"1_0",
+        b"1e-999",
+        b"0x1p3",
+        b"\xff",
+        "１",
+    ],
+)
+def test_an_epsilon_that_is_none_names_its_file(tmp_path, content):
+    (tmp_path / "epsilon").write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(InputError, match=r"/epsilon: ε must be .*, got"):
+        challenge.read_epsilon(tmp_path / "epsilon")
+
+
+def test_the_range_of_recorded_epsilon(tmp_path):
+    assert challenge.read_epsilon(tmp_path / "epsilon") is None
+    recorded = {"train": ["3.9996", None, "3.9987"], "dev": [None], "final": ["inf", "4"]}
+    phases = {}
+    for phase, values in recorded.items():
+        phases[phase] = models = tuple(
+            ModelFolder(tmp_path / phase / f"model_{i}", i) for i in range(len(values))
+        )
+        for model, value in zip(models, values, strict=True):
+            model.path.mkdir(parents=True)
+            if value:
+                (model.path / "epsilon").write_text(value)
+    found = challenge.recorded_epsilon(Scenario("c", "s", SIZES, phases))
+    assert found == {"train": (3.9987, 3.9996, 2), "final": (4.0, math.inf, 2)}
+    assert [str(one) for one in found.values()] == ["3.9987–3.9996", "4–inf"]
+    assert str(challenge.EpsilonRange(0.5, 0.5, 7)) == "0.5"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from commands import run
 from conftest import SIZES, tiny_recipe
 
 from mico_exp import challenge, datasets, diagnosis, gradients, metrics
@@ -16,6 +17,7 @@ from mico_exp.evaluation import Evaluator, Processor
 from mico_exp.extraction import Extraction
 from mico_exp.models import MLP, Architecture
 from mico_exp.recipe import build
+from mico_exp.tracking import Tracker
 
 ARCHITECTURE = Architecture.of(MLP([64, 16, 10]))
 EXPECTED = {"train": 12, "dev": 3, "final": 2}
@@ -255,3 +257,86 @@ def test_ddp_seeds_that_are_missing_do_not_stop_an_attack(tmp_path, digits):
     with pytest.raises(InputError, match=r"model_12/seed_training is missing"):
         challenge.known_training(scenario, "dev")
     assert challenge.known_training(scenario, "final").member.shape == (2, 1797)
+
+
+def record(root, **of_phase):
+    """Write what each phase's models in turn are to record as their ε."""
+    scenario = challenge.load_scenario(root, "digits", "digits_inf", SIZES)
+    for phase, values in of_phase.items():
+        for i, model in enumerate(scenario.phases[phase]):
+            (model.path / "epsilon").write_text(values[i % len(values)])
+    return scenario
+
+
+@pytest.mark.parametrize(
+    ("recorded", "asked", "shown", "odd"),
+    [
+        ({}, None, None, None),
+        ({}, 10, None, None),
+        ({"train": ["9.9939"], "dev": ["9.99"]}, 10, "9.99–9.9939", None),
+        ({"train": ["9.5", "10.5"]}, 10.0, "9.5–10.5", None),
+        ({"train": ["9.49", "10"]}, 10, "9.49–10", "train (12), but `scenario.epsilon` is 10"),
+        ({"train": ["10"], "final": ["10.51"]}, 10, "10–10.51", "10.51 in final (2), but"),
+        ({"train": ["0.0101"]}, 0.02, "0.0101", None),  # as near as a search for noise comes
+        (
+            {"train": ["0.5"], "dev": ["0.5", "8"]},
+            10,
+            "0.5–8",
+            "0.5 in train (12), 0.5–8 in dev (3)",
+        ),
+        ({"train": ["9.6"], "dev": ["10.4"]}, 10, "9.6–10.4", "10.4 in dev (3), but phases differ"),
+        ({"train": ["4"]}, None, "4", "`scenario.epsilon` is null, no differential privacy"),
+        ({"train": ["inf"], "dev": ["inf"]}, None, "inf", None),
+        ({"train": ["inf"]}, 10, "inf", "`scenario.epsilon` is 10"),
+        (
+            {"train": ["inf"], "final": ["4"]},
+            None,
+            "4–inf",
+            "inf in train (12), 4 in final (2), but",
+        ),
+    ],
+)
+def test_an_epsilon_that_is_not_the_scenarios_is_noted(tree, recorded, asked, shown, odd):
+    every, finding = diagnosis.check_epsilon(record(tree, **recorded), asked)
+    assert shown == (every and str(every))
+    if odd is None:
+        assert finding is None
+    else:
+        assert not finding.fatal
+        assert finding.message.startswith("digits/digits_inf: models record ε = ")
+        assert odd in finding.message
+
+
+def test_phases_are_compared_where_the_scenarios_epsilon_is_not_known(tree):
+    scenario = record(tree, train=["0.5"], dev=["0.5"])
+    assert diagnosis.check_epsilon(scenario, known=False)[1] is None
+    record(tree, final=["0.6"])
+    assert "0.6 in final (2), but phases differ" in (
+        diagnosis.check_epsilon(scenario, known=False)[1].message
+    )
+
+
+def test_an_epsilon_that_cannot_be_read_is_noted_and_named(tree):
+    scenario = record(tree, train=["4", "unknown"])
+    every, finding = diagnosis.check_epsilon(scenario, 4.0)
+    assert every is None
+    assert not finding.fatal
+    assert "train/model_1/epsilon: ε must be a number above 0 or inf, got 'unknown'" in (
+        finding.message
+    )
+
+
+def test_a_sweep_warns_of_it_once_and_the_doctor_notes_it(tree):
+    record(tree, train=["0.5"], final=["8"])
+    option = ["dataset.recipe=null", "dataset.len_training=120", "dataset.len_challenge=10"]
+    option += ["dataset.model.widths=[64,16,10]"]
+    cells = ["scenario=inf", "metric=loss", "formula=0,1", "plots=off", "-m"]
+    swept = run("mico_exp", *cells, *option, cwd=tree.parent).stdout
+    told = "digits/digits_inf: models record ε = 0.5 in train (12), 8 in final (2), but"
+    assert swept.count(told) == 1
+    assert swept.count("WARNING") == 1
+    runs = Tracker("digits", tree.parent, create=False).finished({"kind": "cell"})
+    assert [one.params["recorded_epsilon"] for one in runs] == ["0.5–8", "0.5–8"]
+    examined = run("mico_exp.doctor", "scenarios=[inf]", *option, cwd=tree.parent).stdout
+    assert examined.count(f"Note: {told} `scenario.epsilon` is null") == 1
+    assert "An attack can run." in examined

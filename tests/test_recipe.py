@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -184,17 +185,54 @@ def test_the_accountant_and_the_batches_have_the_same_rate(digits, monkeypatch):
 
 
 def test_the_noise_of_the_embedded_challenge():
-    """The literal σ for ε = 4 and 10 at δ = 1e-5, batches of 32 of 300, 400 steps."""
-    for epsilon, sigma in ((4.0, 2.48), (10.0, 1.30)):
+    """Opacus's own search finds these σ for ε = 4 and 10 at δ = 1e-5, 400 batches of 32 of 300."""
+    for epsilon, sigma in ((4.0, 2.48046875), (10.0, 1.29638671875)):
         plan = dataclasses.replace(tiny_recipe().plan, steps=400, batch_size=32)
         target = PrivacyTarget(epsilon, 1e-5, 1.0)
         sizes = challenge.Sizes(1797, 300, 50)
         how = tiny_recipe("digits_lo", target, plan=plan, sizes=sizes)
-        assert recipe._privacy(how).noise_multiplier == pytest.approx(sigma, abs=0.01)
+        assert recipe._privacy(how).noise_multiplier == sigma  # bit for bit, as its models are
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": -1}, {"seed": "a"}, {"models": {"train": -1, "dev": 0, "final": 0}}]
+    ("name", "value"),
+    [
+        *(("epsilon", value) for value in (math.inf, -math.inf, math.nan, 0, -1, 1e-6, 0.0199)),
+        *(("epsilon", value) for value in (501, 1e300, True, "4", "inf", None)),
+        *(("delta", value) for value in (0, 1, 0.91, 1e-15, 1e-30, -1e-5, math.nan, math.inf)),
+        *(("delta", value) for value in (True, "1e-5", None)),
+        *(("clip_norm", value) for value in (0, -1, math.inf, math.nan, True, "1", None)),
+    ],
+)
+def test_privacy_that_cannot_be(name, value):
+    good = {"epsilon": 4.0, "delta": 1e-5, "clip_norm": 1.0}
+    PrivacyTarget(**good)
+    with pytest.raises(InputError, match=f"`{name}` must be a number from .*, got ") as caught:
+        PrivacyTarget(**{**good, name: value})
+    text = str(caught.value)
+    assert repr(value) in text
+    assert len(text.splitlines()) == 1
+    assert ("`scenario.epsilon=null` trains without" in text) == (name == "epsilon")
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 1, 500])
+@pytest.mark.parametrize("delta", [1e-10, 0.9])
+def test_privacy_at_its_edges(epsilon, delta):
+    assert PrivacyTarget(epsilon, delta, 1e-9).epsilon == epsilon
+
+
+def test_privacy_that_no_noise_gives_is_refused_before_anything_is_written(digits, tmp_path):
+    """At δ = 0.2 no ε = 10 can be spent, if the chance to take part at all is 2 of 120."""
+    plan = dataclasses.replace(tiny_recipe().plan, batch_size=1, steps=2)
+    how = tiny_recipe("digits_lo", PrivacyTarget(10.0, 0.2, 1.0), plan=plan)
+    with pytest.raises(InputError, match=r"`epsilon` = 10 cannot be met with `delta` = 0\.2"):
+        build(tmp_path, how, digits)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": -1}, {"seed": True}, {"seed": "a"}, {"models": {"train": -1, "dev": 0, "final": 0}}],
 )
 def test_a_recipe_that_cannot_be(change):
     with pytest.raises(InputError, match=r"`seed`|`phases`"):

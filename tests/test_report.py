@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 from browser import open_page
 from commands import run
+from conftest import SIZES as SMALLEST
 from mlflow import MlflowClient
+
+from mico_exp import challenge, report
 
 SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
 SMALL = [
@@ -110,7 +114,28 @@ def test_it_says_what_the_selection_says(reported, page):
         assert command.startswith("python -m mico_exp")
     assert "scenario=inf,hi,lo metric=confidence,loss formula=0,1" in page
     assert " ".join(SMALL) in page
-    assert "DP-SGD, ε = 10" in page
+    assert re.search(r"<td>DP-SGD, ε = 10 \(recorded: 9\.99[0-9]+\)</td>", page)
+    assert page.count("(recorded:") == 2
+    assert "which differs" not in page
+
+
+@pytest.mark.parametrize(
+    ("recorded", "epsilon", "shown"),
+    [
+        ("", "None", "none"),
+        ("", "10.0", "DP-SGD, ε = 10"),
+        ("3.9922", "4.0", "DP-SGD, ε = 4 (recorded: 3.9922)"),
+        ("0.5", "10.0", "DP-SGD, ε = 10 (recorded: 0.5–8, which differs)"),
+        ("4", "None", "none (recorded: 4–8, which differs)"),
+    ],
+)
+def test_the_recorded_epsilon_stands_beside_the_options(built, tmp_path, recorded, epsilon, shown):
+    shutil.copytree(built, tmp_path / "data")
+    scenario = challenge.load_scenario(tmp_path / "data", "digits", "digits_inf", SMALLEST)
+    for phase, model in scenario.models() if recorded else ():
+        odd = phase == "dev" and "differs" in shown
+        (model.path / "epsilon").write_text("8.0000\n" if odd else f"{recorded}\n")
+    assert report.privacy(scenario, epsilon) == shown
 
 
 def test_in_a_browser(reported, page):
