@@ -1,8 +1,12 @@
 """What the choice believes of runs that others can write, on one small sweep for real."""
 
+import html
 import io
-import json
 import logging
+import re
+import shlex
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -334,12 +338,47 @@ def test_what_is_chosen_has_a_key_of_its_own(world):
     assert world.choose()[1].key != first.key
 
 
-def test_names_are_shown_as_they_are_and_commands_can_be_pasted(world):
-    """Brackets are no markup; what the products prints works where it is printed."""
-    found = run("mico_exp.select_best", "scenarios=[inf]", *SIZES, cwd=world.folder)
-    report = json.loads((world.folder / "submissions" / "selection_digits.json").read_text())
-    verdicts = report["scenarios"][NAME]["cells"]
-    assert {one["cell"] for one in verdicts} == EVERY
-    table = (world.folder / "mlruns").rglob("selection.txt")
-    assert report["scenarios"][NAME]["best"]["metric"] in next(table).read_text()
-    assert found.returncode == 0
+OWN = """name: own
+function:
+  _target_: mico_exp.formulas.offset
+  _partial_: true
+  w: 0.25
+"""
+
+
+def test_names_are_shown_whole_and_what_is_printed_can_be_pasted(swept):
+    """With options of one's own, a variant whose name has brackets, and a blank in a path."""
+    place = swept / "my options" / "formula"
+    place.mkdir(parents=True)
+    (place / "own.yaml").write_text(OWN)
+    own = f"--config-dir={swept / 'my options'}"
+    run("mico_exp", own, "metric=loss", "formula=own", "scenario=inf", *SMALL, cwd=swept)
+    told = run("mico_exp.select_best", own, "scenarios=[inf,hi]", *SIZES, cwd=swept, status=1)
+    (advice,) = re.findall(r"Run: (python .*)", told.stderr)
+    shown = run("mico_exp.select_best", own, "scenarios=[inf]", *SIZES, cwd=swept).stdout
+    run("mico_exp.report", own, "scenarios=[inf]", *SIZES, cwd=swept)
+    page = html.unescape((swept / "reports" / "digits.html").read_text())
+    (block,) = re.findall(r"<pre>(.*?)</pre>", page, flags=re.S)
+    commands = block.strip().splitlines()
+    assert len(commands) == 5  # the grid, the variant, one's own, the choice, the report
+    assert "confidence/rmia_offline[a=0.5]" in page
+    logged = next((swept / "mlruns").rglob("selection.txt")).read_text()
+    assert logged.strip() in shown
+    before = {row: value for row, value in figures(swept).items() if "own" not in row}
+    assert advice.endswith(" -m")
+    for words in [*map(shlex.split, commands), [*shlex.split(advice), *SMALL[2:]]]:
+        assert words[:2] == ["python", "-m"]
+        assert own in words
+        done = subprocess.run(
+            [sys.executable, *words[1:]], cwd=swept, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (words, done.stderr)
+    after = figures(swept)
+    assert {name: after[name] for name in before} == before  # the same cells, with the same figures
+    assert len([name for name in after if name.startswith("hi/")]) == 6
+
+
+def figures(folder):
+    return {
+        name: one.data.metrics["val/tpr_at_fpr_0.1"] for name, one in World(folder).runs().items()
+    }
