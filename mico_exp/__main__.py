@@ -8,7 +8,6 @@ import logging
 import shlex
 import time
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,12 +99,13 @@ def _log_choices(cfg: "DictConfig", run: "Run") -> None:
 def _log_epsilon(cfg: "DictConfig", scenario: "Scenario", run: "Run") -> None:
     """Log the ε that the models themselves record, and warn where it is not the scenario's."""
     from mico_exp.diagnosis import check_epsilon
+    from mico_exp.terminal import warn_once
 
     recorded, odd = check_epsilon(scenario, cfg.scenario.epsilon)
     if recorded:
         run.params["recorded_epsilon"] = recorded
     if odd:
-        _warn_once(odd.message)
+        warn_once(odd.message)
 
 
 def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: "Run") -> "Result":
@@ -142,19 +142,15 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
 
 def _log_vitals(extraction: "Extraction", run: "Run") -> None:
     """Log whether the models seem to be what they should be; what seems wrong refuses nothing."""
+    from mico_exp.terminal import warn_once
+
     vitals = extraction.look()
     told = vitals.told(extraction.points.solution)
     run.tags["members_told"] = "yes" if told.apart else "no"
     run.metrics |= {f"members_{name}": value for name, value in told._asdict().items()}
     run.metrics["outlier_models"] = len(vitals.outliers())
     for line in extraction.findings():
-        _warn_once(line)
-
-
-@cache
-def _warn_once(message: str) -> None:
-    """Warn of what is the same for all cells of a sweep."""
-    log.warning("%s", message)
+        warn_once(line)
 
 
 def _compute(

@@ -397,3 +397,15 @@ def evidence(
         scores[name] = found
     labels = loaded.labels[extraction.points.unique].numpy()
     return Evidence(scores, extraction.points, labels, extraction.known)
+
+
+def preset_cell(cfg: "DictConfig", scenario: str) -> str | None:
+    """Cell that the preset names for a scenario; None without a preset."""
+    cells = cfg.preset.cells
+    if cells is None:
+        return None
+    if scenario not in cells:
+        raise InputError(
+            f"preset={cfg.preset.name} has no cell for {scenario}, only for {', '.join(cells)}."
+        )
+    return str(cells[scenario])

@@ -152,6 +152,7 @@ def _present_cells(
     cfg: "DictConfig", name: str, here: Here, runs: "Sequence[LoggedRun]"
 ) -> list[Candidate]:
     """Cells of a scenario that can be compared, in the order of the options; tells of others."""
+    from mico_exp import choices
     from mico_exp.grid import cell_of, sort_out
     from mico_exp.options import option_names
 
@@ -162,7 +163,7 @@ def _present_cells(
     if count := sum(found.reasons.values()):
         reasons = ", ".join(f"{reason} ({n})" for reason, n in found.reasons.most_common())
         log.warning("%s: %d of %d runs are left out: %s", name, count, len(runs), reasons)
-    wanted = preset_cell(cfg, name)
+    wanted = choices.preset_cell(cfg, name)
     present = [one for one in found.present if wanted in (None, one.cell)]
     return newest(present, option_names("metric"), option_names("formula"))
 
@@ -332,18 +333,6 @@ def _tell_failed(
 def _why(run: "LoggedRun") -> str:
     lines = run.tags.get("error", "").splitlines()
     return printable(lines[0]) if lines else "no reason was logged"
-
-
-def preset_cell(cfg: "DictConfig", scenario: str) -> str | None:
-    """Cell that the preset names for a scenario; None without a preset."""
-    cells = cfg.preset.cells
-    if cells is None:
-        return None
-    if scenario not in cells:
-        raise InputError(
-            f"preset={cfg.preset.name} has no cell for {scenario}, only for {', '.join(cells)}."
-        )
-    return str(cells[scenario])
 
 
 def describe_rule(cfg: "DictConfig") -> str:

@@ -161,8 +161,17 @@ def _describe_object(target: Any, name: str, seen: dict[int, Any]) -> Any:
         return [type(target).__name__, _describe(inner, seen)]
     if not hasattr(target, "__dict__"):
         return name
-    state = {key: value for key, value in vars(target).items() if key != "__doc__"}
-    return [_describe(type(target), seen), _describe(state, seen)]
+    return [_describe(type(target), seen), _describe(_state(target), seen)]
+
+
+def _state(target: Any) -> dict[str, Any]:
+    """An object's attributes, without those that it computes of the others once and keeps."""
+    kept = functools.cached_property
+    return {
+        key: value
+        for key, value in vars(target).items()
+        if key != "__doc__" and not isinstance(getattr(type(target), key, None), kept)
+    }
 
 
 def _qualified(target: Any) -> str:
@@ -185,14 +194,14 @@ def _code(code: CodeType) -> list[Any]:
     """
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     signature = [names, code.co_argcount, code.co_posonlyargcount, code.co_flags]
-    body = [
-        [
-            step.opname,
-            _constant(step.argval) if step.opcode in dis.hasconst else step.argrepr,
-        ]
-        for step in dis.get_instructions(code)
-    ]
+    body = [[step.opname, _argument(step, code.co_consts)] for step in dis.get_instructions(code)]
     return [signature, body, code.co_exceptiontable.hex()]
+
+
+def _argument(step: dis.Instruction, constants: tuple[Any, ...]) -> Any:
+    if step.opname == "KW_NAMES":  # a call's keywords, which Python 3.11's `dis` does not tell
+        return repr(constants[step.arg or 0])
+    return _constant(step.argval) if step.opcode in dis.hasconst else step.argrepr
 
 
 def _constant(value: Any) -> Any:
@@ -213,8 +222,21 @@ BOOKKEEPING = {
 
 
 def _members(target: type) -> dict[str, Any]:
-    """What a class defines by itself, methods and data."""
-    return {key: value for key, value in vars(target).items() if key not in BOOKKEEPING}
+    """What a class defines by itself, methods and data.
+
+    Data between double underscores are the interpreter's, which may write them at any time
+    (``__slotnames__`` once an instance has been copied).
+    """
+    return {
+        key: value
+        for key, value in vars(target).items()
+        if key not in BOOKKEEPING
+        and not (key.startswith("__") and key.endswith("__") and not _is_method(value))
+    }
+
+
+def _is_method(value: object) -> bool:
+    return callable(value) or hasattr(value, "__get__")
 
 
 def _mentioned(function: FunctionType) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""Tables for a person: in the terminal's width, or in full where nobody looks."""
+"""What a person sees: tables in the terminal's width, in full where nobody looks, and warnings."""
 
 import io
+import logging
+from functools import cache
 from typing import Any
 
 from rich.console import Console
@@ -24,3 +26,9 @@ def as_text(table: Table) -> str:
     console = Console(width=UNSEEN_WIDTH, file=io.StringIO(), record=True, **LITERAL)
     console.print(table)
     return console.export_text()
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Warn of what is the same for all cells of a sweep."""
+    logging.getLogger("mico_exp").warning("%s", message)

@@ -1,3 +1,4 @@
+import copy
 import functools
 import hashlib
 import importlib
@@ -5,6 +6,7 @@ import importlib.util
 import json
 import linecache
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -198,6 +200,38 @@ def test_a_definition_does_not_change_by_use():
         models.roberta(Path("/nowhere"))
     models._roberta(json.dumps({"hidden_size": 8, "num_attention_heads": 1, "vocab_size": 9}))
     assert definition(models.roberta) == before
+
+
+class Lazy:
+    """A metric that keeps what it has computed."""
+
+    @functools.cached_property
+    def scale(self):
+        return 2.0
+
+    def __call__(self, logits, labels):
+        return metrics.loss(logits * self.scale, labels)
+
+
+def test_what_an_object_or_a_class_keeps_of_its_use_does_not_count():
+    metric = Lazy()
+    before = definition(metric)
+    copy.copy(metric)(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
+    metric(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
+    pickle.dumps(metric)  # writes __slotnames__ into the class
+    assert "scale" in vars(metric)
+    assert "__slotnames__" in vars(Lazy)
+    assert definition(metric) == before
+
+
+def test_the_names_of_keywords_count():
+    def one(x):
+        return torch.sum(x, dim=0)
+
+    def other(x):
+        return torch.sum(x, axis=0)
+
+    assert definition(one) != definition(other)
 
 
 def test_a_class_counts_with_what_its_methods_use(load):

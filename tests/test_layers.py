@@ -52,11 +52,13 @@ def who_imports(package):
 
 def test_only_commands_know_hydra():
     assert who_imports("hydra") | who_imports("omegaconf") <= COMMANDS | {
+        "advice",
         "choices",
         "choosing",
         "cli",
         "options",
         "sweep",
+        "variants",
     }
 
 

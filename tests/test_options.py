@@ -150,7 +150,8 @@ def test_the_present_code_of_what_was_run(composed):
             assert options.code(cfg, group) == options.present_code(group, name, changed)
             if changed:
                 assert options.code(cfg, group) != options.present_code(group, name)
-    assert options.present_code("metric", "gone") == ""
+    with pytest.raises(InputError, match="there is no metric=gone here"):
+        options.present_code("metric", "gone")
 
 
 def test_two_formulas_of_one_function_are_two_experiments(composed):

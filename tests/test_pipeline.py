@@ -176,8 +176,8 @@ def test_runs_of_other_models_are_stale(copy):
     torch.save(state, model)
     done = run("mico_exp.select_best", *SIZES, cwd=copy, status=1)
     assert "digits_lo" in done.stderr
-    assert "6 are of other cells, data, models or code" in done.stderr
-    advice = "python -m mico_exp metric=loss,confidence formula=0,1,2 scenario=lo"
+    assert "6 of 6 runs are left out: other models, records or seeds (6)" in done.stdout
+    advice = "python -m mico_exp dataset=digits scenario=lo metric=loss,confidence formula=0,1,2"
     assert f"{advice} {' '.join(SIZES)} -m" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -186,7 +186,9 @@ def test_a_scenario_that_is_gone(copy):
     shutil.rmtree(copy / "data" / "digits" / "digits_hi")
     done = run("mico_exp.select_best", *SIZES, cwd=copy, status=1)
     assert "digits_hi does not exist" in done.stderr
-    assert "scenario=hi dataset.len_training=120" in done.stderr
+    assert "scenario=hi metric=loss,confidence formula=0,1,2 dataset.len_training=120" in (
+        done.stderr
+    )
 
 
 def flip_a_bit(path):
@@ -359,7 +361,9 @@ def test_runs_of_other_contents_in_one_experiment_are_left_out_and_counted(copy)
     assert other.stdout.count("validation TPR") == 3
     shown = run("mico_exp.select_best", *SIZES, cwd=copy).stdout
     for scenario in ("inf", "hi", "lo"):
-        assert f"digits_{scenario}: 1 of 7 runs are of other data, models or code" in shown
+        assert (
+            f"digits_{scenario}: 1 of 7 runs are left out: other models, records or seeds (1)"
+        ) in shown
     assert "of 5" in shown
 
 

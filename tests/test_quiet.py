@@ -10,7 +10,7 @@ SMALL = ["dataset.phases={train: 8, dev: 2, final: 2}", "dataset.recipe.steps=20
 def test_a_cell_tells_nobody(tmp_path):
     listener = listening(tmp_path)
     cell = ["mico_exp", "metric=loss", "formula=1", "scenario=inf", *SMALL]
-    assert "validation TPR" in run(*cell, cwd=tmp_path, **listener).stdout
+    assert "validation TPR" in run(*cell, cwd=tmp_path, fresh=True, **listener).stdout
     assert heard(tmp_path) == []
     assert not (tmp_path / "config" / "mlflow").exists()  # an installation id would be there
 
@@ -22,7 +22,7 @@ def test_the_listener_hears(tmp_path):
         "    with contextlib.suppress(OSError):\n"
         "        socket.create_connection((host, 9), timeout=0.01)\n"
     )
-    run("asks", cwd=tmp_path, **listening(tmp_path))
+    run("asks", cwd=tmp_path, fresh=True, **listening(tmp_path))
     assert [line.split(" by ")[0] for line in heard(tmp_path)] == [
         "socket.getaddrinfo 192.0.2.1",
         "socket.connect 192.0.2.1",
@@ -40,4 +40,4 @@ def test_the_listener_hears(tmp_path):
 def test_the_users_own_setting_wins(tmp_path, name, ours, theirs):
     (tmp_path / "shows.py").write_text(f"import os, mico_exp\nprint(os.environ[{name!r}])\n")
     for told, expected in ((None, ours), (theirs, theirs)):
-        assert run("shows", cwd=tmp_path, **{name: told}).stdout.strip() == expected
+        assert run("shows", cwd=tmp_path, fresh=True, **{name: told}).stdout.strip() == expected

@@ -317,10 +317,10 @@ def test_ddp_is_one_challenge_of_three_data_sets(user):
     assert len(names) == 3 * 4
     assert names[0] == "ddp/cifar10_ddp/dev/model_5/prediction.csv"
     run("mico_exp.select_best", *three, "preset=winner", cwd=user)
-    other = [*three, "preset=winner", "dataset.len_challenge=9"]
+    other = [*three, "preset=winner", "compute.allow_nan=true"]
     advice = run("mico_exp.select_best", *other, cwd=user, status=1).stderr
-    assert "metric=confidence formula=1 scenario=ddp" in advice
-    assert "dataset.len_challenge=9 -m" in advice
+    assert "scenario=ddp metric=confidence formula=1" in advice
+    assert "compute.allow_nan=true -m" in advice
     assert "ddp" in run("mico_exp.score", "submissions/predictions_ddp.zip", cwd=user).stdout
 
 
@@ -329,13 +329,13 @@ def test_extraction_by_itself(user, tmp_path):
     command.append(f"paths.store={tmp_path}")
     assert "logits: 9 models computed" in run(*command, cwd=user).stdout
     assert "nothing was missing" in run(*command, cwd=user).stdout
-    stored = {path.name.rpartition("-")[0] for path in tmp_path.rglob("*.npz")}
+    stored = {path.name.rpartition("-")[0] for path in tmp_path.rglob("*-*.npz")}
     assert stored >= {"loss", "logit", "entropy"}
     assert not stored & {"grad_norm", "kfac"}
-    assert len(list(tmp_path.rglob("*.npz"))) == 9 * len(stored)
+    assert len(list(tmp_path.rglob("*-*.npz"))) == 9 * len(stored)
     more = run(*command, "metrics=[grad_norm,kfac]", cwd=user).stdout
     assert "gradients: 9 models computed" in more
-    assert len(list(tmp_path.rglob("*.npz"))) == 9 * (len(stored) + 2)
+    assert len(list(tmp_path.rglob("*-*.npz"))) == 9 * (len(stored) + 2)
 
 
 @pytest.mark.parametrize("dataset", TRACKS)
