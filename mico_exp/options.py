@@ -115,11 +115,7 @@ def metrics_of_cell(cfg: DictConfig) -> dict[str, Metric]:
 
     `metrics` narrows ``all`` to a list.
     """
-    option = HydraConfig.get().runtime.choices["metric"]
-    if cfg.metric.name != option:
-        raise InputError(
-            f"conf/metric/{option}.yaml: `name` must be that of its file, got {cfg.metric.name}."
-        )
+    _check_name(cfg, "metric")
     if cfg.metric.name == COMBINED:
         if (names := narrowed(cfg)) is not None:
             return dict(_made_metrics(_allowed(names, cfg)))
@@ -247,18 +243,24 @@ def option_of(group: str, name: str, *overrides: str) -> Any:
 
 def formula(cfg: DictConfig) -> Formula | Attack:
     """Make the chosen formula."""
-    option = HydraConfig.get().runtime.choices["formula"]
-    name = cfg.formula.name
-    if name != option and (
-        name not in option_names("formula")
-        or option_of("formula", name).formula.function._target_ != cfg.formula.function._target_
-    ):
+    _check_name(cfg, "formula")
+    function: Formula | Attack = make(cfg.formula.function)
+    return function
+
+
+def _check_name(cfg: DictConfig, group: str) -> None:
+    """Compare what an option calls itself with its file, or with the formula it stands for."""
+    option, name = HydraConfig.get().runtime.choices[group], str(cfg[group].name)
+    if name == option:
+        return
+    if group == "metric":
+        raise InputError(f"conf/metric/{option}.yaml: `name` must be that of its file, got {name}.")
+    target = cfg.formula.function._target_
+    if name not in option_names(group) or _function(group, name)["_target_"] != target:
         raise InputError(
             f"conf/formula/{option}.yaml: `name` must be {option} as its file, or that of the "
             f"option that it stands for, got {name}."
         )
-    function: Formula | Attack = make(cfg.formula.function)
-    return function
 
 
 def label(cfg: DictConfig, group: str) -> str:
@@ -294,6 +296,7 @@ def _is_combined(group: str, name: str) -> bool:
 
 
 def _changed(cfg: DictConfig, group: str) -> dict[str, Any]:
+    _check_name(cfg, group)
     name = str(cfg[group].name)
     return variants.changed(group, name, _function(group, name), _plain(cfg[group].function))
 

@@ -11,7 +11,6 @@ SMALL = [
     "dataset.len_challenge=10",
     "dataset.phases={train: 3, dev: 1, final: 1}",
     "dataset.recipe.steps=5",
-    "plots=off",
 ]
 LOADERS = """
 import numpy as np
@@ -33,7 +32,7 @@ def shuffled():
 def without_the_last():
     return taken(np.arange(1796))
 """
-CELL = ("mico_exp", "metric=loss", "formula=1")
+CELL = ("mico_exp", "metric=loss", "formula=1", "plots=off")
 
 
 def loaded_by(name):

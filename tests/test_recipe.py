@@ -276,7 +276,7 @@ def test_leftovers_of_a_killed_build_are_removed(digits, tmp_path):
     leftover = tmp_path / "digits" / "digits_inf" / "train" / ".model_4.abc.tmp"
     leftover.mkdir(parents=True)
     (tmp_path / "digits" / "digits_inf" / "build.json").write_text(
-        json.dumps(tiny_recipe().description(digits.fingerprint))
+        json.dumps(tiny_recipe().description(digits))
     )
     build(tmp_path, tiny_recipe(), digits)
     assert not leftover.exists()

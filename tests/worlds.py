@@ -18,7 +18,7 @@ from torchvision.datasets import CIFAR10
 from mico_exp import challenge, models
 from mico_exp.challenge import Sizes
 
-SIZES = Sizes(records=300, training=150, challenge=10)
+SIZES = Sizes(records=300, training=150, challenge=6)
 COUNTS = {"train": 5, "dev": 2, "final": 2}
 OPTIONS = Path(__file__).parent / "conf"
 WORDS = ("a", "the", "film", "plot", "actor", "scene", "good", "bad", "dull", "slow", "great")
@@ -107,7 +107,7 @@ ROBERTA = {
 }
 
 
-def fit(model, records, indices, steps, seed):
+def fit(model, records, indices, steps, batch, seed):
     """Train one model on its records; enough to tell members from others."""
     torch.manual_seed(seed)
     for module in model.modules():
@@ -117,15 +117,18 @@ def fit(model, records, indices, steps, seed):
     indices = torch.from_numpy(indices)
     model.train()
     for _ in range(steps):
-        some = indices[torch.randint(len(indices), (24,))]
+        some = indices[torch.randint(len(indices), (batch,))]
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(records.inputs(some)), records.labels[some]).backward()
         optimizer.step()
     return {name: t.detach().clone() for name, t in models.bare(model.eval()).state_dict().items()}
 
 
-def write_models(root, name, records, model, steps, seed, save=None):
-    """Write a scenario's folder in the competition's tree, with its truth apart."""
+def write_models(root, name, records, model, plan, seed, save=None):
+    """Write a scenario's folder in the competition's tree, with its truth apart.
+
+    plan: steps, and records in each.
+    """
     random = np.random.default_rng(seed)
     dataset, scenario = name.split("_")
     place = "ddp" if scenario == "ddp" else dataset
@@ -135,7 +138,7 @@ def write_models(root, name, records, model, steps, seed, save=None):
             seeds = [int(s) for s in random.integers(2**63 - 1, size=3)]
             split = challenge.split(SIZES, *seeds)
             members = np.concatenate([split.member, split.training])
-            state = fit(model, records, members, steps, seed=number)
+            state = fit(model, records, members, *plan, seed=number)
             within = Path(place) / name / phase / f"model_{number}"
             folder = root / within
             folder.mkdir(parents=True)
