@@ -5,8 +5,6 @@ import io
 import logging
 import re
 import shlex
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -369,10 +367,7 @@ def test_names_are_shown_whole_and_what_is_printed_can_be_pasted(swept):
     for words in [*map(shlex.split, commands), [*shlex.split(advice), *SMALL[2:]]]:
         assert words[:2] == ["python", "-m"]
         assert own in words
-        done = subprocess.run(
-            [sys.executable, *words[1:]], cwd=swept, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, (words, done.stderr)
+        run(*words[2:], cwd=swept)
     after = figures(swept)
     assert {name: after[name] for name in before} == before  # the same cells, with the same figures
     assert len([name for name in after if name.startswith("hi/")]) == 6

@@ -103,10 +103,10 @@ def test_options_that_are_wrong(options):
 
 
 def test_the_option_of_the_command(tmp_path):
-    small = ["dataset.phases={train: 8, dev: 2, final: 2}", "dataset.recipe.steps=20"]
+    small = ["dataset.phases={train: 4, dev: 1, final: 1}", "dataset.recipe.steps=5"]
     cell = ["mico_exp", "metric=loss", "formula=1", "scenario=inf", *small]
     workers = ["compute=ray", "compute.num_workers=2"]
-    shown = run(*cell, *workers, cwd=tmp_path, **listening(tmp_path)).stdout
+    shown = run(*cell, *workers, cwd=tmp_path, fresh=True, **listening(tmp_path)).stdout
     assert "validation TPR" in shown
     assert heard(tmp_path) == []  # its dashboard would ask what cloud this is
 
@@ -123,7 +123,7 @@ def test_an_interrupt_ends_as_without_ray(tmp_path):
     options.mkdir(parents=True)
     text = "name: slow\nfunction: {_target_: slow.slow, _partial_: true}\n"
     (options / "slow.yaml").write_text(text)
-    small = ["dataset.phases={train: 8, dev: 2, final: 2}", "dataset.recipe.steps=20"]
+    small = ["dataset.phases={train: 4, dev: 1, final: 1}", "dataset.recipe.steps=5"]
     own = ["--config-dir=options", "metric=slow", "scenario=inf", *small]
     command = [sys.executable, "-m", "mico_exp", *own, "compute=ray", "compute.num_workers=1"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)

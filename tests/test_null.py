@@ -29,8 +29,8 @@ from mico_exp.selection import auc_within_one_se, highest
 from mico_exp.statistics import compare
 from mico_exp.training import Plan
 
-SIZES = Sizes(records=1797, training=120, challenge=25)
-MODELS = {"train": 20, "dev": 6, "final": 6}
+SIZES = Sizes(records=1797, training=120, challenge=20)
+MODELS = {"train": 16, "dev": 4, "final": 4}
 ALIASES = {"midpoint", "in_mean", "standardized", "uncalibrated"}
 
 
@@ -65,7 +65,7 @@ def world(request, tmp_path_factory, digits):
 
 def smaller(metric):
     """Fewer reference records, which are what takes time."""
-    return replace(metric, reference=100) if getattr(metric, "reference", 0) else metric
+    return replace(metric, reference=40) if getattr(metric, "reference", 0) else metric
 
 
 def cells(scenario):
@@ -113,23 +113,16 @@ def test_that_models_tell_nothing_is_noticed(world):
 )
 def test_what_is_learnt_on_a_pool_over_nothing_is_nothing(attack, unequal):
     """Forty models that share a hundred records, whose membership could be read off the others."""
-    total = {}
-    for seed in range(2):
-        evidence, truth = null.pool(unequal=unequal, metrics=2, seed=seed)
-        some = null.only(evidence) if isinstance(attack, Quantile) else evidence
-        for phase, one in attack(some).items():
-            chance = null.Chance(truth[phase], evidence.points.of_phase[phase])
-            for figure, z in chance.deviations(one.scores).items():
-                total[phase, figure] = total.get((phase, figure), 0) + z / np.sqrt(2)
-    assert len(total) == 4
-    assert {place: z for place, z in total.items() if abs(z) > null.bound(24)} == {}
+    evidence, truth = null.pool(unequal=unequal, metrics=2)
+    some = null.only(evidence) if isinstance(attack, Quantile) else evidence
+    for phase, one in attack(some).items():
+        chance = null.Chance(truth[phase], evidence.points.of_phase[phase])
+        for figure, z in chance.deviations(one.scores).items():
+            assert abs(z) <= null.bound(24), (phase, figure)
 
 
 def test_the_bound_would_have_caught_leave_one_out():
     """A point's means without the target, as plain formulas have them, give it away to trees."""
-
-    from mico_exp.calibration import calibrate  # noqa: F401
-
     evidence, truth = null.pool(seed=0)
     scores, solution = evidence.scores["metric_0"], truth["train"]
     shadow, member = scores.shadow, solution
