@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test check bench clean
+.PHONY: help run test test-fast check bench findings clean
 
 help: ## Show this help
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 run: $(VENV)/.installed ## Build the embedded challenge, sweep the grid, select, package, score and report
 	$(BIN)/python -m mico_exp metric=loss,confidence formula=0,1,2 -m
@@ -18,6 +18,9 @@ run: $(VENV)/.installed ## Build the embedded challenge, sweep the grid, select,
 test: $(VENV)/.installed ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-fast: $(VENV)/.installed ## Run the tests that need no sweep, no Ray and no browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not commands"
+
 check: $(VENV)/.installed ## Lint, check formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -26,6 +29,9 @@ check: $(VENV)/.installed ## Lint, check formatting and types
 bench: $(VENV)/.installed ## Measure what the README says about speed
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/selection_cost.py
+
+findings: ## Try again what surprised us about others' packages, each in a folder of its own
+	for script in findings/*.sh; do echo "$$script"; sh "$$script" || exit 1; done
 
 clean: ## Remove what runs have written: data, runs, scores, submissions
 	rm -rf data multirun mlruns mlflow.db .mlflow.db.lock submissions reports

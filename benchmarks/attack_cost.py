@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from mico_exp import choices, options
-from mico_exp.cell import calibrate_phases
-from mico_exp.challenge import ChallengePoints
-from mico_exp.cli import OPTIONS
-from mico_exp.evaluation import GRADIENTS, Evaluator, Processor, family_of
-from mico_exp.evidence import Evidence, Scores
-from mico_exp.learning import Stack
+from mico_exp.attacks.evidence import Evidence
+from mico_exp.attacks.learned import Stack
+from mico_exp.challenge.points import ChallengePoints
+from mico_exp.config import compose as choices
+from mico_exp.config import options
+from mico_exp.config.typed import OPTIONS
+from mico_exp.results.cell import calibrate_phases
+from mico_exp.scores.inference import GRADIENTS, Evaluator, Processor, family_of
+from mico_exp.scores.table import Scores
 
 MODELS, ROUNDS = 20, 3
 PURCHASE_POINTS = 36_224  # unique challenge points of purchase100_inf

@@ -22,9 +22,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from mico_exp import datasets, metrics
-from mico_exp.evaluation import Evaluator, Processor
-from mico_exp.models import CNN, Alone, Architecture
+from mico_exp.challenge import datasets
+from mico_exp.models.architectures import CNN, Alone, Architecture
+from mico_exp.scores import metrics
+from mico_exp.scores.inference import Evaluator, Processor
 
 IMAGES, BATCH, REPEATS = 2048, 56, 5
 

@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mico_exp import metrics
-from mico_exp.challenge import ChallengePoints, ModelFolder, Scenario, Sizes
-from mico_exp.columns import ScoreStore
-from mico_exp.datasets import Bits
-from mico_exp.evaluation import Processor
-from mico_exp.extraction import Extraction
-from mico_exp.models import MLP, Architecture
+from mico_exp.challenge.datasets import Bits
+from mico_exp.challenge.points import ChallengePoints
+from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.tree import ModelFolder, Scenario
+from mico_exp.models.architectures import MLP, Architecture
+from mico_exp.scores import metrics
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.inference import Processor
+from mico_exp.scores.store import ScoreStore
 
 MODELS, POINTS, FEW_POINTS, FEW_MODELS = (25, 50, 100, 200), (1, 2, 4), 9_000, 50
 

@@ -33,16 +33,22 @@ import torch
 from hydra import compose, initialize_config_dir
 from tqdm import tqdm
 
-from mico_exp import choices, options
-from mico_exp.cell import calibrate_phases, read_predictions, read_validation, write_predictions
-from mico_exp.challenge import read_truth
-from mico_exp.cli import OPTIONS
-from mico_exp.errors import InputError
-from mico_exp.evidence import Evidence
-from mico_exp.fingerprints import digest
-from mico_exp.scoring import RANKING_FPR, roc
-from mico_exp.selection import auc_within_one_se, highest
-from mico_exp.statistics import Ranked, compare, draw, interval
+from mico_exp.attacks.evidence import Evidence
+from mico_exp.challenge.tree import read_truth
+from mico_exp.common.errors import InputError
+from mico_exp.common.fingerprints import digest
+from mico_exp.config import compose as choices
+from mico_exp.config import options
+from mico_exp.config.typed import OPTIONS
+from mico_exp.results.cell import (
+    calibrate_phases,
+    read_predictions,
+    read_validation,
+    write_predictions,
+)
+from mico_exp.results.scoring import RANKING_FPR, roc
+from mico_exp.results.selection import auc_within_one_se, highest
+from mico_exp.results.statistics import Ranked, compare, draw, interval
 
 DATASETS, SCENARIOS = ("digits", "purchase_like"), ("inf", "hi", "lo", "ddp")
 WINNER = [f"{metric}/{formula}" for metric in ("loss", "confidence") for formula in "012"]

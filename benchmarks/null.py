@@ -33,16 +33,27 @@ from hydra import compose, initialize_config_dir
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from mico_exp import challenge, choices, options
-from mico_exp.cell import PREDICTIONS_FILE, calibrate_phases, read_predictions
-from mico_exp.challenge import ChallengePoints, Scenario, Sizes
-from mico_exp.cli import OPTIONS
-from mico_exp.evidence import Evidence, Scores
-from mico_exp.grid import cell_of
-from mico_exp.learning import Stack
-from mico_exp.scoring import RANKING_FPR, roc
-from mico_exp.selection import RULES
-from mico_exp.tracking import Tracker
+from mico_exp.attacks.evidence import Evidence
+from mico_exp.attacks.learned import Stack
+from mico_exp.challenge.points import ChallengePoints, challenge_points
+from mico_exp.challenge.protocol import MAX_SEED, Sizes, split
+from mico_exp.challenge.tree import (
+    Scenario,
+    load_scenario,
+    read_truth,
+    scenario_folder,
+    truth_folder,
+    write_solution,
+)
+from mico_exp.config import compose as choices
+from mico_exp.config import options
+from mico_exp.config.typed import OPTIONS
+from mico_exp.results.cell import PREDICTIONS_FILE, calibrate_phases, read_predictions
+from mico_exp.results.scoring import RANKING_FPR, roc
+from mico_exp.results.selection import RULES
+from mico_exp.runs.cells_alike import cell_of
+from mico_exp.runs.tracking import Tracker
+from mico_exp.scores.table import Scores
 
 ALLOWED = 0.001  # chance that any z of an experiment lies beyond the bound
 Truth = Mapping[str, np.ndarray]
@@ -117,20 +128,20 @@ def mislead(root: Path, scenario: Scenario, *, shared: bool) -> None:
         return
     random = np.random.default_rng(0)
     for phase, model in scenario.models():
-        seeds = [1, 2, int(random.integers(challenge.MAX_SEED))]
-        known = challenge.split(scenario.sizes, *seeds)
+        seeds = [1, 2, int(random.integers(MAX_SEED))]
+        known = split(scenario.sizes, *seeds)
         assert known.solution is not None
         shown = {"seed_challenge": 0, "seed_training": 1, "seed_membership": 2}
         for name, place in shown.items():
             if (model.path / name).exists():
                 (model.path / name).write_text(f"{seeds[place]}\n")
         truth = model.path if phase == "train" else _truth(root, scenario, phase) / model.path.name
-        (truth / "solution.csv").write_text(challenge.write_solution(known.solution))
+        (truth / "solution.csv").write_text(write_solution(known.solution))
 
 
 def _truth(root: Path, scenario: Scenario, phase: str) -> Path:
-    place = challenge.truth_folder(root)
-    return challenge.scenario_folder(place, scenario.challenge, scenario.name) / phase
+    place = truth_folder(root)
+    return scenario_folder(place, scenario.challenge, scenario.name) / phase
 
 
 # ---------------------------------------------------------------- arrays over nothing
@@ -194,9 +205,9 @@ def sweep(folder: Path, design: str, sizes: Sequence[int], challenge_points: int
     given = [phases, f"dataset.len_challenge={challenge_points}"]
     command("mico_exp.build", *given, "scenario=inf", "dataset.recipe.steps=100", cwd=folder)
     size = Sizes(1797, 300, challenge_points)
-    scenario = challenge.load_scenario(folder / "data", "digits", "digits_inf", size)
+    scenario = load_scenario(folder / "data", "digits", "digits_inf", size)
     mislead(folder / "data", scenario, shared=design == "shared")
-    scenario = challenge.load_scenario(folder / "data", "digits", "digits_inf", size)
+    scenario = load_scenario(folder / "data", "digits", "digits_inf", size)
     given.append("dataset.recipe=null")
     command("mico_exp", "experiment=full", "scenario=inf", *given, "-m", cwd=folder)
     found = list(_of_cells(folder, design, scenario))
@@ -212,9 +223,9 @@ def command(module: str, *words: str, cwd: Path) -> None:
 
 
 def _of_cells(folder: Path, design: str, scenario: Scenario) -> Iterator[Figure]:
-    truth = challenge.read_truth(folder / "data", scenario)
+    truth = read_truth(folder / "data", scenario)
     truth["train"] = np.stack([m.solution(scenario.sizes) for m in scenario.phases["train"]])
-    points = challenge.challenge_points(scenario).of_phase
+    points = challenge_points(scenario).of_phase
     chance = {phase: Chance(solution, points[phase]) for phase, solution in truth.items()}
     tracker = Tracker("digits", folder, create=False)
     for run in tracker.finished({"kind": "cell"}):

@@ -25,15 +25,21 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from mico_exp import challenge, datasets, metrics, scoring
-from mico_exp.columns import ScoreStore
-from mico_exp.evaluation import Processor
-from mico_exp.extraction import MODELS_AT_ONCE, Extraction
-from mico_exp.models import MLP, Architecture, load_state
+from mico_exp.challenge import datasets, protocol
+from mico_exp.challenge.points import challenge_points
+from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.tree import Scenario, load_scenario, write_solution
+from mico_exp.models.architectures import MLP, Architecture
+from mico_exp.models.weights import load_state
+from mico_exp.results import scoring
+from mico_exp.scores import metrics
+from mico_exp.scores.extraction import MODELS_AT_ONCE, Extraction
+from mico_exp.scores.inference import Processor
+from mico_exp.scores.store import ScoreStore
 
 RECORDS, FEATURES, CLASSES = 197_324, 600, 100
 PHASES = {"train": 100, "dev": 50, "final": 50}
-SIZES = challenge.Sizes(RECORDS, 150_000, 100)
+SIZES = Sizes(RECORDS, 150_000, 100)
 SCENARIO = "purchase100/purchase100_inf"
 PLAIN_MODELS, PLAIN_TARGETS, REPEATS = (2, 5), 8, 3
 CELLS = 6
@@ -64,15 +70,15 @@ def make_world(folder: Path) -> None:
             if phase == "train":
                 (place / "seed_training").write_text(str(seeds[1]))
                 (place / "seed_membership").write_text(str(seeds[2]))
-                solution = challenge.split(SIZES, *seeds).solution
-                (place / "solution.csv").write_text(challenge.write_solution(solution))
+                solution = protocol.split(SIZES, *seeds).solution
+                (place / "solution.csv").write_text(write_solution(solution))
             number += 1
 
 
-def open_world(folder: Path) -> tuple[datasets.Records, challenge.Scenario]:
+def open_world(folder: Path) -> tuple[datasets.Records, Scenario]:
     records = datasets.purchase100(str(folder / "data" / "data" / "purchase100"))
     name = SCENARIO.split("/")
-    return records, challenge.load_scenario(folder / "data", *name, SIZES)
+    return records, load_scenario(folder / "data", *name, SIZES)
 
 
 def plain_logits(scenario, loader, count: int) -> np.ndarray:
@@ -115,7 +121,7 @@ def plain(folder: Path, count: int) -> None:
     everything = records.inputs(torch.arange(RECORDS))
     loader = DataLoader(TensorDataset(everything, records.labels), batch_size=1024)
     started = time.perf_counter()
-    points = challenge.challenge_points(scenario)
+    points = challenge_points(scenario)
     split = time.perf_counter() - started
     started = time.perf_counter()
     logits = plain_logits(scenario, loader, count)
@@ -136,7 +142,7 @@ def plain(folder: Path, count: int) -> None:
 def bare(folder: Path) -> None:
     """Time extraction and bare products of the same shapes by turns; prints JSON."""
     records, scenario = open_world(folder)
-    points = challenge.challenge_points(scenario)
+    points = challenge_points(scenario)
     inputs = records.inputs(torch.from_numpy(points.unique))
     wanted = {"loss": metrics.loss, "confidence": metrics.confidence}
     batch = 640

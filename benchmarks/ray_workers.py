@@ -12,10 +12,11 @@ import numpy as np
 import ray
 import torch
 
-from mico_exp import datasets, metrics
-from mico_exp.cluster import Ray
-from mico_exp.evaluation import Processor, Shard, Work
-from mico_exp.models import CNN, Architecture
+from mico_exp.challenge import datasets
+from mico_exp.models.architectures import CNN, Architecture
+from mico_exp.scores import metrics
+from mico_exp.scores.inference import Processor, Shard, Work
+from mico_exp.scores.ray_workers import Ray
 
 MODELS, IMAGES, REPEATS = 12, 1024, 3
 

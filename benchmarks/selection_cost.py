@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mico_exp.cell import PREDICTIONS_FILE, write_predictions
-from mico_exp.figures import PHASE_STYLE, Curve, roc_figure, scores_figure
-from mico_exp.grid import candidate, judge
-from mico_exp.scoring import RANKING_FPR, roc
-from mico_exp.statistics import intervals
-from mico_exp.tracking import Tracker
+from mico_exp.results.cell import PREDICTIONS_FILE, write_predictions
+from mico_exp.results.plots import PHASE_STYLE, Curve, roc_figure, scores_figure
+from mico_exp.results.scoring import RANKING_FPR, roc
+from mico_exp.results.statistics import intervals
+from mico_exp.runs.cells_alike import candidate, judge
+from mico_exp.runs.tracking import Tracker
 
 MODELS, POINTS, CELLS, REPEATS = 100, 200, 300, 5
 

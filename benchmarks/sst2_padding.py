@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from mico_exp import metrics
-from mico_exp.datasets import Sentences
-from mico_exp.evaluation import Evaluator, Processor
-from mico_exp.models import Alone, TextClassifier
+from mico_exp.challenge.datasets import Sentences
+from mico_exp.models.architectures import Alone, TextClassifier
+from mico_exp.scores import metrics
+from mico_exp.scores.inference import Evaluator, Processor
 
 SENTENCES, LONGEST, BATCH, REPEATS = 384, 67, 32, 3
 

@@ -16,9 +16,9 @@ import sys
 import numpy as np
 from scipy.stats import norm
 
-from mico_exp.scoring import RANKING_FPR
-from mico_exp.selection import highest
-from mico_exp.statistics import Ranked, compare, draw, interval
+from mico_exp.results.scoring import RANKING_FPR
+from mico_exp.results.selection import highest
+from mico_exp.results.statistics import Ranked, compare, draw, interval
 
 SHIFT, EFFECT = 0.6, 0.5
 SPREAD = np.hypot(1, EFFECT)  # of members

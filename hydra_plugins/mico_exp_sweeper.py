@@ -30,9 +30,10 @@ class GridSweeper(BasicSweeper):
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
         """List each job's overrides, in batches."""
-        from mico_exp.cli import CommandError, groups, quote_choices
-        from mico_exp.errors import InputError
-        from mico_exp.options import sensible_cells
+        from mico_exp.cli import CommandError
+        from mico_exp.common.errors import InputError
+        from mico_exp.config.options import sensible_cells
+        from mico_exp.config.typed import groups, quote_choices
 
         (split,) = BasicSweeper.split_arguments(overrides, None)
         # glob(*) gives the options 0 and inf bare, which would be numbers
@@ -45,7 +46,7 @@ class GridSweeper(BasicSweeper):
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose one job of each kind: cells' own options were composed to see their meaning."""
-        from mico_exp.options import CELL, is_of
+        from mico_exp.config.options import CELL, is_of
 
         kinds = {tuple(text for text in job if not is_of(CELL, text)): job for job in batch}
         super().validate_batch_is_legal(list(kinds.values()))

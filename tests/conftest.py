@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mico_exp import datasets, formulas
-from mico_exp.challenge import Sizes
-from mico_exp.recipe import Recipe, build
-from mico_exp.training import Plan
+from mico_exp.attacks import formulas
+from mico_exp.challenge import datasets
+from mico_exp.challenge.protocol import Sizes
+from mico_exp.models.building import Recipe, build
+from mico_exp.models.training import Plan
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 WINNER = {  # the winner's formulas by his numbers
@@ -48,3 +49,11 @@ def built(tmp_path_factory, digits):
     root = tmp_path_factory.mktemp("built") / "data"
     build(root, tiny_recipe(), digits)
     return root
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what runs commands, Ray or a browser, which `make test-fast` leaves out."""
+    for item in items:
+        known = vars(item.module)
+        if {"commands", "run", "ray", "browser", "simulation"} & known.keys():
+            item.add_marker(pytest.mark.commands)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from mico_exp.challenge import ChallengePoints, KnownSample
-from mico_exp.evidence import Evidence, Scores
+from mico_exp.attacks.evidence import Evidence
+from mico_exp.challenge.points import ChallengePoints, KnownSample
+from mico_exp.scores.table import Scores
 
 
 def evidence(leaks, models=24, targets=6, points=30, unique=150, known=0, seed=0):

@@ -11,9 +11,9 @@ from opacus.accountants.utils import get_noise_multiplier
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from mico_exp import accountant
-from mico_exp.accountant import noise_multiplier, spent_epsilon
-from mico_exp.errors import InputError
+from mico_exp.common.errors import InputError
+from mico_exp.models import accountant
+from mico_exp.models.accountant import noise_multiplier, spent_epsilon
 
 OURS = 32 / 300, 400  # sample rate and steps of the embedded challenge
 

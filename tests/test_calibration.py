@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, WINNER
 
-from mico_exp import formulas
-from mico_exp.calibration import calibrate, scale
-from mico_exp.errors import InputError
+from mico_exp.attacks import formulas
+from mico_exp.attacks.calibration import calibrate, scale
+from mico_exp.common.errors import InputError
 
 
 def slow_formula(index, score, inside, outside):

@@ -3,13 +3,14 @@ import logging
 import numpy as np
 import pytest
 
-from mico_exp import scoring, statistics
-from mico_exp.calibration import calibrate, scale
-from mico_exp.cell import evaluate, read_predictions, read_validation, write_predictions
-from mico_exp.challenge import ChallengePoints
-from mico_exp.errors import InputError
-from mico_exp.evidence import Evidence, Scores
-from mico_exp.formulas import offset
+from mico_exp.attacks.calibration import calibrate, scale
+from mico_exp.attacks.evidence import Evidence
+from mico_exp.attacks.formulas import offset
+from mico_exp.challenge.points import ChallengePoints
+from mico_exp.common.errors import InputError
+from mico_exp.results import scoring, statistics
+from mico_exp.results.cell import evaluate, read_predictions, read_validation, write_predictions
+from mico_exp.scores.table import Scores
 
 SHADOWS, TARGETS, POINTS, UNIQUE = 8, 3, 10, 40
 

@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, SIZES
 
-from mico_exp import challenge
-from mico_exp.challenge import ModelFolder, Scenario, Sizes
-from mico_exp.errors import InputError
+from mico_exp.challenge import protocol
+from mico_exp.challenge.points import challenge_points
+from mico_exp.challenge.protocol import PHASES, Sizes
+from mico_exp.challenge.tree import (
+    EpsilonRange,
+    ModelFolder,
+    Scenario,
+    load_scenario,
+    read_epsilon,
+    read_seed,
+    read_solution,
+    read_truth,
+    recorded_epsilon,
+    write_solution,
+)
+from mico_exp.common.errors import InputError
 
 CASES = json.loads((GOLDEN / "splits.json").read_text())["cases"]
 
@@ -19,18 +32,18 @@ CASES = json.loads((GOLDEN / "splits.json").read_text())["cases"]
 def test_splits_are_those_of_the_competition(case):
     sizes = Sizes(case["n"], case["len_training"], case["len_challenge"])
     seeds = [int(case[f"seed_{name}"]) for name in ("challenge", "training", "membership")]
-    split = challenge.split(sizes, *seeds)
+    split = protocol.split(sizes, *seeds)
     for name in ("challenge", "member", "nonmember", "training", "evaluation"):
         indices = getattr(split, name)
         assert indices[:10].tolist() == case[f"{name}_first10"]
         content = indices.astype("<i8").tobytes()
         assert hashlib.sha256(content).hexdigest() == case[f"{name}_sha256"]
-    text = challenge.write_solution(split.solution)
+    text = write_solution(split.solution)
     assert text.replace(",", "").strip() == case["solution"].replace(",", "").strip()
 
 
 def test_index_sets_partition_the_records():
-    split = challenge.split(Sizes(500, 90, 20), 3, 4, 5)
+    split = protocol.split(Sizes(500, 90, 20), 3, 4, 5)
     parts = [split.member, split.nonmember, split.training, split.evaluation]
     assert sorted(np.concatenate(parts)) == list(range(500))
     assert len(split.member) + len(split.training) == 90
@@ -38,9 +51,9 @@ def test_index_sets_partition_the_records():
 
 
 def test_what_is_not_disclosed_is_none():
-    split = challenge.split(Sizes(500, 90, 20), 3)
+    split = protocol.split(Sizes(500, 90, 20), 3)
     assert split.member is split.nonmember is split.training is split.solution is None
-    only_training = challenge.split(Sizes(500, 90, 20), 3, seed_training=4)
+    only_training = protocol.split(Sizes(500, 90, 20), 3, seed_training=4)
     assert only_training.member is None
     assert len(only_training.training) == 70
 
@@ -52,8 +65,8 @@ def test_sizes_that_cannot_be(sizes):
 
 
 def test_membership_and_columns_follow_a_literal_definition(built):
-    scenario = challenge.load_scenario(built, "digits", "digits_inf", SIZES)
-    points = challenge.challenge_points(scenario)
+    scenario = load_scenario(built, "digits", "digits_inf", SIZES)
+    points = challenge_points(scenario)
     for s, model in enumerate(scenario.phases["train"]):
         split = model.split(SIZES)
         seen = set(split.member) | set(split.training)
@@ -61,7 +74,7 @@ def test_membership_and_columns_follow_a_literal_definition(built):
         stored = (model.path / "solution.csv").read_text().strip().split(",")
         assert [p in seen for p in split.challenge] == [v == "1" for v in stored]
         assert points.solution[s].tolist() == [v == "1" for v in stored]
-    for phase in challenge.PHASES:
+    for phase in PHASES:
         assert np.array_equal(points.unique[points.columns(phase)], points.of_phase[phase])
     everything = {p for rows in points.of_phase.values() for p in rows.ravel()}
     assert sorted(everything) == points.unique.tolist()
@@ -73,7 +86,7 @@ def test_models_are_in_the_order_of_their_numbers(tmp_path):
         folder.mkdir(parents=True)
         (folder / "seed_challenge").write_text(f"{number}\n")
     (tmp_path / "c" / "s" / "train" / ".model_3.x.tmp").mkdir()
-    scenario = challenge.load_scenario(tmp_path, "c", "s", SIZES)
+    scenario = load_scenario(tmp_path, "c", "s", SIZES)
     assert [model.number for model in scenario.phases["train"]] == [1, 9, 10, 100]
     assert [model.seed_challenge for model in scenario.phases["train"]] == [1, 9, 10, 100]
     assert list(scenario.phases) == ["train"]
@@ -93,10 +106,10 @@ def test_a_number_is_there_once_in_a_phase(tmp_path):
     place = tmp_path / "c" / "s"
     write_models(place / "train", {"model_3": (1, 1, 1), "model_4": (2, 2, 2)})
     write_models(place / "dev", {"model_3": (3, None, None)})  # a number of its own
-    assert len(challenge.load_scenario(tmp_path, "c", "s", SIZES).phases) == 2
+    assert len(load_scenario(tmp_path, "c", "s", SIZES).phases) == 2
     write_models(place / "train", {"model_03": (4, 4, 4)})
     with pytest.raises(InputError) as caught:
-        challenge.load_scenario(tmp_path, "c", "s", SIZES)
+        load_scenario(tmp_path, "c", "s", SIZES)
     expected = f"{place / 'train' / 'model_03'} and {place / 'train' / 'model_3'} have the same"
     assert str(caught.value).startswith(expected)
 
@@ -107,9 +120,9 @@ def test_models_may_share_seeds_but_not_all_of_them(tmp_path, shared):
     write_models(tmp_path / "c" / "s" / "train", {"model_0": (1, 1, 1), "model_1": second})
     if all(shared):
         with pytest.raises(InputError, match=r"model_0 and .*model_1 have the same seed_chall"):
-            challenge.load_scenario(tmp_path, "c", "s", SIZES)
+            load_scenario(tmp_path, "c", "s", SIZES)
     else:
-        challenge.load_scenario(tmp_path, "c", "s", SIZES)
+        load_scenario(tmp_path, "c", "s", SIZES)
 
 
 def test_seeds_that_are_not_disclosed_prove_nothing(tmp_path):
@@ -117,14 +130,14 @@ def test_seeds_that_are_not_disclosed_prove_nothing(tmp_path):
     write_models(place / "train", {"model_0": (1, 1, 1)})
     write_models(place / "dev", {"model_1": (1, 1, None), "model_2": (1, 1, None)})
     write_models(place / "final", {"model_3": (1, None, None), "model_4": (1, None, None)})
-    assert len(challenge.load_scenario(tmp_path, "c", "s", SIZES).phases) == 3
+    assert len(load_scenario(tmp_path, "c", "s", SIZES).phases) == 3
 
 
 def test_of_many_that_are_there_twice_the_first_are_named_and_the_others_counted(tmp_path):
     seeds = {f"model_{i}": (i % 4, i % 4, i % 4) for i in range(12)}
     write_models(tmp_path / "c" / "s" / "train", seeds)
     with pytest.raises(InputError, match=r"model_0 and .*model_4 .* \(and 7 more\)") as caught:
-        challenge.load_scenario(tmp_path, "c", "s", SIZES)
+        load_scenario(tmp_path, "c", "s", SIZES)
     assert "\n" not in str(caught.value)
 
 
@@ -138,23 +151,23 @@ def test_of_many_that_are_there_twice_the_first_are_named_and_the_others_counted
 def test_a_bad_seed_names_its_file(tmp_path, text):
     (tmp_path / "seed_challenge").write_text(text)
     with pytest.raises(InputError, match="seed_challenge"):
-        challenge.read_seed(tmp_path / "seed_challenge")
+        read_seed(tmp_path / "seed_challenge")
 
 
 def test_the_largest_seed_is_read(tmp_path):
     (tmp_path / "seed").write_text(f"{2**63 - 1}\n")
-    assert challenge.read_seed(tmp_path / "seed") == 2**63 - 1
+    assert read_seed(tmp_path / "seed") == 2**63 - 1
 
 
 def test_no_train_models(tmp_path):
     with pytest.raises(InputError, match="train"):
-        challenge.load_scenario(tmp_path, "digits", "digits_inf", SIZES)
+        load_scenario(tmp_path, "digits", "digits_inf", SIZES)
 
 
 def test_a_train_model_must_disclose_its_seeds(tmp_path):
     model = ModelFolder(tmp_path / "model_0", 1, seed_training=2)
     with pytest.raises(InputError, match="seed_membership is missing"):
-        challenge.challenge_points(Scenario("c", "s", SIZES, {"train": (model,)}))
+        challenge_points(Scenario("c", "s", SIZES, {"train": (model,)}))
 
 
 def test_a_solution_that_disagrees_with_the_seeds_names_the_model(tmp_path, built):
@@ -162,9 +175,9 @@ def test_a_solution_that_disagrees_with_the_seeds_names_the_model(tmp_path, buil
     path = tmp_path / "digits" / "digits_inf" / "train" / "model_7" / "solution.csv"
     flipped = ",".join("10"[int(v)] for v in path.read_text().strip().split(","))
     path.write_text(flipped)
-    scenario = challenge.load_scenario(tmp_path, "digits", "digits_inf", SIZES)
+    scenario = load_scenario(tmp_path, "digits", "digits_inf", SIZES)
     with pytest.raises(InputError, match="model_7"):
-        challenge.challenge_points(scenario)
+        challenge_points(scenario)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +189,7 @@ def test_a_solution_that_disagrees_with_the_seeds_names_the_model(tmp_path, buil
 )
 def test_a_recorded_epsilon(tmp_path, text, value):
     (tmp_path / "epsilon").write_text(text)
-    assert challenge.read_epsilon(tmp_path / "epsilon") == value
+    assert read_epsilon(tmp_path / "epsilon") == value
 
 
 @pytest.mark.parametrize(
@@ -199,11 +212,11 @@ def test_a_recorded_epsilon(tmp_path, text, value):
 def test_an_epsilon_that_is_none_names_its_file(tmp_path, content):
     (tmp_path / "epsilon").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(InputError, match=r"/epsilon: ε must be .*, got"):
-        challenge.read_epsilon(tmp_path / "epsilon")
+        read_epsilon(tmp_path / "epsilon")
 
 
 def test_the_range_of_recorded_epsilon(tmp_path):
-    assert challenge.read_epsilon(tmp_path / "epsilon") is None
+    assert read_epsilon(tmp_path / "epsilon") is None
     recorded = {"train": ["3.9996", None, "3.9987"], "dev": [None], "final": ["inf", "4"]}
     phases = {}
     for phase, values in recorded.items():
@@ -214,10 +227,10 @@ def test_the_range_of_recorded_epsilon(tmp_path):
             model.path.mkdir(parents=True)
             if value:
                 (model.path / "epsilon").write_text(value)
-    found = challenge.recorded_epsilon(Scenario("c", "s", SIZES, phases))
+    found = recorded_epsilon(Scenario("c", "s", SIZES, phases))
     assert found == {"train": (3.9987, 3.9996, 2), "final": (4.0, math.inf, 2)}
     assert [str(one) for one in found.values()] == ["3.9987–3.9996", "4–inf"]
-    assert str(challenge.EpsilonRange(0.5, 0.5, 7)) == "0.5"
+    assert str(EpsilonRange(0.5, 0.5, 7)) == "0.5"
 
 
 @pytest.mark.parametrize(
@@ -239,14 +252,14 @@ def test_a_malformed_solution(tmp_path, text, found):
     with pytest.raises(
         InputError, match=rf"solution\.csv: expected one line of 4 values .*{found}"
     ):
-        challenge.read_solution(tmp_path / "solution.csv", 4)
+        read_solution(tmp_path / "solution.csv", 4)
 
 
 @pytest.mark.parametrize("text", ["1,0,1,0", "1,0,1,0\n", "1,0,1,0\r\n", "1, 0,\t1,0 \n"])
 @pytest.mark.parametrize("length", [4, None])
 def test_a_solution_however_its_line_ends(tmp_path, text, length):
     (tmp_path / "solution.csv").write_bytes(text.encode())
-    found = challenge.read_solution(tmp_path / "solution.csv", length)
+    found = read_solution(tmp_path / "solution.csv", length)
     assert found.tolist() == [True, False, True, False]
 
 
@@ -262,19 +275,19 @@ def test_a_solution_however_its_line_ends(tmp_path, text, length):
 def test_a_solution_is_one_line_of_plain_text(tmp_path, content, message):
     (tmp_path / "solution.csv").write_bytes(content)
     with pytest.raises(InputError, match=rf"solution\.csv: .*{message}"):
-        challenge.read_solution(tmp_path / "solution.csv", 4)
+        read_solution(tmp_path / "solution.csv", 4)
 
 
 def test_truth_is_all_or_nothing(tmp_path, built):
-    scenario = challenge.load_scenario(built, "digits", "digits_inf", SIZES)
-    truth = challenge.read_truth(built, scenario)
+    scenario = load_scenario(built, "digits", "digits_inf", SIZES)
+    truth = read_truth(built, scenario)
     assert {phase: rows.shape for phase, rows in truth.items()} == {
         "dev": (3, 20),
         "final": (2, 20),
     }
     assert (truth["dev"].sum(axis=1) == 10).all()
-    assert challenge.read_truth(tmp_path, scenario) == {}
+    assert read_truth(tmp_path, scenario) == {}
     shutil.copytree(built / "truth", tmp_path / "truth")
     shutil.rmtree(tmp_path / "truth" / "digits" / "digits_inf" / "dev" / "model_13")
     with pytest.raises(InputError, match="model_13"):
-        challenge.read_truth(tmp_path, scenario)
+        read_truth(tmp_path, scenario)

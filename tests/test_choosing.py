@@ -15,11 +15,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from mlflow import MlflowClient
 
-from mico_exp import cli, scoring
-from mico_exp.choosing import choice_identity, choose, find_scenarios
-from mico_exp.errors import InputError
-from mico_exp.identity import WORDS
-from mico_exp.tracking import Tracker
+from mico_exp.commands.choosing import choice_identity, choose, find_scenarios
+from mico_exp.common.errors import InputError
+from mico_exp.common.identity import WORDS
+from mico_exp.config.typed import OPTIONS
+from mico_exp.results import scoring
+from mico_exp.runs.tracking import Tracker
 
 SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
 SMALL = [
@@ -114,7 +115,7 @@ def composed(folder, overrides):
 
 @pytest.fixture(scope="module", autouse=True)
 def options():
-    with initialize_config_dir(str(cli.OPTIONS), version_base="1.3"):
+    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
         yield
 
 
@@ -338,7 +339,7 @@ def test_what_is_chosen_has_a_key_of_its_own(world):
 
 OWN = """name: own
 function:
-  _target_: mico_exp.formulas.offset
+  _target_: mico_exp.attacks.formulas.offset
   _partial_: true
   w: 0.25
 """

@@ -6,8 +6,7 @@ from commands import run
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mico_exp import cli
-from mico_exp.cli import quote_choices
+from mico_exp.config.typed import OPTIONS, quote_choices
 
 GROUPS = {"dataset", "scenario", "metric", "formula", "compute"}
 
@@ -41,7 +40,7 @@ def test_numbers_that_are_names_are_quoted(typed, given):
 
 @pytest.mark.parametrize("typed", ["formula=0", "formula=1", "scenario=inf", "formula=2"])
 def test_hydra_takes_what_was_quoted(typed):
-    with initialize_config_dir(str(cli.OPTIONS), version_base="1.3"):
+    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
         cfg = compose("config", overrides=[quote_choices(typed, GROUPS)])
     group, name = typed.split("=")
     assert cfg[group].name == name

@@ -13,13 +13,15 @@ from commands import run
 from conftest import SIZES
 from listener import heard, listening
 
-from mico_exp import challenge, metrics
-from mico_exp.cluster import Ray
-from mico_exp.columns import ScoreStore
-from mico_exp.errors import InputError, MetricError
-from mico_exp.evaluation import Processor
-from mico_exp.extraction import Extraction
-from mico_exp.models import MLP, Architecture
+from mico_exp.challenge.points import challenge_points
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.common.errors import InputError, MetricError
+from mico_exp.models.architectures import MLP, Architecture
+from mico_exp.scores import metrics
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.inference import Processor
+from mico_exp.scores.ray_workers import Ray
+from mico_exp.scores.store import ScoreStore
 
 ray = pytest.importorskip("ray")
 
@@ -33,10 +35,10 @@ def stopped():
 @pytest.fixture
 def extraction_by(built, digits, tmp_path):
     def make(name, workers=None):
-        scenario = challenge.load_scenario(built, "digits", "digits_inf", SIZES)
+        scenario = load_scenario(built, "digits", "digits_inf", SIZES)
         return Extraction(
             scenario,
-            challenge.challenge_points(scenario),
+            challenge_points(scenario),
             digits,
             Architecture.of(MLP((64, 16, 10))),
             ScoreStore(tmp_path / name),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mico_exp.columns import EMPTY, Address, Column, ScoreStore
+from mico_exp.scores.store import EMPTY, Address, Column, ScoreStore
 
 ADDRESS = Address("digits/digits_inf", "train", "model_7", "loss", "a" * 64)
 

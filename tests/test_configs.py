@@ -10,23 +10,24 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from mico_exp import cli, models
-from mico_exp.calibration import copes_with_gaps
-from mico_exp.evaluation import Evaluator, Processor
-from mico_exp.evidence import Attack
-from mico_exp.gradients import GradientMetric
+from mico_exp.attacks.calibration import copes_with_gaps
+from mico_exp.attacks.evidence import Attack
+from mico_exp.config.typed import OPTIONS
+from mico_exp.models.architectures import MLP
+from mico_exp.scores.gradients import GradientMetric
+from mico_exp.scores.inference import Evaluator, Processor
 
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-    for folder in Path(cli.OPTIONS).iterdir()
+    for folder in Path(OPTIONS).iterdir()
     if folder.is_dir()
 }
-OPTIONS = [(group, option) for group, options in GROUPS.items() for option in options]
+EVERY = [(group, option) for group, options in GROUPS.items() for option in options]
 
 
 @pytest.fixture
 def composed():
-    with initialize_config_dir(str(cli.OPTIONS), version_base="1.3"):
+    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
         yield lambda *overrides, name="config": compose(name, overrides=list(overrides))
 
 
@@ -34,7 +35,7 @@ def test_the_groups_are_those_the_user_asked_for():
     assert {"dataset", "scenario", "metric", "formula"} <= GROUPS.keys()
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize(("group", "option"), EVERY)
 def test_every_option_composes(composed, group, option):
     cfg = composed(f"{group}='{option}'", name="select_best" if group == "preset" else "config")
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -48,7 +49,7 @@ def test_every_metric_gives_a_score_for_each_point(composed, option, digits):
     assert cfg.metric.name == option
     torch.manual_seed(0)
     if isinstance(metric, GradientMetric):
-        model = models.MLP([64, 8, 10]).eval().requires_grad_(False)
+        model = MLP([64, 8, 10]).eval().requires_grad_(False)
         known = np.arange(0, 1797, 3) if metric.disclosed else None
         points = np.arange(50, 90)
         scores = Evaluator(Processor("cpu")).gradient_scores(
@@ -100,7 +101,7 @@ def test_every_data_set_loads_and_fits_its_model(composed, option):
     logits = model(records.inputs(torch.arange(7)))
     assert logits.shape[0] == 7
     assert logits.shape[1] > records.labels.max()
-    assert isinstance(model, models.MLP)
+    assert isinstance(model, MLP)
 
 
 def test_digits_are_scikit_learns(digits):
@@ -112,7 +113,7 @@ def test_digits_are_scikit_learns(digits):
 
 
 def test_the_sweep_and_the_submission_have_the_same_scenarios():
-    with initialize_config_dir(str(cli.OPTIONS), version_base="1.3"):
+    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
         grid = compose("config", return_hydra_config=True)
         build = compose("build", return_hydra_config=True)
         selection = compose("select_best")

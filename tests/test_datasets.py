@@ -8,9 +8,10 @@ import pytest
 import torch
 import worlds
 
-from mico_exp import datasets, models
-from mico_exp.errors import InputError
-from mico_exp.models import CNN
+from mico_exp.challenge import datasets
+from mico_exp.common.errors import InputError
+from mico_exp.models.architectures import CNN, bare, fill, roberta
+from mico_exp.models.weights import load_state, weights_file
 
 
 @pytest.fixture
@@ -281,13 +282,11 @@ def test_the_competitions_cnn_has_its_size_and_keys():
 def test_roberta_loads_what_transformers_saves(tmp_path, save, prefix):
     (tmp_path / "shape").mkdir()
     (tmp_path / "shape" / "config.json").write_text(json.dumps(worlds.ROBERTA))
-    model = models.roberta(tmp_path / "shape")
-    state = {k: v.clone() for k, v in models.bare(model).state_dict().items()}
+    model = roberta(tmp_path / "shape")
+    state = {k: v.clone() for k, v in bare(model).state_dict().items()}
     (tmp_path / "model_0").mkdir()
     save(tmp_path / "model_0", {prefix + k: v for k, v in state.items()})
-    found = models.load_state(
-        models.weights_file(tmp_path / "model_0"), models.roberta(tmp_path / "model_0")
-    )
+    found = load_state(weights_file(tmp_path / "model_0"), roberta(tmp_path / "model_0"))
     assert found.keys() == state.keys()
     assert all(torch.equal(found[k], state[k]) for k in state)
 
@@ -309,7 +308,7 @@ def test_a_config_that_asks_for_code_is_refused(tmp_path, foreign):
         rf"config\.json: does not describe a RoBERTa model: `{next(iter(foreign))}` asks for code"
     )
     with pytest.raises(InputError, match=message):
-        models.roberta(tmp_path)
+        roberta(tmp_path)
 
 
 def test_what_a_config_says_beside_the_shape_changes_nothing(tmp_path):
@@ -325,9 +324,9 @@ def test_what_a_config_says_beside_the_shape_changes_nothing(tmp_path):
     for name, config in (("plain", worlds.ROBERTA), ("more", worlds.ROBERTA | more)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-        networks.append(models.roberta(tmp_path / name))
+        networks.append(roberta(tmp_path / name))
     plain, other = networks
-    models.fill(other, models.bare(plain).state_dict())
+    fill(other, bare(plain).state_dict())
     assert torch.equal(plain.eval()(inputs), other(inputs))
 
 
@@ -335,23 +334,23 @@ def test_what_a_config_says_beside_the_shape_changes_nothing(tmp_path):
 def test_a_config_that_describes_no_roberta(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=r"config\.json"):
-        models.roberta(tmp_path)
+        roberta(tmp_path)
 
 
 def test_folders_without_weights_or_shape(tmp_path):
     with pytest.raises(InputError, match="holds no weights"):
-        models.weights_file(tmp_path)
+        weights_file(tmp_path)
     with pytest.raises(InputError, match=r"config\.json is missing"):
-        models.roberta(tmp_path)
+        roberta(tmp_path)
 
 
 def test_a_truncated_safetensors_file(tmp_path, random):
     (tmp_path / "shape").mkdir()
     (tmp_path / "shape" / "config.json").write_text(json.dumps(worlds.ROBERTA))
-    model = models.roberta(tmp_path / "shape")
+    model = roberta(tmp_path / "shape")
     shutil.copytree(tmp_path / "shape", tmp_path / "m")
-    worlds.save_safetensors(tmp_path / "m", dict(models.bare(model).state_dict()))
+    worlds.save_safetensors(tmp_path / "m", dict(bare(model).state_dict()))
     path = tmp_path / "m" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"model\.safetensors: cannot be read"):
-        models.load_state(path, model, mapped=True)
+        load_state(path, model, mapped=True)

@@ -8,12 +8,12 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from mico_exp import formulas
-from mico_exp.disclosure import Conformal, DensityRatio, DisclosedRMIA
-from mico_exp.errors import InputError
-from mico_exp.evidence import Evidence
-from mico_exp.folds import Folds
-from mico_exp.scoring import roc
+from mico_exp.attacks import formulas
+from mico_exp.attacks.disclosure import Conformal, DensityRatio, DisclosedRMIA
+from mico_exp.attacks.evidence import Evidence
+from mico_exp.attacks.folds import Folds
+from mico_exp.common.errors import InputError
+from mico_exp.results.scoring import roc
 
 PHASES = ("train", "dev")
 

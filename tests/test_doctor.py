@@ -9,15 +9,18 @@ import torch
 from commands import run
 from conftest import SIZES, tiny_recipe
 
-from mico_exp import challenge, datasets, diagnosis, gradients, metrics
-from mico_exp.challenge import Sizes
-from mico_exp.columns import ScoreStore
-from mico_exp.errors import InputError
-from mico_exp.evaluation import Evaluator, Processor
-from mico_exp.extraction import Extraction
-from mico_exp.models import MLP, Architecture
-from mico_exp.recipe import build
-from mico_exp.tracking import Tracker
+from mico_exp.challenge import datasets
+from mico_exp.challenge.points import challenge_points, known_training
+from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.common.errors import InputError
+from mico_exp.models.architectures import MLP, Architecture
+from mico_exp.models.building import build
+from mico_exp.runs.tracking import Tracker
+from mico_exp.scores import estimate, gradients, metrics
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.inference import Evaluator, Processor
+from mico_exp.scores.store import ScoreStore
 
 ARCHITECTURE = Architecture.of(MLP([64, 16, 10]))
 EXPECTED = {"train": 12, "dev": 3, "final": 2}
@@ -30,7 +33,7 @@ def tree(tmp_path, built):
 
 
 def examine(tree, sizes=SIZES):
-    reports = diagnosis.examine(tree, "digits/digits_inf", EXPECTED, sizes, ARCHITECTURE)
+    reports = estimate.examine(tree, "digits/digits_inf", EXPECTED, sizes, ARCHITECTURE)
     return reports, [finding for report in reports for finding in report.findings]
 
 
@@ -151,7 +154,7 @@ def test_a_folder_that_is_no_model_is_fatal(tree):
     assert finding.fatal
     assert "model_abc: a model's folder must be named" in finding.message
     with pytest.raises(InputError, match="model_abc"):
-        challenge.load_scenario(tree, "digits", "digits_inf", SIZES)
+        load_scenario(tree, "digits", "digits_inf", SIZES)
 
 
 def test_all_that_is_there_twice_is_found(tree):
@@ -181,8 +184,8 @@ def test_a_gap_in_the_numbers_is_only_noted(tree):
     text = " ".join(finding.message for finding in findings)
     assert "holds 11 models, 12 were expected" in text
     assert "gaps in its numbers: model_5" in text
-    scenario = challenge.load_scenario(tree, "digits", "digits_inf", SIZES)
-    assert challenge.challenge_points(scenario).solution.shape == (11, 20)
+    scenario = load_scenario(tree, "digits", "digits_inf", SIZES)
+    assert challenge_points(scenario).solution.shape == (11, 20)
 
 
 @pytest.mark.parametrize(("phase", "fatal"), [("train", True), ("dev", False), ("final", False)])
@@ -210,14 +213,14 @@ def larger(tmp_path_factory, digits):
     root = tmp_path_factory.mktemp("larger")
     sizes = Sizes(1797, 120, 30)
     build(root, tiny_recipe(sizes=sizes, models={"train": 20, "dev": 0, "final": 0}), digits)
-    return challenge.load_scenario(root, "digits", "digits_inf", sizes)
+    return load_scenario(root, "digits", "digits_inf", sizes)
 
 
 def noted(scenario, records, folder):
-    points = challenge.challenge_points(scenario)
+    points = challenge_points(scenario)
     where = ARCHITECTURE, ScoreStore(folder / "store"), Processor("cpu")
     vitals = Extraction(scenario, points, records, *where).take_vitals()
-    return diagnosis.check_vitals(scenario, vitals, points.solution)
+    return estimate.check_vitals(scenario, vitals, points.solution)
 
 
 def test_members_have_the_higher_score(larger, digits, tmp_path):
@@ -234,17 +237,17 @@ def test_records_in_a_wrong_order_are_noted(larger, digits, tmp_path):
 
 
 def test_the_cost_is_of_the_right_size(built, digits):
-    scenario = challenge.load_scenario(built, "digits", "digits_inf", SIZES)
-    points = challenge.challenge_points(scenario)
+    scenario = load_scenario(built, "digits", "digits_inf", SIZES)
+    points = challenge_points(scenario)
     wanted = {"loss": metrics.loss, "logit": metrics.logit, "confidence": metrics.confidence}
     where = scenario, points, digits, ARCHITECTURE, Evaluator(Processor("cpu"))
-    cost = diagnosis.estimate(*where, wanted)
+    cost = estimate.estimate(*where, wanted)
     assert cost.points == len(points.unique)
     assert cost.store_bytes == (12 * len(points.unique) + 5 * 20) * 3 * 12
     assert 0 < cost.seconds < 5
     assert cost.gradient_seconds == 0
     few, many = (
-        diagnosis.estimate(*where, {"kfac": gradients.Kronecker(reference=n)}).gradient_seconds
+        estimate.estimate(*where, {"kfac": gradients.Kronecker(reference=n)}).gradient_seconds
         for n in (1, 1700)
     )
     assert 0 < few < many < 60
@@ -253,15 +256,15 @@ def test_the_cost_is_of_the_right_size(built, digits):
 def test_ddp_seeds_that_are_missing_do_not_stop_an_attack(tmp_path, digits):
     build(tmp_path, tiny_recipe("digits_ddp", disclose_training=True), digits)
     (tmp_path / "digits" / "digits_ddp" / "dev" / "model_12" / "seed_training").unlink()
-    scenario = challenge.load_scenario(tmp_path, "digits", "digits_ddp", SIZES)
+    scenario = load_scenario(tmp_path, "digits", "digits_ddp", SIZES)
     with pytest.raises(InputError, match=r"model_12/seed_training is missing"):
-        challenge.known_training(scenario, "dev")
-    assert challenge.known_training(scenario, "final").member.shape == (2, 1797)
+        known_training(scenario, "dev")
+    assert known_training(scenario, "final").member.shape == (2, 1797)
 
 
 def record(root, **of_phase):
     """Write what each phase's models in turn are to record as their ε."""
-    scenario = challenge.load_scenario(root, "digits", "digits_inf", SIZES)
+    scenario = load_scenario(root, "digits", "digits_inf", SIZES)
     for phase, values in of_phase.items():
         for i, model in enumerate(scenario.phases[phase]):
             (model.path / "epsilon").write_text(values[i % len(values)])
@@ -297,7 +300,7 @@ def record(root, **of_phase):
     ],
 )
 def test_an_epsilon_that_is_not_the_scenarios_is_noted(tree, recorded, asked, shown, odd):
-    every, finding = diagnosis.check_epsilon(record(tree, **recorded), asked)
+    every, finding = estimate.check_epsilon(record(tree, **recorded), asked)
     assert shown == (every and str(every))
     if odd is None:
         assert finding is None
@@ -309,16 +312,16 @@ def test_an_epsilon_that_is_not_the_scenarios_is_noted(tree, recorded, asked, sh
 
 def test_phases_are_compared_where_the_scenarios_epsilon_is_not_known(tree):
     scenario = record(tree, train=["0.5"], dev=["0.5"])
-    assert diagnosis.check_epsilon(scenario, known=False)[1] is None
+    assert estimate.check_epsilon(scenario, known=False)[1] is None
     record(tree, final=["0.6"])
     assert "0.6 in final (2), but phases differ" in (
-        diagnosis.check_epsilon(scenario, known=False)[1].message
+        estimate.check_epsilon(scenario, known=False)[1].message
     )
 
 
 def test_an_epsilon_that_cannot_be_read_is_noted_and_named(tree):
     scenario = record(tree, train=["4", "unknown"])
-    every, finding = diagnosis.check_epsilon(scenario, 4.0)
+    every, finding = estimate.check_epsilon(scenario, 4.0)
     assert every is None
     assert not finding.fatal
     assert "train/model_1/epsilon: ε must be a number above 0 or inf, got 'unknown'" in (

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import os
+import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -17,8 +19,10 @@ import pytest
 from hub_server import HubServer
 from omegaconf import OmegaConf
 
-from mico_exp import archive, cli, download
-from mico_exp.errors import InputError
+from mico_exp.challenge import archive
+from mico_exp.commands import download
+from mico_exp.common.errors import InputError
+from mico_exp.config.typed import OPTIONS
 
 FILES = {
     f"{scenario}/train/model_0/seed_challenge": b"7\n"
@@ -172,7 +176,7 @@ def published(tmp_path, monkeypatch):
     """An archive whose MD5 is the published one, and the command's options to match."""
     (tmp_path / "given").mkdir()
     path = make_zip(tmp_path / "given" / "purchase100.zip", FILES, "purchase100/")
-    options = OmegaConf.load(cli.OPTIONS / "download.yaml")
+    options = OmegaConf.load(OPTIONS / "download.yaml")
     content = path.read_bytes()
     options.archives.purchase100.files["purchase100.zip"].md5 = hashlib.md5(content).hexdigest()
     (tmp_path / "conf").mkdir()
@@ -193,10 +197,13 @@ def test_from_a_local_archive_to_the_tree(published, tmp_path, given, capsys):
     assert "are in data/purchase100 already" in capsys.readouterr().out
 
 
-def test_another_root(published, tmp_path):
-    arguments = ["dataset=purchase100", "--from", "given", f"paths.data={tmp_path / 'big'}"]
+def test_another_root(published, tmp_path, capsys):
+    place = f"paths.data={tmp_path / 'big disk'}"
+    arguments = ["dataset=purchase100", "--from", "given", place]
     assert download.main(arguments) == 0
-    assert (tmp_path / "big" / "purchase100" / "purchase100_lo").is_dir()
+    (told,) = re.findall(r"python -m (.*)", capsys.readouterr().out)
+    assert shlex.split(told) == ["mico_exp.doctor", "dataset=purchase100", place]
+    assert (tmp_path / "big disk" / "purchase100" / "purchase100_lo").is_dir()
 
 
 def test_a_wrong_md5_unpacks_nothing(published, tmp_path, capsys):
@@ -224,7 +231,7 @@ def test_mistakes_are_one_line(published, capsys, arguments, message):
 
 
 def test_the_published_sums_are_complete():
-    options = OmegaConf.load(cli.OPTIONS / "download.yaml")
+    options = OmegaConf.load(OPTIONS / "download.yaml")
     files = {name: f.md5 for a in options.archives.values() for name, f in a.files.items()}
     assert files == {
         "cifar10.zip": "c615b172eb42aac01f3a0737540944b1",

@@ -6,10 +6,11 @@ import torch
 import worlds
 from torch import nn
 
-from mico_exp import datasets, evaluation, metrics, models
-from mico_exp.errors import InputError
-from mico_exp.evaluation import Evaluator, Processor, compute_metrics
-from mico_exp.models import CNN, MLP, Alone
+from mico_exp.challenge import datasets
+from mico_exp.common.errors import InputError
+from mico_exp.models.architectures import CNN, MLP, Alone, Architecture
+from mico_exp.scores import inference, metrics
+from mico_exp.scores.inference import Evaluator, Processor, compute_metrics
 
 METRICS = {name: getattr(metrics, name) for name in ("loss", "confidence", "mod_entropy")}
 
@@ -50,7 +51,7 @@ def test_models_laid_out_for_the_processor_give_the_same(cnn, images, tmp_path):
     (tmp_path / "model_0").mkdir()
     torch.save(cnn.state_dict(), tmp_path / "model_0" / "model.pt")
     evaluator = Evaluator(Processor("cpu"))
-    loaded = evaluator.load(models.Architecture.of(CNN()), [tmp_path / "model_0"])
+    loaded = evaluator.load(Architecture.of(CNN()), [tmp_path / "model_0"])
     points = np.arange(40)[None]
     found = evaluator.scores(loaded, images, points, {"loss": metrics.loss})["loss"]
     np.testing.assert_allclose(found[0], one_by_one(cnn, images, points[0]), atol=1e-5)
@@ -170,7 +171,7 @@ def test_metrics_share_the_scaled_logit_and_are_unchanged_by_it(monkeypatch):
         calls.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(evaluation, "scaled_logit", counting)
+    monkeypatch.setattr(inference, "scaled_logit", counting)
     found = dict(compute_metrics(METRICS, logits, labels))
     assert len(calls) == 1
     assert all(torch.equal(found[name], expected[name]) for name in METRICS)
@@ -184,7 +185,7 @@ def test_cuda_gives_the_same_scores(cnn, images, tmp_path):
     found = []
     for device in ("cpu", "cuda"):
         evaluator = Evaluator(Processor(device))
-        loaded = evaluator.load(models.Architecture.of(CNN()), [tmp_path / "model_0"])
+        loaded = evaluator.load(Architecture.of(CNN()), [tmp_path / "model_0"])
         found.append(evaluator.scores(loaded, images, points, METRICS))
     for name in METRICS:
         np.testing.assert_allclose(found[0][name], found[1][name], atol=1e-4)

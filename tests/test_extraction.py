@@ -8,11 +8,14 @@ import pytest
 import torch
 from conftest import SIZES
 
-from mico_exp import challenge, evaluation, extraction, metrics, models
-from mico_exp.columns import ScoreStore
-from mico_exp.errors import InputError, MetricError
-from mico_exp.extraction import Extraction
-from mico_exp.models import MLP, Architecture
+from mico_exp.challenge.points import challenge_points
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.common.errors import InputError, MetricError
+from mico_exp.models.architectures import MLP, Architecture
+from mico_exp.models.weights import load_state
+from mico_exp.scores import extraction, inference, metrics
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.store import ScoreStore
 
 METRICS = {name: getattr(metrics, name) for name in ("loss", "confidence", "mod_entropy")}
 
@@ -27,8 +30,8 @@ def tree(tmp_path, built):
 @pytest.fixture
 def open_extraction(tree, digits, tmp_path):
     def make(store=tmp_path / "store", widths=(64, 16, 10), **allowed):
-        scenario = challenge.load_scenario(tree, "digits", "digits_inf", SIZES)
-        points = challenge.challenge_points(scenario)
+        scenario = load_scenario(tree, "digits", "digits_inf", SIZES)
+        points = challenge_points(scenario)
         architecture = Architecture.of(MLP(widths))
         return Extraction(scenario, points, digits, architecture, ScoreStore(store), **allowed)
 
@@ -39,13 +42,13 @@ def open_extraction(tree, digits, tmp_path):
 def evaluated(monkeypatch):
     """How many model × point pairs were really evaluated."""
     seen = []
-    real = evaluation.Evaluator.scores
+    real = inference.Evaluator.scores
 
     def counting(self, models, records, points, metrics):
         seen.append(points.size)
         return real(self, models, records, points, metrics)
 
-    monkeypatch.setattr(evaluation.Evaluator, "scores", counting)
+    monkeypatch.setattr(inference.Evaluator, "scores", counting)
     return seen
 
 
@@ -59,7 +62,7 @@ def test_scores_are_each_models_at_its_points(open_extraction, digits, name):
     with torch.inference_mode():
         for phase, folders in job.scenario.phases.items():
             for t, folder in enumerate(folders):
-                model.load_state_dict(models.load_state(folder.path / "model.pt", model))
+                model.load_state_dict(load_state(folder.path / "model.pt", model))
                 own = job.points.of_phase[phase][t]
                 expected = METRICS[name](
                     model(digits.inputs(torch.from_numpy(own))), digits.labels[own]
@@ -181,10 +184,10 @@ def test_models_that_diverged_count_for_nothing_when_asked(open_extraction, tree
 
 def test_a_device_that_is_not_here():
     with pytest.raises(InputError, match=r"`compute\.device`: foo"):
-        evaluation.open_device("foo")
+        inference.open_device("foo")
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="cuda:7 cannot be used here"):
-            evaluation.open_device("cuda:7")
+            inference.open_device("cuda:7")
 
 
 def test_a_model_of_another_shape_is_named(open_extraction):
@@ -240,7 +243,7 @@ def test_vitals_are_what_each_model_gives_at_its_own_points_and_taken_once(
     model = MLP([64, 16, 10])
     for phase, folders in job.scenario.phases.items():
         for t, folder in enumerate(folders):
-            model.load_state_dict(models.load_state(folder.path / "model.pt", model))
+            model.load_state_dict(load_state(folder.path / "model.pt", model))
             own = job.points.of_phase[phase][t]
             logits = model(digits.inputs(torch.from_numpy(own))).detach()
             labels = digits.labels[own]

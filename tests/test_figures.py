@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mico_exp.figures import PHASE_STYLE, Curve, heatmap, roc_figure, scores_figure
-from mico_exp.scoring import OFFICIAL_FPRS, roc
-from mico_exp.selection import Candidate, Selected, Verdict
-from mico_exp.statistics import Interval, intervals
+from mico_exp.results.plots import PHASE_STYLE, Curve, heatmap, roc_figure, scores_figure
+from mico_exp.results.scoring import OFFICIAL_FPRS, roc
+from mico_exp.results.selection import Candidate, Selected, Verdict
+from mico_exp.results.statistics import Interval, intervals
 
 
 @pytest.fixture(scope="module")

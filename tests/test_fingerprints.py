@@ -10,15 +10,18 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mico_exp import metrics, models
-from mico_exp.errors import InputError
-from mico_exp.fingerprints import FileFingerprints, definition
+from mico_exp.common.errors import InputError
+from mico_exp.common.fingerprints import FileFingerprints, definition
+from mico_exp.models import architectures
+from mico_exp.models.architectures import MLP, roberta
+from mico_exp.scores import metrics
 
 MODULE = '''
 import functools
@@ -162,7 +165,7 @@ def test_what_others_installed_counts_by_its_name_alone():
 
 
 def test_helpers_reached_through_a_module_count(monkeypatch):
-    from mico_exp import calibration
+    from mico_exp.attacks import calibration
 
     namespace = {"calibration": calibration, "__name__": "mico_exp.made"}
     exec("def outer(logits, labels):\n    return calibration.scale(logits)", namespace)
@@ -183,10 +186,12 @@ class Tempered:
 
 
 def test_a_definition_is_the_same_in_another_process():
-    code = "from mico_exp import fingerprints, metrics, models\n"
-    code += "print(fingerprints.definition(metrics.loss), fingerprints.definition(models.MLP))"
+    code = "from mico_exp.common import fingerprints\n"
+    code += "from mico_exp.models.architectures import MLP\n"
+    code += "from mico_exp.scores import metrics\n"
+    code += "print(fingerprints.definition(metrics.loss), fingerprints.definition(MLP))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [definition(metrics.loss), definition(models.MLP)]
+    assert done.stdout.split() == [definition(metrics.loss), definition(MLP)]
 
 
 def test_callable_objects_count_with_their_parameters():
@@ -195,11 +200,13 @@ def test_callable_objects_count_with_their_parameters():
 
 
 def test_a_definition_does_not_change_by_use():
-    before = definition(models.roberta)
+    before = definition(roberta)
     with pytest.raises(ValueError, match=r"config\.json"):
-        models.roberta(Path("/nowhere"))
-    models._roberta(json.dumps({"hidden_size": 8, "num_attention_heads": 1, "vocab_size": 9}))
-    assert definition(models.roberta) == before
+        roberta(Path("/nowhere"))
+    architectures._roberta(
+        json.dumps({"hidden_size": 8, "num_attention_heads": 1, "vocab_size": 9})
+    )
+    assert definition(roberta) == before
 
 
 class Lazy:
@@ -222,6 +229,74 @@ def test_what_an_object_or_a_class_keeps_of_its_use_does_not_count():
     assert "scale" in vars(metric)
     assert "__slotnames__" in vars(Lazy)
     assert definition(metric) == before
+
+
+def times(factor):
+    def decorate(function):
+        @functools.wraps(function)
+        def wrapper(logits, labels):
+            return function(logits, labels) * factor
+
+        return wrapper
+
+    return decorate
+
+
+class Slotted:
+    __slots__ = ("temperature",)
+
+    def __init__(self, temperature):
+        self.temperature = temperature
+
+    def __call__(self, logits, labels):
+        return metrics.loss(logits / self.temperature, labels)
+
+
+@dataclass(slots=True)
+class SlottedToo:
+    temperature: float = 1.0
+
+    def __call__(self, logits, labels):
+        return metrics.loss(logits / self.temperature, labels)
+
+
+class Family:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def one(self, logits, labels):
+        return metrics.loss(logits, labels) * self.factor
+
+    def other(self, logits, labels):
+        return metrics.loss(logits, labels) + self.factor
+
+    @classmethod
+    def third(cls, logits, labels):
+        return metrics.loss(logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (times(1)(metrics.loss), times(2)(metrics.loss)),
+        (times(1)(metrics.loss), times(1)(metrics.confidence)),
+        (Slotted(1.0), Slotted(2.0)),
+        (SlottedToo(1.0), SlottedToo(2.0)),
+        (Slotted(1.0), SlottedToo(1.0)),
+        (Family(1).one, Family(2).one),
+        (Family(1).one, Family(1).other),
+        (Family(1).one, Family.third),
+    ],
+)
+def test_wrappers_slots_and_methods_count(first, second):
+    assert definition(first) == definition(first)
+    assert definition(first) != definition(second)
+    assert definition(functools.partial(first)) != definition(functools.partial(second))
+
+
+def test_what_an_installed_wrapper_hides_counts():
+    assert definition(functools.cache(metrics.loss)) == definition(metrics.loss)
+    assert definition(torch.no_grad()(metrics.loss)) != definition(torch.no_grad()(metrics.logit))
 
 
 def test_the_names_of_keywords_count():

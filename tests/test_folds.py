@@ -6,9 +6,9 @@ import leaky
 import numpy as np
 import pytest
 
-from mico_exp.errors import InputError
-from mico_exp.folds import Folds, FoldSides, Lessons, cross_fit
-from mico_exp.formulas import Side, joined, side
+from mico_exp.attacks.folds import Folds, FoldSides, Lessons, cross_fit
+from mico_exp.attacks.sides import Side, joined, side
+from mico_exp.common.errors import InputError
 
 
 @pytest.fixture(scope="module")

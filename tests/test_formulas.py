@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm, t
 
-from mico_exp import formulas
-from mico_exp.calibration import calibrate, copes_with_gaps
-from mico_exp.errors import InputError
+from mico_exp.attacks import formulas
+from mico_exp.attacks.calibration import calibrate, copes_with_gaps
+from mico_exp.common.errors import InputError
 
 MODELS, POINTS = 14, 9
 

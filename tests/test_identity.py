@@ -8,14 +8,20 @@ import torch
 from conftest import SIZES
 from torch import nn
 
-from mico_exp import challenge, extraction, metrics, models
-from mico_exp.columns import ScoreStore
-from mico_exp.datasets import Features
-from mico_exp.evaluation import Processor
-from mico_exp.extraction import Extraction
-from mico_exp.gradients import DisclosedKronecker
-from mico_exp.identity import WORDS, CellIdentity, ChoiceIdentity, ScoreIdentity
-from mico_exp.models import MLP, Architecture
+from mico_exp.attacks import calibration, evidence
+from mico_exp.challenge.datasets import Features, records_key
+from mico_exp.challenge.points import challenge_points
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.common.identity import WORDS, CellIdentity, ChoiceIdentity, ScoreIdentity
+from mico_exp.config import compose
+from mico_exp.models.architectures import MLP, Architecture, fill
+from mico_exp.models.weights import load_state
+from mico_exp.results import cell
+from mico_exp.scores import extraction, metrics, vitals
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.gradients import DisclosedKronecker
+from mico_exp.scores.inference import Processor
+from mico_exp.scores.store import ScoreStore
 
 METRIC = {"loss": metrics.loss}
 
@@ -26,8 +32,8 @@ def job(tmp_path, built, digits):
     shutil.copytree(built, tmp_path / "data")
 
     def make(records=digits, network=MLP((64, 16, 10)), precision="float32"):  # noqa: B008
-        scenario = challenge.load_scenario(tmp_path / "data", "digits", "digits_inf", SIZES)
-        points = challenge.challenge_points(scenario)
+        scenario = load_scenario(tmp_path / "data", "digits", "digits_inf", SIZES)
+        points = challenge_points(scenario)
         where = ScoreStore(tmp_path / "store"), Processor("cpu", precision)
         return Extraction(scenario, points, records, Architecture.of(network), *where)
 
@@ -156,7 +162,7 @@ def test_a_networks_key_does_not_change_by_use(built):
     network = MLP((64, 16, 10))
     before = Architecture.of(network).key
     folder = built / "digits" / "digits_inf" / "train" / "model_0"
-    models.fill(network, models.load_state(folder / "model.pt", network))
+    fill(network, load_state(folder / "model.pt", network))
     network(torch.zeros(2, 64))
     assert Architecture.of(network).key == before
 
@@ -205,3 +211,34 @@ CHOICE = ChoiceIdentity({"inf": {"loss/1": "a"}}, "max", ("loss",), ("1",), 1000
 def test_every_entry_of_a_choice_is_in_its_key(change):
     assert dataclasses.replace(CHOICE, **change).key != CHOICE.key
     assert dataclasses.replace(CHOICE).key == CHOICE.key
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (calibration, "scale"),
+        (calibration, "FEWEST_OUT"),
+        (evidence, "calibrate"),
+        (evidence.Evidence, "calibrated"),
+        (compose, "challenge_points"),
+        (vitals.Vitals, "outliers"),
+        (cell, "roc"),
+    ],
+)
+def test_the_code_from_scores_to_figures_is_part_of_a_cell(monkeypatch, owner, name):
+    before = compose.package_code.__wrapped__()
+    value = getattr(owner, name)
+    changed = value + 1 if isinstance(value, int) else lambda *arguments: arguments
+    monkeypatch.setattr(owner, name, changed)
+    assert compose.package_code.__wrapped__() != before
+
+
+def test_the_code_that_gives_inputs_is_part_of_the_records(digits):
+    class Doubled(Features):
+        def inputs(self, indices):
+            return super().inputs(indices) * 2
+
+    other = Doubled(digits.features, digits.labels)
+    assert other.fingerprint == digits.fingerprint
+    assert records_key(other) != records_key(digits)
+    assert records_key(Features(digits.features, digits.labels)) == records_key(digits)

@@ -14,7 +14,7 @@ SMALL = [
 ]
 LOADERS = """
 import numpy as np
-from mico_exp.datasets import Features, digits
+from mico_exp.challenge.datasets import Features, digits
 
 def taken(index):
     found = digits()
@@ -28,6 +28,11 @@ def sorted_by_label():
 
 def shuffled():
     return taken(np.random.default_rng().permutation(1797))
+
+def from_one():
+    found = taken(np.arange(1797))
+    found.labels += 1
+    return found
 
 def without_the_last():
     return taken(np.arange(1796))
@@ -89,6 +94,13 @@ def test_a_shuffling_loader_is_told_before_anything_is_built(copy):
     shutil.rmtree(copy / "data")
     refused = run("mico_exp.build", *SMALL, loaded_by("shuffled"), cwd=copy, status=1).stderr
     assert "its loader is not deterministic" in refused
+    assert not list((copy / "data").rglob("model_*"))
+
+
+def test_nothing_is_trained_on_labels_that_no_logit_stands_for(copy):
+    shutil.rmtree(copy / "data")
+    refused = run("mico_exp.build", *SMALL, loaded_by("from_one"), cwd=copy, status=1).stderr
+    assert "labels must be 0 … 9" in refused
     assert not list((copy / "data").rglob("model_*"))
 
 

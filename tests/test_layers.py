@@ -8,11 +8,22 @@ import pytest
 
 import mico_exp
 
-MODULES = {path.stem: path for path in Path(mico_exp.__file__).parent.glob("*.py")}
-COMMANDS = {
-    *("__main__", "build", "doctor", "download", "extract", "report", "score"),
-    *("select_best", "store"),
+PACKAGE = Path(mico_exp.__file__).parent
+# Each may import those before it, and itself; the doors come last.
+ORDER = [
+    *("common", "challenge", "models", "scores", "attacks", "results", "runs"),
+    *("config", "commands", "doors"),
+]
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+    for path in PACKAGE.rglob("*.py")
 }
+
+
+def room(name):
+    """Package of a module."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 2 else "doors"
 
 
 def imports(path, *, types_too=False):
@@ -36,48 +47,49 @@ def imports(path, *, types_too=False):
 
 
 def own(path, **options):
-    names = {
-        name.split(".")[1] for name in imports(path, **options) if name.startswith("mico_exp.")
-    }
-    return names & MODULES.keys()
+    return imports(path, **options) & MODULES.keys()
 
 
-def who_imports(package):
+def rooms_that_import(package):
     return {
-        name
+        room(name)
         for name, path in MODULES.items()
         if any(found.partition(".")[0] == package for found in imports(path))
     }
 
 
-def test_only_commands_know_hydra():
-    assert who_imports("hydra") | who_imports("omegaconf") <= COMMANDS | {
-        "advice",
-        "choices",
-        "choosing",
-        "cli",
-        "options",
-        "sweep",
-        "variants",
-    }
+def test_every_room_is_in_the_order():
+    assert {room(name) for name in MODULES} == {*ORDER}
 
 
-def test_only_tracking_knows_mlflow():
-    assert who_imports("mlflow") == {"tracking"}
+@pytest.mark.parametrize("name", MODULES)
+def test_data_flows_one_way(name):
+    later = ORDER[ORDER.index(room(name)) + 1 :]
+    assert not [one for one in own(MODULES[name], types_too=True) if room(one) in later]
 
 
-def test_matplotlib_is_for_figures():
-    assert who_imports("matplotlib") == {"figures"}
+def test_only_commands_and_config_know_hydra():
+    known = {"config", "commands", "doors"}
+    assert rooms_that_import("hydra") | rooms_that_import("omegaconf") <= known
 
 
-@pytest.mark.parametrize("name", ["formulas", "calibration", "scoring", "selection", "figures"])
-def test_arrays_need_no_torch(name):
-    seen, ahead = set(), [name]
-    while ahead:
-        module = ahead.pop()
-        seen.add(module)
-        assert "torch" not in {found.partition(".")[0] for found in imports(MODULES[module])}
-        ahead += own(MODULES[module]) - seen
+@pytest.mark.parametrize(
+    ("package", "module"), [("mlflow", "runs.tracking"), ("matplotlib", "results.plots")]
+)
+def test_one_module_alone_knows_a_library(package, module):
+    found = [
+        name
+        for name, path in MODULES.items()
+        if any(one.partition(".")[0] == package for one in imports(path))
+    ]
+    assert found == [f"mico_exp.{module}"]
+
+
+@pytest.mark.parametrize("room_of_arrays", ["attacks", "results"])
+def test_arrays_need_no_torch(room_of_arrays):
+    for name, path in MODULES.items():
+        if room(name) == room_of_arrays:
+            assert "torch" not in {found.partition(".")[0] for found in imports(path)}, name
 
 
 def test_there_is_no_cycle():
@@ -85,9 +97,16 @@ def test_there_is_no_cycle():
     tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_nobody_imports_a_command():
+def test_nobody_imports_a_door():
+    doors = {name for name in MODULES if room(name) == "doors"} - {"mico_exp.cli", "mico_exp"}
     for name, path in MODULES.items():
-        assert not own(path) & (COMMANDS - {name}), name
+        assert not own(path) & doors, name
+
+
+def test_doors_are_three_lines():
+    for name, path in MODULES.items():
+        if room(name) == "doors" and name not in ("mico_exp.cli", "mico_exp.__init__"):
+            assert len(ast.parse(path.read_text()).body) <= 4, name
 
 
 def test_functions_fit_on_a_screen():

@@ -9,16 +9,16 @@ import pytest
 from scipy.stats import norm, rankdata
 from sklearn.linear_model import LogisticRegression
 
-from mico_exp import formulas
-from mico_exp.calibration import calibrate
-from mico_exp.cell import evaluate
-from mico_exp.errors import InputError
-from mico_exp.evidence import Scores
-from mico_exp.features import FORMS, Forms, NormalScores, forms
-from mico_exp.folds import Folds
-from mico_exp.formulas import side
-from mico_exp.learning import Quantile, Stack, StackSearch
-from mico_exp.scoring import roc
+from mico_exp.attacks import formulas
+from mico_exp.attacks.calibration import calibrate
+from mico_exp.attacks.features import FORMS, Forms, NormalScores, forms
+from mico_exp.attacks.folds import Folds
+from mico_exp.attacks.learned import Quantile, Stack, StackSearch
+from mico_exp.attacks.sides import side
+from mico_exp.common.errors import InputError
+from mico_exp.results.cell import evaluate
+from mico_exp.results.scoring import roc
+from mico_exp.scores.table import Scores
 
 STACK, SEARCH = Stack(folds=4), StackSearch(cs=(0.01, 0.1), folds=4, inner=2)
 QUANTILE = Quantile(folds=3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import GOLDEN
 
-from mico_exp import metrics
+from mico_exp.scores import metrics
 
 GOLDEN_METRICS = ("loss", "confidence", "mod_entropy")
 NAMES = (*GOLDEN_METRICS, "logit", "margin", "entropy", "mod_entropy_stable")

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mico_exp import models
-from mico_exp.errors import InputError
-from mico_exp.models import MLP
+from mico_exp.common.errors import InputError
+from mico_exp.models.architectures import MLP, can_stack, stack
+from mico_exp.models.weights import check_weights, load_state, weights_file
 
 
 class Tiny(nn.Module):
@@ -30,7 +30,7 @@ class Tiny(nn.Module):
 def test_stacked_models_give_what_each_gives_alone(make):
     torch.manual_seed(0)
     alone = [make().eval() for _ in range(4)]
-    stacked = models.stack(make(), [model.state_dict() for model in alone])
+    stacked = stack(make(), [model.state_dict() for model in alone])
     shared, own = torch.randn(7, 6), torch.randn(4, 7, 6)
     with torch.inference_mode():
         for_all = torch.stack([model(shared) for model in alone])
@@ -44,8 +44,8 @@ def test_stacked_models_give_what_each_gives_alone(make):
 def test_an_architecture_that_cannot_stack_runs_alone():
     torch.manual_seed(0)
     alone = Tiny().eval()
-    assert not models.can_stack(Tiny())
-    stacked = models.stack(Tiny(), [alone.state_dict()])
+    assert not can_stack(Tiny())
+    stacked = stack(Tiny(), [alone.state_dict()])
     inputs = torch.randn(7, 6)
     with torch.inference_mode():
         torch.testing.assert_close(stacked(inputs), alone(inputs)[None])
@@ -68,7 +68,7 @@ def test_the_competitions_mlp_has_its_size():
 def test_load_state(tmp_path, prefix):
     state = MLP([6, 5, 3]).state_dict()
     torch.save({prefix + name: tensor for name, tensor in state.items()}, tmp_path / "model.pt")
-    loaded = models.load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
+    loaded = load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
@@ -89,7 +89,7 @@ def test_a_state_that_does_not_fit_names_the_key(tmp_path, change, message):
     change(state)
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(InputError, match=message):
-        models.load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
+        load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
 
 
 class Bomb:
@@ -100,24 +100,24 @@ class Bomb:
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     torch.save({"mlp.0.weight": Bomb()}, tmp_path / "model.pt")
     with pytest.raises(InputError, match=r"model\.pt: cannot be read as a state dict"):
-        models.load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
+        load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
 
 
 def test_other_precisions_become_that_of_the_architecture(tmp_path):
     state = MLP([6, 5, 3]).state_dict()
     torch.save({name: t.double() for name, t in state.items()}, tmp_path / "model.pt")
-    loaded = models.load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
+    loaded = load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
     assert all(torch.equal(loaded[name], state[name]) for name in state)
     torch.save({name: t.int() for name, t in state.items()}, tmp_path / "model.pt")
     with pytest.raises(InputError, match=r"must be torch\.float32, got torch.int32"):
-        models.load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
+        load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", pickle.dumps([1, 2])])
 def test_a_file_that_is_no_state_dict(tmp_path, content):
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(InputError, match=r"model\.pt"):
-        models.load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
+        load_state(tmp_path / "model.pt", MLP([6, 5, 3]))
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def read_damaged(path, content):
     path.unlink()  # others may have the old file mapped
     path.write_bytes(content)
     try:
-        return models.check_weights(path), models.load_state(path, MLP([6, 5, 3])), None
+        return check_weights(path), load_state(path, MLP([6, 5, 3])), None
     except InputError as error:
         return None, None, str(error)
 
@@ -150,7 +150,7 @@ def is_one_line(message, path):
 def test_a_flipped_bit_of_a_zip_is_refused_or_means_nothing(tmp_path, state):
     path = tmp_path / "model.pt"
     torch.save(state, path)
-    content, digest = path.read_bytes(), models.check_weights(path)
+    content, digest = path.read_bytes(), check_weights(path)
     entries = content.index(b"PK\x01\x02")  # where the list of the zip's entries begins
     draw = random.Random(0)
     bits = draw.sample(range(8 * entries), 250)
@@ -177,22 +177,22 @@ def test_an_entry_that_is_marked_as_a_folder_is_refused(tmp_path, state):
     assert content[entry : entry + 4] == b"PK\x01\x02"
     path.write_bytes(flipped(content, 8 * (entry + 38) + 4))
     with pytest.raises(InputError, match=r"model\.pt.*model/data/0 is marked as a folder"):
-        models.check_weights(path)
+        check_weights(path)
 
 
 def test_folders_beside_the_entries_of_a_zip_mean_nothing(tmp_path, state):
     path = tmp_path / "model.pt"
     torch.save(state, path)
-    digest = models.check_weights(path)
+    digest = check_weights(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.mkdir("model/empty")
-    assert models.check_weights(path) == digest
+    assert check_weights(path) == digest
 
 
 def test_a_flipped_bit_of_safetensors(tmp_path, state):
     path = tmp_path / "model.safetensors"
     save_file(state, path)
-    content, digest = path.read_bytes(), models.check_weights(path)
+    content, digest = path.read_bytes(), check_weights(path)
     values = 8 + int.from_bytes(content[:8], "little")
     draw = random.Random(0)
     for bit in draw.sample(range(8 * values), 250):
@@ -259,9 +259,9 @@ def test_equal_weights_have_one_digest_however_they_are_written(tmp_path, state,
     torch.save(state, tmp_path / "first.pt")
     (tmp_path / "second").mkdir()
     WRITTEN[way](state, tmp_path / "second")
-    first = models.check_weights(tmp_path / "first.pt")
+    first = check_weights(tmp_path / "first.pt")
     assert len(first) == 64
-    assert models.check_weights(models.weights_file(tmp_path / "second")) == first
+    assert check_weights(weights_file(tmp_path / "second")) == first
 
 
 @pytest.mark.parametrize(
@@ -276,9 +276,7 @@ def test_equal_weights_have_one_digest_however_they_are_written(tmp_path, state,
 def test_other_weights_have_another_digest(tmp_path, state, change):
     torch.save(state, tmp_path / "first.pt")
     torch.save(change(state), tmp_path / "second.pt")
-    assert models.check_weights(tmp_path / "first.pt") != models.check_weights(
-        tmp_path / "second.pt"
-    )
+    assert check_weights(tmp_path / "first.pt") != check_weights(tmp_path / "second.pt")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +292,7 @@ def test_other_weights_have_another_digest(tmp_path, state, change):
 )
 def test_weights_of_all_kinds_have_a_digest_but_those_not_finite(tmp_path, tensors, digits):
     torch.save(tensors, tmp_path / "model.pt")
-    assert len(models.check_weights(tmp_path / "model.pt")) == digits
+    assert len(check_weights(tmp_path / "model.pt")) == digits
 
 
 @pytest.mark.parametrize(
@@ -303,7 +301,7 @@ def test_weights_of_all_kinds_have_a_digest_but_those_not_finite(tmp_path, tenso
 def test_a_tensor_that_holds_no_plain_numbers_is_refused(tmp_path, tensor):
     torch.save({"a": tensor}, tmp_path / "model.pt")
     with pytest.raises(InputError, match=r"model\.pt: cannot be read as a state dict"):
-        models.check_weights(tmp_path / "model.pt")
+        check_weights(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("prefixed_first", [True, False])
@@ -311,7 +309,7 @@ def test_a_key_with_and_without_the_prefix_is_refused(tmp_path, state, prefixed_
     extra = {"_module.mlp.2.bias": torch.zeros(3)}
     both = extra | state if prefixed_first else state | extra
     torch.save(both, tmp_path / "model.pt")
-    for read in (models.check_weights, lambda path: models.load_state(path, MLP([6, 5, 3]))):
+    for read in (check_weights, lambda path: load_state(path, MLP([6, 5, 3]))):
         with pytest.raises(InputError, match=r"key `mlp\.2\.bias` must be there once"):
             read(tmp_path / "model.pt")
 
@@ -333,6 +331,6 @@ def test_several_weights_files_are_refused(tmp_path, times, advice):
         (tmp_path / name).write_bytes(b"weights")
         os.utime(tmp_path / name, (time, time))
     with pytest.raises(InputError) as caught:
-        models.weights_file(tmp_path)
+        weights_file(tmp_path)
     assert all(name in str(caught.value) for name in (str(tmp_path), *times))
     assert str(caught.value).endswith(advice)

@@ -14,20 +14,24 @@ from conftest import tiny_recipe
 from hydra import compose, initialize_config_dir
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from mico_exp import challenge, choices, cli, options
-from mico_exp.cell import calibrate_phases
-from mico_exp.challenge import Sizes
-from mico_exp.columns import ScoreStore
-from mico_exp.evaluation import Processor
-from mico_exp.evidence import Evidence
-from mico_exp.extraction import Extraction
-from mico_exp.learning import Quantile, Stack, StackSearch
-from mico_exp.models import MLP, Architecture
-from mico_exp.recipe import build
-from mico_exp.scoring import RANKING_FPR
-from mico_exp.selection import auc_within_one_se, highest
-from mico_exp.statistics import compare
-from mico_exp.training import Plan
+from mico_exp.attacks.evidence import Evidence
+from mico_exp.attacks.learned import Quantile, Stack, StackSearch
+from mico_exp.challenge.points import challenge_points, known_sample
+from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.tree import load_scenario, read_truth
+from mico_exp.config import compose as choices
+from mico_exp.config import options
+from mico_exp.config.typed import OPTIONS
+from mico_exp.models.architectures import MLP, Architecture
+from mico_exp.models.building import build
+from mico_exp.models.training import Plan
+from mico_exp.results.cell import calibrate_phases
+from mico_exp.results.scoring import RANKING_FPR
+from mico_exp.results.selection import auc_within_one_se, highest
+from mico_exp.results.statistics import compare
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.inference import Processor
+from mico_exp.scores.store import ScoreStore
 
 SIZES = Sizes(records=1797, training=120, challenge=20)
 MODELS = {"train": 16, "dev": 4, "final": 4}
@@ -44,21 +48,22 @@ def world(request, tmp_path_factory, digits):
         tiny_recipe("digits_ddp", sizes=SIZES, models=MODELS, plan=plan, disclose_training=True),
         digits,
     )
-    scenario = challenge.load_scenario(root, "digits", "digits_ddp", SIZES)
+    scenario = load_scenario(root, "digits", "digits_ddp", SIZES)
     null.mislead(root, scenario, shared=request.param)
-    scenario = challenge.load_scenario(root, "digits", "digits_ddp", SIZES)
-    points = challenge.challenge_points(scenario)
-    known = challenge.known_sample(scenario, points, 40, 40) if not request.param else None
+    scenario = load_scenario(root, "digits", "digits_ddp", SIZES)
+    points = challenge_points(scenario)
+    # Where all challenge points are shared, none is left whose membership could be told.
+    known = known_sample(scenario, points, 40, 40) if not request.param else None
     where = ScoreStore(root / "store"), Processor("cpu"), None, known
     extraction = Extraction(scenario, points, digits, Architecture.of(MLP((64, 16, 10))), *where)
-    with initialize_config_dir(str(cli.OPTIONS), version_base="1.3"):
+    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
         every = options.all_metrics(disclosed=not request.param)
         metrics = {name: smaller(metric) for name, metric in every.items()}
         extraction.compute(metrics)
         scores = {name: extraction.read(name, metric) for name, metric in metrics.items()}
         labels = digits.labels[points.unique].numpy()
         evidence = Evidence(scores, points, labels, known or {})
-        truth = {"train": points.solution, **challenge.read_truth(root, scenario)}
+        truth = {"train": points.solution, **read_truth(root, scenario)}
         scenario_option = "ddp" if known else "lo"
         yield evidence, truth, list(cells(scenario_option)), extraction
 
@@ -180,7 +185,7 @@ def test_through_the_commands(tmp_path):
     small = [*size, "dataset.len_training=120", "dataset.recipe.steps=30", "scenario=inf"]
     run("mico_exp.build", *small, cwd=tmp_path)
     sizes = Sizes(1797, 120, 20)
-    scenario = challenge.load_scenario(tmp_path / "data", "digits", "digits_inf", sizes)
+    scenario = load_scenario(tmp_path / "data", "digits", "digits_inf", sizes)
     null.mislead(tmp_path / "data", scenario, shared=True)
     grid = ["metric=confidence,all", "formula=1,quantile,stack", "hydra.sweeper.meaningless=skip"]
     given = [*small, "dataset.recipe=null", "plots=off", "metrics=[loss,confidence]"]
@@ -188,7 +193,7 @@ def test_through_the_commands(tmp_path):
     assert shown.stdout.count("members cannot be told from non-members") == 1
     chosen = ["scenarios=[inf]", "dataset.len_challenge=20", "dataset.len_training=120"]
     run("mico_exp.select_best", *chosen, cwd=tmp_path)
-    scenario = challenge.load_scenario(tmp_path / "data", "digits", "digits_inf", sizes)
+    scenario = load_scenario(tmp_path / "data", "digits", "digits_inf", sizes)
     figures = list(null._of_cells(tmp_path, "shared", scenario))
     figures.append(null._of_choice(tmp_path, "shared", scenario, "max"))
     assert len(figures) == 3 * 3 * 2 + 1

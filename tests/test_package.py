@@ -35,4 +35,4 @@ def test_the_wheel_carries_the_options(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "mico_exp.formulas.offset" in done.stdout
+    assert "mico_exp.attacks.formulas.offset" in done.stdout

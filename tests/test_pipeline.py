@@ -18,7 +18,9 @@ from commands import run
 from mlflow import MlflowClient
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from mico_exp import challenge, datasets
+from mico_exp.challenge import datasets
+from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.tree import load_scenario
 
 SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
 SMALL = [
@@ -91,8 +93,8 @@ def test_nothing_is_left_lying_about(swept):
 def test_a_cells_figures_follow_from_the_models_on_disk(swept):
     """The whole way again by plain loops: logits, log p_y, s − mean(in), one ROC over all."""
     folder, *_ = swept
-    sizes = challenge.Sizes(1797, 120, 10)
-    scenario = challenge.load_scenario(folder / "data", "digits", "digits_inf", sizes)
+    sizes = Sizes(1797, 120, 10)
+    scenario = load_scenario(folder / "data", "digits", "digits_inf", sizes)
     records = datasets.digits()
     log_p, member = [], []
     for model in scenario.phases["train"]:

@@ -1,16 +1,20 @@
 """What a scenario's content is: every file of it counts, and none may be damaged or there twice."""
 
+import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import SIZES
 from safetensors.torch import save_file
 
-from mico_exp import challenge, models, provenance
-from mico_exp.errors import InputError
-from mico_exp.fingerprints import FileFingerprints
+from mico_exp.challenge.tree import load_scenario, model_number
+from mico_exp.common.errors import InputError
+from mico_exp.common.fingerprints import FileFingerprints
+from mico_exp.models import weights
+from mico_exp.runs import provenance
 
 COUNTED = [
     "train/model_0/model.pt",
@@ -31,7 +35,7 @@ def content(tree, tmp_path, digits):
     """Take the content of the scenario as it now is, with one memory for all times."""
 
     def take():
-        scenario = challenge.load_scenario(tree, "digits", "digits_inf", SIZES)
+        scenario = load_scenario(tree, "digits", "digits_inf", SIZES)
         return provenance.content(scenario, digits, FileFingerprints(tmp_path / "memory.json"))
 
     return take
@@ -66,7 +70,7 @@ def test_a_shape_that_is_told_is_only_another_content(tree, content):
 def test_equal_weights_are_found_in_whatever_phase_and_format(tree, content, phase):
     scenario = tree / "digits" / "digits_inf"
     first = scenario / "train" / "model_5"
-    again = max((scenario / phase).iterdir(), key=challenge.model_number)
+    again = max((scenario / phase).iterdir(), key=model_number)
     state = torch.load(first / "model.pt", weights_only=True)
     (again / "model.pt").unlink()
     save_file(state, again / "model.safetensors")
@@ -99,13 +103,13 @@ def test_weights_are_read_once_and_twins_are_found_from_memory(tree, content, mo
     monkeypatch.setattr(time, "time", lambda: 4e9)  # nothing has changed just now
     before = content()
     read = []
-    real = models.check_weights
+    real = weights.check_weights
 
     def check_weights(path):
         read.append(path)
         return real(path)
 
-    monkeypatch.setattr(models, "check_weights", check_weights)
+    monkeypatch.setattr(weights, "check_weights", check_weights)
     assert content() == before
     assert read == []
     twin = scenario / "dev" / "model_13" / "model.pt"
@@ -114,3 +118,9 @@ def test_weights_are_read_once_and_twins_are_found_from_memory(tree, content, mo
         with pytest.raises(InputError, match=r"model_4 and .*model_13 hold equal weights"):
             content()
     assert read == [twin]
+
+
+def test_a_checkout_is_known_by_its_commit():
+    if not (Path(__file__).parents[1] / ".git").exists():
+        pytest.skip("no checkout")
+    assert re.fullmatch(r"[\d.]+\+[0-9a-f]{12}(-changed)?", provenance.code_version())

@@ -16,9 +16,13 @@ from conftest import SIZES, tiny_recipe
 from opacus.accountants import PRVAccountant
 from tqdm import tqdm
 
-from mico_exp import challenge, models, recipe
-from mico_exp.errors import InputError
-from mico_exp.recipe import PrivacyTarget, build
+from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.tree import load_scenario, model_folders, read_solution, read_truth
+from mico_exp.common.errors import InputError
+from mico_exp.models import building
+from mico_exp.models.architectures import MLP
+from mico_exp.models.building import PrivacyTarget, build
+from mico_exp.models.weights import load_state
 
 
 def contents(root):
@@ -44,17 +48,17 @@ def test_the_tree_is_the_competitions(built):
             folder = scenario / phase / f"model_{number}"
             assert names(folder) == {"model.pt", "seed_challenge", "accuracy"}
             truth = built / "truth" / "digits" / "digits_inf" / phase / f"model_{number}"
-            solution = challenge.read_solution(truth / "solution.csv", 20)
+            solution = read_solution(truth / "solution.csv", 20)
             assert solution.sum() == 10
     assert names(scenario) == {"train", "dev", "final", "build.json"}
 
 
 def test_models_have_learnt_their_members(built, digits):
-    model = models.MLP([64, 16, 10])
-    found = challenge.load_scenario(built, "digits", "digits_inf", SIZES)
+    model = MLP([64, 16, 10])
+    found = load_scenario(built, "digits", "digits_inf", SIZES)
     for folder in found.phases["train"]:
         split = folder.split(SIZES)
-        model.load_state_dict(models.load_state(folder.path / "model.pt", model))
+        model.load_state_dict(load_state(folder.path / "model.pt", model))
         right = (model(digits.features).argmax(dim=1) == digits.labels).numpy()
         members = np.concatenate([split.member, split.training])
         accuracy = float((folder.path / "accuracy").read_text())
@@ -64,13 +68,13 @@ def test_models_have_learnt_their_members(built, digits):
 
 def test_the_truth_is_of_the_models(built, digits):
     """Over all dev and final models, members have the lower mean loss."""
-    found = challenge.load_scenario(built, "digits", "digits_inf", SIZES)
-    truth = challenge.read_truth(built, found)
+    found = load_scenario(built, "digits", "digits_inf", SIZES)
+    truth = read_truth(built, found)
     gaps = []
-    model = models.MLP([64, 16, 10])
+    model = MLP([64, 16, 10])
     for phase in ("dev", "final"):
         for folder, solution in zip(found.phases[phase], truth[phase], strict=True):
-            model.load_state_dict(models.load_state(folder.path / "model.pt", model))
+            model.load_state_dict(load_state(folder.path / "model.pt", model))
             points = folder.split(SIZES).challenge
             loss = torch.nn.functional.cross_entropy(
                 model(digits.features[points]), digits.labels[points], reduction="none"
@@ -97,7 +101,7 @@ def test_differential_privacy(digits, tmp_path):
     folder = tmp_path / "digits" / "digits_lo" / "train" / "model_3"
     state = torch.load(folder / "model.pt", weights_only=True)
     assert all(name.startswith("_module.mlp.") for name in state)
-    models.load_state(folder / "model.pt", models.MLP([64, 16, 10]))
+    load_state(folder / "model.pt", MLP([64, 16, 10]))
     assert float((folder / "epsilon").read_text()) == pytest.approx(4.0, abs=0.02)
 
 
@@ -109,7 +113,7 @@ def test_what_is_complete_is_left_alone(built, digits):
 
 def test_an_interrupted_build_goes_on_and_ends_the_same(built, digits, tmp_path, monkeypatch):
     written = []
-    real = recipe._write_model
+    real = building._write_model
 
     def interrupted(root, how, chunk, number):
         if len(written) == 5:
@@ -117,7 +121,7 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(built, digits, tmp_path,
         written.append(number)
         real(root, how, chunk, number)
 
-    monkeypatch.setattr(recipe, "_write_model", interrupted)
+    monkeypatch.setattr(building, "_write_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, tiny_recipe(), digits)
     assert len(list((tmp_path / "digits" / "digits_inf" / "train").iterdir())) == 5
@@ -134,9 +138,10 @@ def test_a_killed_build_leaves_only_whole_models(built, digits, tmp_path):
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from conftest import tiny_recipe\n"
         "from pathlib import Path\n"
-        "from mico_exp import datasets, recipe\n"
-        "recipe.MODELS_AT_ONCE = 3\n"
-        "recipe.build(Path(sys.argv[2]), tiny_recipe(), datasets.digits())\n"
+        "from mico_exp.challenge import datasets\n"
+        "from mico_exp.models import building\n"
+        "building.MODELS_AT_ONCE = 3\n"
+        "building.build(Path(sys.argv[2]), tiny_recipe(), datasets.digits())\n"
     )
     here = os.path.dirname(__file__)
     process = subprocess.Popen([sys.executable, "-c", code, here, str(tmp_path)])
@@ -148,9 +153,9 @@ def test_a_killed_build_leaves_only_whole_models(built, digits, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     whole = {"model.pt", "seed_challenge", "seed_training", "seed_membership", "solution.csv"}
-    for folder in challenge.model_folders(train):
+    for folder in model_folders(train):
         assert names(folder) == whole | {"accuracy"}
-        models.load_state(folder / "model.pt", models.MLP([64, 16, 10]))
+        load_state(folder / "model.pt", MLP([64, 16, 10]))
     # The same command again: the same tree as without the kill, and nothing left over.
     subprocess.run([sys.executable, "-c", code, here, str(tmp_path)], check=True)
     undisturbed = tmp_path / "undisturbed"
@@ -162,22 +167,22 @@ def test_a_killed_build_leaves_only_whole_models(built, digits, tmp_path):
 
 def test_the_accountant_and_the_batches_have_the_same_rate(digits, monkeypatch):
     target = PrivacyTarget(epsilon=4.0, delta=1e-5, clip_norm=1.0)
-    how = tiny_recipe("digits_lo", target, sizes=challenge.Sizes(1797, 300, 50))
+    how = tiny_recipe("digits_lo", target, sizes=Sizes(1797, 300, 50))
     assert how.sample_rate == 16 / 300
     seen = []
-    monkeypatch.setattr(recipe, "noise_multiplier", lambda *asked: seen.append(asked) or 1.0)
-    recipe._privacy(how)
+    monkeypatch.setattr(building, "noise_multiplier", lambda *asked: seen.append(asked) or 1.0)
+    building._privacy(how)
     assert seen == [(4.0, 1e-5, 16 / 300, 200)]
-    real = recipe.train
+    real = building.train
 
     def watched(mlps, inputs, labels, plan, generator, privacy, after_step):
         assert (plan.batch_size, labels.shape[1]) == (16, 300)
         assert privacy.noise_multiplier == 1.0
         return real(mlps, inputs, labels, plan, generator, privacy, after_step)
 
-    monkeypatch.setattr(recipe, "train", watched)
+    monkeypatch.setattr(building, "train", watched)
     with tqdm(disable=True) as bar:
-        chunk = recipe._train_chunk(how, digits, range(2), recipe._privacy(how), bar, 2)
+        chunk = building._train_chunk(how, digits, range(2), building._privacy(how), bar, 2)
     # At σ = 1 the accountant, asked afresh, tells what these 200 steps have spent.
     accountant = PRVAccountant()
     accountant.history = [(1.0, 16 / 300, 200)]
@@ -189,9 +194,9 @@ def test_the_noise_of_the_embedded_challenge():
     for epsilon, sigma in ((4.0, 2.48046875), (10.0, 1.29638671875)):
         plan = dataclasses.replace(tiny_recipe().plan, steps=400, batch_size=32)
         target = PrivacyTarget(epsilon, 1e-5, 1.0)
-        sizes = challenge.Sizes(1797, 300, 50)
+        sizes = Sizes(1797, 300, 50)
         how = tiny_recipe("digits_lo", target, plan=plan, sizes=sizes)
-        assert recipe._privacy(how).noise_multiplier == sigma  # bit for bit, as its models are
+        assert building._privacy(how).noise_multiplier == sigma  # bit for bit, as its models are
 
 
 @pytest.mark.parametrize(

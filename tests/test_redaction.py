@@ -5,7 +5,7 @@ from urllib.parse import quote, unquote
 
 import pytest
 
-from mico_exp.redaction import clean, clean_logs, shown
+from mico_exp.common.redaction import clean, clean_logs, shown
 
 PASSWORDS = [
     "S3cretPass",

@@ -17,7 +17,8 @@ from commands import run
 from conftest import SIZES as SMALLEST
 from mlflow import MlflowClient
 
-from mico_exp import challenge, report
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.commands import report
 
 SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
 SMALL = [
@@ -95,6 +96,13 @@ def test_it_stands_alone(reported, page):
     assert targets == set(re.findall(r'<section id="(\w+)"', page))
 
 
+def test_it_counts_what_the_sweep_extracted(page):
+    """Two metrics of one pass: the models of each scenario once, however many cells there are."""
+    rows = re.findall(r"<td[^>]*>([^<]*)</td></tr>", page)
+    assert "found in the store" not in page
+    assert rows.count("12") == 3
+
+
 def test_it_says_what_the_selection_says(reported, page):
     selection = json.loads((reported[0] / "submissions" / "selection_digits.json").read_text())
     for name in SCENARIOS:
@@ -131,7 +139,7 @@ def test_it_says_what_the_selection_says(reported, page):
 )
 def test_the_recorded_epsilon_stands_beside_the_options(built, tmp_path, recorded, epsilon, shown):
     shutil.copytree(built, tmp_path / "data")
-    scenario = challenge.load_scenario(tmp_path / "data", "digits", "digits_inf", SMALLEST)
+    scenario = load_scenario(tmp_path / "data", "digits", "digits_inf", SMALLEST)
     for phase, model in scenario.models() if recorded else ():
         odd = phase == "dev" and "differs" in shown
         (model.path / "epsilon").write_text("8.0000\n" if odd else f"{recorded}\n")

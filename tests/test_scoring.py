@@ -5,8 +5,8 @@ import pytest
 import sklearn.metrics
 from conftest import GOLDEN
 
-from mico_exp import scoring, statistics
-from mico_exp.errors import InputError
+from mico_exp.common.errors import InputError
+from mico_exp.results import scoring, statistics
 
 GOLDEN_SCORES = json.loads((GOLDEN / "official_scores.json").read_text())
 NAMES = {

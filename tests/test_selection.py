@@ -6,9 +6,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from mico_exp.errors import InputError
-from mico_exp.selection import Candidate, highest, make_rule, newest, selected
-from mico_exp.statistics import compare
+from mico_exp.common.errors import InputError
+from mico_exp.results.selection import Candidate, highest, make_rule, newest, selected
+from mico_exp.results.statistics import compare
 
 METRICS, FORMULAS = ["confidence", "loss"], ["0", "1", "2"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mico_exp import scoring, statistics
-from mico_exp.errors import InputError
-from mico_exp.selection import auc_within_one_se, highest, within_one_se
+from mico_exp.common.errors import InputError
+from mico_exp.results import scoring, statistics
+from mico_exp.results.selection import auc_within_one_se, highest, within_one_se
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("curse", ROOT / "benchmarks" / "winners_curse.py")

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from conftest import SIZES
 
-from mico_exp import challenge, score, scoring
-from mico_exp.errors import InputError
-from mico_exp.submission import read_submission, submitted_models, write_submission
+from mico_exp.challenge.tree import load_scenario, read_truth
+from mico_exp.commands import score
+from mico_exp.common.errors import InputError
+from mico_exp.results import scoring
+from mico_exp.results.submission import read_submission, submitted_models, write_submission
 
 
 @pytest.fixture
 def scenario(built):
-    return challenge.load_scenario(built, "digits", "digits_inf", SIZES)
+    return load_scenario(built, "digits", "digits_inf", SIZES)
 
 
 @pytest.fixture
@@ -237,7 +239,7 @@ def test_a_file_that_is_no_zip(tmp_path):
 
 
 def test_the_score_is_the_official_rule_on_the_pooled_models(archive, built, scenario, predictions):
-    truth = challenge.read_truth(built, scenario)
+    truth = read_truth(built, scenario)
     found = score.score_submission(archive, built / "truth")
     assert found.keys() == {"dev", "final"}
     for phase, of_scenario in found.items():

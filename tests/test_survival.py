@@ -11,12 +11,15 @@ import torch
 from commands import run
 from conftest import SIZES
 
-from mico_exp import challenge, datasets, extraction, metrics
-from mico_exp.columns import ScoreStore
-from mico_exp.errors import InputError
-from mico_exp.evaluation import Processor
-from mico_exp.extraction import Extraction
-from mico_exp.models import MLP, Architecture
+from mico_exp.challenge import datasets
+from mico_exp.challenge.points import challenge_points
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.common.errors import InputError
+from mico_exp.models.architectures import MLP, Architecture
+from mico_exp.scores import extraction, metrics
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.inference import Processor
+from mico_exp.scores.store import ScoreStore
 
 SMALL = [
     "dataset.len_training=120",
@@ -36,8 +39,8 @@ METRICS = {"slow": slow_loss, "mod_entropy": metrics.mod_entropy}
 
 
 def open_extraction(tree, store):
-    scenario = challenge.load_scenario(tree, "digits", "digits_inf", SIZES)
-    points = challenge.challenge_points(scenario)
+    scenario = load_scenario(tree, "digits", "digits_inf", SIZES)
+    points = challenge_points(scenario)
     architecture = Architecture.of(MLP((64, 16, 10)))
     records = datasets.digits()
     return Extraction(scenario, points, records, architecture, ScoreStore(store), Processor("cpu"))
@@ -57,7 +60,7 @@ def content(folder):
 
 def test_twenty_kills_end_in_the_bytes_of_an_undisturbed_run(built, tmp_path, monkeypatch):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mico_exp.extraction", "sklearn.datasets"])
+    context.set_forkserver_preload(["mico_exp.scores.extraction", "sklearn.datasets"])
     chance, sizes = random.Random(0), [0]
     for _ in range(20):
         started = context.Event()

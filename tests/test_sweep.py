@@ -5,8 +5,8 @@ from commands import run
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mico_exp import cli
-from mico_exp.sweep import swept
+from mico_exp.config.sweep import swept
+from mico_exp.config.typed import OPTIONS
 
 SMALL = [
     "dataset.len_training=120",
@@ -31,7 +31,7 @@ SMALL = [
     ],
 )
 def test_options_that_a_sweep_takes(typed, names):
-    with initialize_config_dir(str(cli.OPTIONS), version_base="1.3"):
+    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
         config = compose("config", overrides=[], return_hydra_config=True)
         OmegaConf.set_readonly(config, False)
         OmegaConf.set_readonly(config.hydra, False)
@@ -84,6 +84,13 @@ def test_a_sweep_with_a_failed_cell_still_ends_with_its_grid_and_address(tmp_pat
     all_fail = run("mico_exp", *one, "formula=broken", "-m", cwd=folder, status=1)
     assert "Runs: http://127.0.0.1:5000" in all_fail.stdout
     assert "Traceback" not in done.stderr + all_fail.stderr + all_fail.stdout
+
+
+def test_hydras_own_sweeper(tmp_path):
+    """It knows nothing of cells without a meaning, and takes no key of ours."""
+    one = ["metric=loss", "scenario='inf'", *SMALL, "hydra/sweeper=basic"]
+    done = run("mico_exp", *one, "formula=0,1", "-m", cwd=tmp_path)
+    assert done.stdout.count("validation TPR@0.1FPR") == 2
 
 
 def test_what_is_no_database_is_told_before_the_sweep(tmp_path):

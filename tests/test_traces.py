@@ -8,9 +8,11 @@ import torch
 import worlds
 from torch import nn
 
-from mico_exp import models, traces
-from mico_exp.errors import InputError
-from mico_exp.gradients import logit_signal, loss_signal
+from mico_exp.common.errors import InputError
+from mico_exp.models import architectures
+from mico_exp.models.architectures import CNN, MLP
+from mico_exp.scores import backprop
+from mico_exp.scores.gradients import logit_signal, loss_signal
 
 POINTS, CLASSES = 6, 10
 
@@ -34,14 +36,14 @@ class Odd(nn.Module):
 
 def roberta(folder):
     (folder / "config.json").write_text(json.dumps(worlds.ROBERTA))
-    return models.roberta(folder)
+    return architectures.roberta(folder)
 
 
 @pytest.fixture(params=["mlp", "cnn", "odd", "roberta"])
 def family(request, tmp_path):
     """A model, inputs, labels (P,) and the parameters that gradients are taken of."""
     torch.manual_seed(1)
-    made = {"mlp": lambda: models.MLP([12, 16, CLASSES]), "cnn": models.CNN, "odd": Odd}
+    made = {"mlp": lambda: MLP([12, 16, CLASSES]), "cnn": CNN, "odd": Odd}
     if request.param == "roberta":
         model = roberta(tmp_path).eval().requires_grad_(False)
         ids = torch.randint(3, 400, (POINTS, 9))
@@ -76,7 +78,7 @@ def flat(family, direction):
     """A direction as one row, in the order of the parameters."""
     model, _, _, parameters = family
     parts = []
-    for layer, part in zip(traces.layers_of(model), direction, strict=True):
+    for layer, part in zip(backprop.layers_of(model), direction, strict=True):
         width = part.shape[1] - (layer.bias is not None)
         parts.append(part[:, :width].flatten())
         parts += [part[:, width]] if layer.bias is not None else []
@@ -100,38 +102,38 @@ SIGNALS = {
 def test_against_autograd(family, signal):
     model, inputs, labels, _ = family
     send, function = SIGNALS[signal]
-    trace = traces.trace(model, inputs)
+    trace = backprop.trace(model, inputs)
     torch.testing.assert_close(trace.logits, model(inputs))
     layers = trace.back(send(trace.logits, labels))
     expected = one_by_one(family, function)
     near = {"rtol": 2e-3, "atol": 1e-4 * expected.abs().max().item()}
 
-    found = traces.squared_norms(layers)
+    found = backprop.squared_norms(layers)
     torch.testing.assert_close(found, expected.square().sum(dim=1), rtol=1e-3, atol=1e-6)
     factors = torch.randn(POINTS)
-    direction = traces.total(layers, factors)
+    direction = backprop.total(layers, factors)
     torch.testing.assert_close(flat(family, direction), factors @ expected, **near)
-    inner = traces.along(layers, direction)
+    inner = backprop.along(layers, direction)
     scale = inner.abs().max().item()
     torch.testing.assert_close(inner, expected @ (factors @ expected), rtol=2e-3, atol=2e-4 * scale)
     some = torch.tensor([4, 1])
-    torch.testing.assert_close(traces.squared_norms(traces.at(layers, some)), found[some])
+    torch.testing.assert_close(backprop.squared_norms(backprop.at(layers, some)), found[some])
 
 
 def test_weights_are_those_of_the_parameters(family):
     model, inputs, labels, parameters = family
-    trace = traces.trace(model, inputs)
+    trace = backprop.trace(model, inputs)
     layers = trace.back(loss_signal(trace.logits, labels))
-    held = traces.weights(layers)
+    held = backprop.weights(layers)
     expected = math.fsum(p.double().square().sum().item() for p in parameters)
-    assert traces.dot(held, held).item() == pytest.approx(expected, rel=1e-5)
+    assert backprop.dot(held, held).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("outputs", "pairs"), [(1, False), (4000, True)])
 def test_both_ways_to_a_convolutions_norm(outputs, pairs):
     """By pairs of positions where they are fewer than the weights, or else by the gradient."""
     inputs, signals = torch.randn(3, 7, 50), torch.randn(3, 7, outputs)
-    layer = traces.Layer(torch.zeros(outputs, 50), inputs, signals)
+    layer = backprop.Layer(torch.zeros(outputs, 50), inputs, signals)
     assert (7 * (outputs + 50) < outputs * 50) == pairs
     whole = torch.einsum("pto,ptf->pof", signals, inputs)
     torch.testing.assert_close(
@@ -141,10 +143,10 @@ def test_both_ways_to_a_convolutions_norm(outputs, pairs):
 
 def test_several_signals_from_one_trace(family):
     model, inputs, labels, _ = family
-    trace = traces.trace(model, inputs)
-    first = traces.squared_norms(trace.back(loss_signal(trace.logits, labels)))
+    trace = backprop.trace(model, inputs)
+    first = backprop.squared_norms(trace.back(loss_signal(trace.logits, labels)))
     trace.back(logit_signal(trace.logits, labels, 2.0))
-    again = traces.squared_norms(trace.back(loss_signal(trace.logits, labels)))
+    again = backprop.squared_norms(trace.back(loss_signal(trace.logits, labels)))
     assert torch.equal(first, again)
     assert not any(p.requires_grad for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
@@ -155,18 +157,18 @@ def test_batches_joined(family):
     parts = []
     for some in (slice(0, 2), slice(2, POINTS)):
         cut = {k: v[some] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[some]
-        trace = traces.trace(model, cut)
+        trace = backprop.trace(model, cut)
         parts.append(trace.back(loss_signal(trace.logits, labels[some])))
-    whole = traces.trace(model, inputs)
-    expected = traces.squared_norms(whole.back(loss_signal(whole.logits, labels)))
-    torch.testing.assert_close(traces.squared_norms(traces.joined(parts)), expected)
+    whole = backprop.trace(model, inputs)
+    expected = backprop.squared_norms(whole.back(loss_signal(whole.logits, labels)))
+    torch.testing.assert_close(backprop.squared_norms(backprop.joined(parts)), expected)
 
 
 def test_what_has_no_such_gradient():
     with pytest.raises(InputError, match="ReLU has no linear layer"):
-        traces.trace(nn.ReLU(), torch.zeros(1, 3))
+        backprop.trace(nn.ReLU(), torch.zeros(1, 3))
     layer = nn.Linear(3, 3)
     twice = nn.Sequential(layer, layer).requires_grad_(False)
     with pytest.raises(InputError, match="used twice"):
-        traces.trace(twice, torch.zeros(1, 3))
+        backprop.trace(twice, torch.zeros(1, 3))
     assert not layer._forward_hooks

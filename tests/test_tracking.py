@@ -8,8 +8,8 @@ import traceback
 import pytest
 from mlflow import MlflowClient
 
-from mico_exp.errors import InputError
-from mico_exp.tracking import Tracker
+from mico_exp.common.errors import InputError
+from mico_exp.runs.tracking import Tracker
 
 
 @pytest.fixture(autouse=True)

@@ -17,12 +17,16 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from transformers import RobertaConfig, RobertaForSequenceClassification
 from worlds import COUNTS, SIZES
 
-from mico_exp import cell, challenge, datasets, metrics, models
-from mico_exp.columns import ScoreStore
-from mico_exp.evaluation import Evaluator, Processor
-from mico_exp.evidence import Evidence
-from mico_exp.extraction import Extraction
-from mico_exp.models import CNN, MLP, Architecture
+from mico_exp.attacks.evidence import Evidence
+from mico_exp.challenge import datasets
+from mico_exp.challenge.points import challenge_points, known_sample, known_training
+from mico_exp.challenge.tree import load_scenario, read_truth
+from mico_exp.models.architectures import CNN, MLP, Architecture, TextClassifier, roberta
+from mico_exp.results import cell
+from mico_exp.scores import metrics
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.inference import Evaluator, Processor
+from mico_exp.scores.store import ScoreStore
 
 TRACKS = ("cifar10", "purchase100", "sst2")
 SCENARIOS = ("inf", "hi", "lo", "ddp")
@@ -41,7 +45,7 @@ def load_records(root, dataset):
 ARCHITECTURES = {
     "cifar10": lambda: Architecture.of(CNN()),
     "purchase100": lambda: Architecture.of(MLP([600, 128, 100])),
-    "sst2": lambda: Architecture.of(models.roberta),
+    "sst2": lambda: Architecture.of(roberta),
 }
 
 
@@ -57,7 +61,7 @@ def tree(tmp_path_factory):
     networks = {
         "cifar10": (CNN(), (2, 8)),
         "purchase100": (MLP([600, 128, 100]), (30, 24)),
-        "sst2": (models.TextClassifier(RobertaForSequenceClassification(shape)), (20, 16)),
+        "sst2": (TextClassifier(RobertaForSequenceClassification(shape)), (20, 16)),
     }
     for dataset, (model, plan) in networks.items():
         records = load_records(root, dataset)
@@ -72,8 +76,8 @@ def tree(tmp_path_factory):
 def open_scenario(root, name):
     dataset, kind = name.split("_")
     place = "ddp" if kind == "ddp" else dataset
-    scenario = challenge.load_scenario(root, place, name, SIZES)
-    return scenario, challenge.challenge_points(scenario)
+    scenario = load_scenario(root, place, name, SIZES)
+    return scenario, challenge_points(scenario)
 
 
 def open_extraction(root, name, store):
@@ -179,7 +183,7 @@ def literal_procedure(root, name):
 def test_the_pipeline_is_the_literal_procedure(tree, tmp_path, name):
     job = open_extraction(tree, name, tmp_path)
     job.compute(METRICS)
-    truth = challenge.read_truth(tree, job.scenario)
+    truth = read_truth(tree, job.scenario)
     expected = literal_procedure(tree, name)
     for metric, function in METRICS.items():
         labels = np.zeros(len(job.points.unique), dtype=np.int64)
@@ -202,7 +206,7 @@ def test_the_pipeline_is_the_literal_procedure(tree, tmp_path, name):
 def test_scores_do_not_hang_on_batches(tree, tmp_path, dataset, monkeypatch):
     one = open_extraction(tree, f"{dataset}_inf", tmp_path / "one")
     one.compute(METRICS)
-    monkeypatch.setattr("mico_exp.extraction.MODELS_AT_ONCE", 2)
+    monkeypatch.setattr("mico_exp.scores.extraction.MODELS_AT_ONCE", 2)
     two = open_extraction(tree, f"{dataset}_inf", tmp_path / "two")
     two.processor = Processor("cpu", batch_size=7)
     two.compute(METRICS)
@@ -218,7 +222,7 @@ def test_known_members_of_ddp_are_extracted_as_well(tree, tmp_path, dataset):
     scenario, _ = open_scenario(tree, f"{dataset}_ddp")
     records = load_records(tree, dataset)
     job = open_extraction(tree, scenario.name, tmp_path)
-    job.known = challenge.known_sample(scenario, job.points, members=9, nonmembers=6)
+    job.known = known_sample(scenario, job.points, members=9, nonmembers=6)
     job.compute({"loss": metrics.loss})
     scores = job.read("loss", metrics.loss)
     for phase in ("train", "dev", "final"):
@@ -241,7 +245,7 @@ def test_known_members_of_ddp_are_extracted_as_well(tree, tmp_path, dataset):
 def test_ddp_tells_known_members_and_non_members(tree):
     scenario, _ = open_scenario(tree, "sst2_ddp")
     for phase in ("dev", "final"):
-        known = challenge.known_training(scenario, phase)
+        known = known_training(scenario, phase)
         for t, model in enumerate(scenario.phases[phase]):
             split = model.split(SIZES)
             assert set(np.flatnonzero(known.member[t])) == set(split.training)
@@ -249,7 +253,7 @@ def test_ddp_tells_known_members_and_non_members(tree):
             assert not (known.member[t] | known.nonmember[t])[split.challenge].any()
     hidden, _ = open_scenario(tree, "sst2_inf")
     with pytest.raises(ValueError, match="does not disclose the training sets of its dev"):
-        challenge.known_training(hidden, "dev")
+        known_training(hidden, "dev")
 
 
 def run(*arguments, cwd, status=0):

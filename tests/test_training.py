@@ -9,9 +9,9 @@ from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
-from mico_exp import training
-from mico_exp.models import MLP
-from mico_exp.training import Plan, Privacy
+from mico_exp.models import training
+from mico_exp.models.architectures import MLP
+from mico_exp.models.training import Plan, Privacy
 
 WIDTHS = [6, 5, 4, 3]
 

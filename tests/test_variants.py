@@ -5,18 +5,18 @@ import json
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mico_exp import variants
-from mico_exp.errors import InputError
+from mico_exp.common.errors import InputError
+from mico_exp.config import variants
 
 OFFSET = {
-    "_target_": "mico_exp.formulas.offset",
+    "_target_": "mico_exp.attacks.formulas.offset",
     "_partial_": True,
     "w": 0.5,
     "k": 0.0,
     "centre": "mean",
 }
 NESTED = {
-    "_target_": "mico_exp.disclosure.Conformal",
+    "_target_": "mico_exp.attacks.disclosure.Conformal",
     "base": OFFSET,
     "cs": [0.1, 1.0],
     "none": None,
@@ -124,6 +124,6 @@ def test_the_code_of_a_function_is_its_own_and_its_arguments():
     others = [{"w": 0.25}, {"k": 1.0}, {"centre": "median"}]
     codes = {variants.code(variants.applied(OFFSET, one)) for one in others}
     assert len(codes | {plain}) == 4
-    assert variants.code({**OFFSET, "_target_": "mico_exp.formulas.attack_r"}) != plain
+    assert variants.code({**OFFSET, "_target_": "mico_exp.attacks.formulas.attack_r"}) != plain
     inner = variants.code(NESTED), variants.code(variants.applied(NESTED, {"base.w": 1.0}))
     assert inner[0] != inner[1]

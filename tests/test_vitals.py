@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mico_exp.errors import InputError
-from mico_exp.vitals import Vitals, findings
+from mico_exp.common.errors import InputError
+from mico_exp.scores.vitals import Vitals, findings
 
 
 def vitals(leak=1.0, models=20, points=40, seed=0):

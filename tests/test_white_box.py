@@ -6,13 +6,16 @@ import torch
 from conftest import SIZES, tiny_recipe
 from torch import nn
 
-from mico_exp import challenge, evaluation, gradients, metrics, models
-from mico_exp.columns import ScoreStore
-from mico_exp.errors import InputError, MetricError
-from mico_exp.evaluation import Evaluator, Processor
-from mico_exp.extraction import Extraction
-from mico_exp.models import MLP, Architecture
-from mico_exp.recipe import build
+from mico_exp.challenge.points import challenge_points, known_sample
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.common.errors import InputError, MetricError
+from mico_exp.models.architectures import MLP, Architecture
+from mico_exp.models.building import build
+from mico_exp.models.weights import load_state
+from mico_exp.scores import gradients, inference, metrics
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.inference import Evaluator, Processor
+from mico_exp.scores.store import ScoreStore
 
 NORM, KFAC = gradients.GradNorm(), gradients.Kronecker(reference=100)
 TOLD = gradients.DisclosedKronecker(reference=50)
@@ -35,11 +38,11 @@ def disclosing(tmp_path_factory, digits):
 def opened(built, disclosing, digits, tmp_path):
     def make(name, workers=None):
         place, root = ("ddp", disclosing) if name == "digits_ddp" else ("digits", built)
-        scenario = challenge.load_scenario(root, place, name, SIZES)
-        points = challenge.challenge_points(scenario)
+        scenario = load_scenario(root, place, name, SIZES)
+        points = challenge_points(scenario)
         known = None
         if name == "digits_ddp":
-            known = challenge.known_sample(scenario, points, 20, 20)
+            known = known_sample(scenario, points, 20, 20)
         made, store = Architecture.of(MLP([64, 16, 10])), ScoreStore(tmp_path / "store")
         return Extraction(scenario, points, digits, made, store, Processor("cpu"), workers, known)
 
@@ -68,7 +71,7 @@ def test_families_are_passes_of_their_own(opened, digits):
     for phase in ("train", "final"):
         folder, own = job.scenario.phases[phase][1], job.points.of_phase[phase][1]
         model = MLP([64, 16, 10])
-        model.load_state_dict(models.load_state(folder.path / "model.pt", model))
+        model.load_state_dict(load_state(folder.path / "model.pt", model))
         expected = autograd_norms(model, digits, own)
         np.testing.assert_allclose(scores.own[phase][1], expected, rtol=1e-4, atol=1e-6)
 
@@ -148,7 +151,7 @@ def test_a_metric_that_fails_is_named(opened):
 
 def test_running_out_of_memory_halves_the_batch(digits, monkeypatch):
     """On a device that holds no more than 7 points of a backward pass at once."""
-    real, seen = evaluation.trace, []
+    real, seen = inference.trace, []
 
     def scarce(model, inputs):
         seen.append(len(inputs))
@@ -160,7 +163,7 @@ def test_running_out_of_memory_halves_the_batch(digits, monkeypatch):
     model, points = MLP([64, 16, 10]).eval().requires_grad_(False), np.arange(60)
     wanted = {"norm": NORM, "alignment": gradients.GradAlignment(reference=100), "kfac": KFAC}
     expected = Evaluator(Processor("cpu")).gradient_scores(model, digits, points, wanted)
-    monkeypatch.setattr(evaluation, "trace", scarce)
+    monkeypatch.setattr(inference, "trace", scarce)
     found = Evaluator(Processor("cpu")).gradient_scores(model, digits, points, wanted)
     for name in wanted:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5)

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from torchvision.datasets import CIFAR10
 
-from mico_exp import challenge, models
-from mico_exp.challenge import Sizes
+from mico_exp.challenge import protocol
+from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.tree import write_solution
+from mico_exp.models.architectures import bare
 
 SIZES = Sizes(records=300, training=150, challenge=6)
 COUNTS = {"train": 5, "dev": 2, "final": 2}
@@ -121,7 +123,7 @@ def fit(model, records, indices, steps, batch, seed):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(records.inputs(some)), records.labels[some]).backward()
         optimizer.step()
-    return {name: t.detach().clone() for name, t in models.bare(model.eval()).state_dict().items()}
+    return {name: t.detach().clone() for name, t in bare(model.eval()).state_dict().items()}
 
 
 def write_models(root, name, records, model, plan, seed, save=None):
@@ -136,7 +138,7 @@ def write_models(root, name, records, model, plan, seed, save=None):
     for phase, count in COUNTS.items():
         for _ in range(count):
             seeds = [int(s) for s in random.integers(2**63 - 1, size=3)]
-            split = challenge.split(SIZES, *seeds)
+            split = protocol.split(SIZES, *seeds)
             members = np.concatenate([split.member, split.training])
             state = fit(model, records, members, *plan, seed=number)
             within = Path(place) / name / phase / f"model_{number}"
@@ -150,7 +152,7 @@ def write_models(root, name, records, model, plan, seed, save=None):
                 (folder / seed_name).write_text(f"{value}\n")
             truth = folder if phase == "train" else root / "truth" / within
             truth.mkdir(parents=True, exist_ok=True)
-            (truth / "solution.csv").write_text(challenge.write_solution(split.solution))
+            (truth / "solution.csv").write_text(write_solution(split.solution))
             number += 1
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_exp.errors import InputError
-from mico_exp.formulas import Floats, Mask
+from mico_exp.common.arrays import Floats, Mask
+from mico_exp.common.errors import InputError
 
 Formula = Callable[[Floats, Floats, Mask, Mask], Floats | tuple[Floats, Mask]]
 FEWEST_OUT = 2  # the winner's threshold: with fewer out models, in models stand in for them
@@ -57,7 +57,7 @@ def calibrate(
     """Calibrate every target's scores against the train models.
 
     Args:
-        formula: see `mico_exp.formulas`.
+        formula: see `mico_exp.attacks.formulas`.
         own: (T, P) each target's scores at its own points; NaN where the model has none. There,
             and where no shadow model has a score, the result is the median of all others.
         shadow: (S, U) scores of the train models at all points; NaN takes no part.

@@ -18,12 +18,13 @@ import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from mico_exp.calibration import Calibrated, Formula
-from mico_exp.challenge import Indices
-from mico_exp.errors import InputError
-from mico_exp.evidence import Attack, Evidence, Known
-from mico_exp.folds import Folds, Hidden
-from mico_exp.formulas import Floats, Mask, offset, ratio_online, share_below, side
+from mico_exp.attacks.calibration import Calibrated, Formula
+from mico_exp.attacks.evidence import Attack, Evidence, Known
+from mico_exp.attacks.folds import Folds, Hidden
+from mico_exp.attacks.formulas import offset, ratio_online
+from mico_exp.attacks.sides import share_below, side
+from mico_exp.common.arrays import Floats, Indices, Mask
+from mico_exp.common.errors import InputError
 
 MIDPOINT: Formula = partial(offset, w=0.5)
 STEPS = 25  # of Newton's method, which needs about five
@@ -62,7 +63,7 @@ class Conformal(_ByTarget):
     """−p, p = (1 + #{known non-members j: A(j) ≥ A(x)}) / (1 + n): conformal p-values.
 
     Each target has its own threshold, and a false positive rate that holds for it (Vovk et al.
-    2005, §2.2), as far as its challenge points are like its known non-members.
+    2005, 2.2), as far as its challenge points are like its known non-members.
 
     Args:
         base: formula that gives A.

@@ -12,29 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_exp.calibration import Calibrated, Formula, calibrate
-from mico_exp.challenge import ChallengePoints, Indices, KnownSample
-from mico_exp.errors import InputError
-from mico_exp.formulas import Floats, Mask
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """One metric on one scenario.
-
-    shadow: (S, U) under every train model at every unique challenge point.
-    own: phase → (T, P) under each target model at its own challenge points.
-    known: phase → for each model, (K,) at its sample of known members and non-members.
-    """
-
-    shadow: Floats
-    own: dict[str, Floats]
-    known: dict[str, list[Floats]] = field(default_factory=dict)
-
-    @property
-    def nan_models(self) -> int:
-        """How many models of any phase have scores that are not finite."""
-        return sum(int((~np.isfinite(rows)).any(axis=1).sum()) for rows in self.own.values())
+from mico_exp.attacks.calibration import Calibrated, Formula, calibrate
+from mico_exp.challenge.points import ChallengePoints, KnownSample
+from mico_exp.common.arrays import Floats, Indices, Mask
+from mico_exp.common.errors import InputError
+from mico_exp.scores.table import Scores
 
 
 class Known(NamedTuple):
@@ -106,7 +88,7 @@ class Evidence:
         """Calibrate models' scores at their challenge points and at their known ones, together.
 
         Args:
-            formula: see `mico_exp.formulas`.
+            formula: see `mico_exp.attacks.formulas`.
             scores: of one metric.
             phase: of the models.
             targets: which of them; None for all.

@@ -8,20 +8,12 @@ import logging
 import numpy as np
 from scipy.special import ndtr
 
-from mico_exp.challenge import Indices
-from mico_exp.errors import InputError
-from mico_exp.evidence import Evidence
-from mico_exp.folds import Folds, FoldSides, Hidden
-from mico_exp.formulas import (
-    Floats,
-    Side,
-    divide,
-    gap_of,
-    log_ratio,
-    means,
-    shrunk_ratio,
-    variance_of,
-)
+from mico_exp.attacks.evidence import Evidence
+from mico_exp.attacks.folds import Folds, FoldSides, Hidden
+from mico_exp.attacks.formulas import log_ratio, shrunk_ratio
+from mico_exp.attacks.sides import Side, divide, gap_of, means, variance_of
+from mico_exp.common.arrays import Floats, Indices
+from mico_exp.common.errors import InputError
 
 log = logging.getLogger(__name__)
 FORMS = (

@@ -29,9 +29,10 @@ from functools import cached_property
 
 import numpy as np
 
-from mico_exp.challenge import ChallengePoints, Indices
-from mico_exp.errors import InputError
-from mico_exp.formulas import Floats, Mask, Side, joined, side
+from mico_exp.attacks.sides import Side, joined, side
+from mico_exp.challenge.points import ChallengePoints
+from mico_exp.common.arrays import Floats, Indices, Mask
+from mico_exp.common.errors import InputError
 
 FEWEST_FOLDS = 3  # one is scored, one is learnt from, and the others' models are its shadows
 POINT_FOLDS = 2  # where train models share points

@@ -18,19 +18,31 @@ is no scale, and what divides by it gives 0: neither member-like nor not. One sm
 ``conf/formula`` makes a formula a choice.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import gammaln, log_ndtr
+from scipy.special import log_ndtr
 
-from mico_exp.errors import InputError
+from mico_exp.attacks.sides import (
+    PRIOR_SCORES,
+    Side,
+    _check_prior,
+    _check_variance,
+    _own_variance,
+    divide,
+    gap_of,
+    means,
+    pooled_variance,
+    predictive,
+    share_below,
+    side,
+    variance_of,
+)
+from mico_exp.common.arrays import Floats, Mask
+from mico_exp.common.errors import InputError
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Function = TypeVar("Function", bound=Callable[..., object])
-VARIANCES = ("per_point", "pooled", "bayesian")
 SCALES = ("all", "within", "shrunk", "pooled")
 CENTRES = ("mean", "median")
 
@@ -39,43 +51,6 @@ def sees_gaps(function: Function) -> Function:
     """Mark a formula that copes with points that have no in or no out models."""
     function.sees_gaps = True  # type: ignore[attr-defined]
     return function
-
-
-class Side(NamedTuple):
-    """Shadow models on one side of each point (…, P): how many, their mean, squares around it.
-
-    The mean is 0 where there are none.
-    """
-
-    size: Floats
-    mean: Floats
-    squares: Floats
-
-
-def side(shadow: Floats, mask: Mask) -> Side:
-    """Count, mean and sum of squares of (…, S, P) over S where `mask` holds.
-
-    Scores are looked at relative to the highest, so that those of models that agree have exactly
-    no spread: rounding differs with their number, and so would tell members apart.
-    """
-    count = np.count_nonzero(mask, axis=-2).astype(float)
-    masked = np.where(mask, shadow, -np.inf)
-    top = np.where(count > 0, masked.max(axis=-2), 0)
-    apart = np.where(mask, shadow - top[..., np.newaxis, :], 0)
-    mean = apart.sum(axis=-2) / np.maximum(count, 1)
-    apart -= np.where(mask, mean[..., np.newaxis, :], 0)
-    return Side(count, top + mean, np.einsum("...sp,...sp->...p", apart, apart))
-
-
-def joined(parts: Sequence[Side]) -> Side:
-    """One side of several that share no model (Chan et al. 1979); alike, they have no spread."""
-    size, mean, squares = (np.stack(values) for values in zip(*parts, strict=True))
-    count = size.sum(axis=0)
-    top = np.where(count > 0, np.where(size > 0, mean, -np.inf).max(axis=0), 0)
-    apart = np.where(size > 0, mean - top, 0)
-    middle = (size * apart).sum(axis=0) / np.maximum(count, 1)
-    between = (size * np.square(apart - middle)).sum(axis=0)
-    return Side(count, top + middle, squares.sum(axis=0) + between)
 
 
 @sees_gaps
@@ -99,7 +74,7 @@ def offset(
 
     The winner's three are w = ½, k = 0 (formula 0), w = 1, k = 0 (formula 1), and w = ``counts``,
     k = 1 with σ over all (formula 2); w = 0, k = 0 is difficulty calibration (Watson et al. 2022,
-    arXiv 2111.08440, §3).
+    arXiv 2111.08440, 3).
 
     Args:
         score: and the three that follow, as above.
@@ -145,130 +120,10 @@ def _median(shadow: Floats, mask: Mask) -> Floats:
     return found
 
 
-def divide(value: Floats, by: Floats) -> Floats:
-    """Quotient, 0 where `by` is 0."""
-    value, by = np.broadcast_arrays(value, by)
-    found: Floats = np.divide(value, by, out=np.zeros(value.shape), where=by > 0)
-    return found
-
-
-PRIOR_SCORES = 10.0  # as many scores' worth of belief in the pooled variance, where it is a prior
-
-
-def variance_of(inside: Side, outside: Side, scale: str) -> Floats:
-    """σ² (…, P) as `offset` names them."""
-    if scale == "all":
-        count = inside.size + outside.size
-        gap = inside.mean - outside.mean
-        between = inside.size * outside.size / count * np.square(gap)
-        squares = inside.squares + outside.squares + between
-        return squares / np.maximum(count - 1, 1)
-    pooled = pooled_variance(inside, outside)
-    if scale == "pooled":
-        return np.broadcast_to(pooled, inside.mean.shape)
-    freedom = np.maximum(inside.size - 1, 0) + np.maximum(outside.size - 1, 0)
-    extra = PRIOR_SCORES if scale == "shrunk" else 0.0
-    squares = inside.squares + outside.squares + extra * pooled
-    return np.where(freedom + extra > 0, squares / np.maximum(freedom + extra, 1), pooled)
-
-
-def pooled_variance(*sides: Side) -> Floats:
-    """Variance (…, 1) around each point's and side's own mean, over all points; 0 if unknown.
-
-    v = Σ_i Σ_m (s_im − μ_i)² / Σ_i (n_i − 1).
-    """
-    squares = sum(one.squares.sum(axis=-1, keepdims=True) for one in sides)
-    freedom = sum(np.maximum(one.size - 1, 0).sum(axis=-1, keepdims=True) for one in sides)
-    return divide(np.asarray(squares), np.asarray(freedom))
-
-
-class Gap(NamedTuple):
-    """How far in models' means lie above out models' (…, P), and over all points (…, 1).
-
-    value: of each point; the mean one where a side is missing. error: variance of `value` in
-    units of a score's variance, 1/n_I + 1/n_O; infinite where a side is missing. mean: over the
-    points with both sides, weighted by 1/error; 0 if there is none.
-    """
-
-    value: Floats
-    error: Floats
-    mean: Floats
-
-
-def gap_of(inside: Side, outside: Side) -> Gap:
-    """Find the gap of every point from the two sides."""
-    both = (inside.size > 0) & (outside.size > 0)
-    error = np.where(both, 1 / np.maximum(inside.size, 1) + 1 / np.maximum(outside.size, 1), np.inf)
-    weight = 1 / error
-    value = np.where(both, inside.mean - outside.mean, 0)
-    total = weight.sum(axis=-1, keepdims=True)
-    mean = divide((weight * value).sum(axis=-1, keepdims=True), total)
-    return Gap(np.where(both, value, mean), error, mean)
-
-
-def means(inside: Side, outside: Side, gap: Floats) -> tuple[Floats, Floats]:
-    """Means of both sides; a missing one is as far as `gap` from the other, or at 0 with it."""
-    above = np.where(inside.size > 0, inside.mean, outside.mean + gap)
-    below = np.where(outside.size > 0, outside.mean, inside.mean - gap)
-    return above, below
-
-
-def _check_variance(variance: str) -> None:
-    if variance not in VARIANCES:
-        raise InputError(f"`variance` must be one of {', '.join(VARIANCES)}, got {variance}.")
-
-
-def _own_variance(one: Side, pooled: Floats, variance: str) -> tuple[Floats, Mask]:
-    """Variance of a side, and where the pooled one had to serve for it."""
-    if variance == "pooled":
-        return np.broadcast_to(pooled, one.mean.shape), np.zeros(one.mean.shape, dtype=bool)
-    few = (one.size < 2) | (one.squares <= 0)
-    return np.where(few, pooled, one.squares / np.maximum(one.size - 1, 1)), few
-
-
 def _log_normal(score: Floats, mean: Floats, variance: Floats) -> Floats:
     known = np.where(variance > 0, variance, 1)
     found = -np.square(score - mean) / (2 * known) - np.log(known) / 2
     return np.where(variance > 0, found, 0)
-
-
-class Student(NamedTuple):
-    """Student's t distribution of each point's next score (…, P)."""
-
-    freedom: Floats
-    location: Floats
-    scale: Floats
-
-    def log_density(self, score: Floats) -> Floats:
-        """Log density at (…, P), up to a constant; 0 where there is no scale."""
-        known = np.where(self.scale > 0, self.scale, 1)
-        half = (self.freedom + 1) / 2
-        squared = np.square((score - self.location) / known)
-        found = gammaln(half) - gammaln(self.freedom / 2) - np.log(self.freedom) / 2
-        found -= np.log(known) + half * np.log1p(squared / self.freedom)
-        return np.where(self.scale > 0, found, 0)
-
-
-def predictive(one: Side, mean: Floats, pooled: Floats, kappa: float, nu: float) -> Student:
-    """Predict a side's next score under a normal-inverse-gamma prior.
-
-    The prior is worth `kappa` scores at `mean` and `nu` scores of variance `pooled`: α_0 = ν/2,
-    β_0 = ν·v/2. κ_n = κ + n, μ_n = (κ·mean + n·x̄)/κ_n, α_n = α_0 + n/2, β_n = β_0 + SS/2 +
-    κ·n·(x̄ − mean)²/(2κ_n); then Student's t with 2α_n degrees of freedom, location μ_n and
-    scale² β_n(κ_n + 1)/(α_n·κ_n) (Murphy 2007, eq. 110). Defined at n = 0 and n = 1.
-    """
-    n = one.size
-    kappa_n = kappa + n
-    location = mean + n * (one.mean - mean) / kappa_n
-    alpha = (nu + n) / 2
-    beta = (nu * pooled + one.squares + kappa * n * np.square(one.mean - mean) / kappa_n) / 2
-    return Student(2 * alpha, location, np.sqrt(beta * (kappa_n + 1) / (alpha * kappa_n)))
-
-
-def _check_prior(kappa: float, nu: float) -> None:
-    for name, value in (("kappa", kappa), ("nu", nu)):
-        if not (isinstance(value, (int, float)) and 0 < value < np.inf):
-            raise InputError(f"`{name}` must be above 0, got {value}.")
 
 
 @sees_gaps
@@ -489,19 +344,6 @@ def ratio_offline(
     return score / np.maximum(((1 + a) * below + 1 - a) / 2, TINY), outside.size == 0
 
 
-def share_below(ratio: Floats, population: Floats, gamma: float) -> Floats:
-    """Share of the population (…, Z) with r(z) ≤ r(x)/γ, for every r(x) (…, P)."""
-    if not (isinstance(gamma, (int, float)) and 1 <= gamma < np.inf):
-        raise InputError(f"`gamma` must be at least 1, got {gamma}.")
-    flat = ratio.reshape(-1, ratio.shape[-1]) / gamma
-    rows = population.reshape(-1, population.shape[-1])
-    found = [
-        np.searchsorted(np.sort(row), wanted, side="right")
-        for row, wanted in zip(rows, flat, strict=True)
-    ]
-    return np.array(found).reshape(ratio.shape) / population.shape[-1]
-
-
 def _check_probability(score: Floats) -> None:
     if score.size and not (score.min() >= 0 and score.max() <= 1):
         raise InputError(
@@ -514,7 +356,7 @@ def _check_probability(score: Floats) -> None:
 def attack_r(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> tuple[Floats, Mask]:  # noqa: ARG001
     """Share of the out models whose score at the point is at most the target's.
 
-    Attack-R (Ye et al. 2022, arXiv 2111.09679, §4.3). It has n_O + 1 levels; where there is no
+    Attack-R (Ye et al. 2022, arXiv 2111.09679, 4.3). It has n_O + 1 levels; where there is no
     out model it is ½, and counts as falling back.
     """
     count = np.count_nonzero(is_out, axis=-2)

@@ -15,12 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from threadpoolctl import threadpool_limits
 
-from mico_exp.calibration import Calibrated
-from mico_exp.challenge import Indices
-from mico_exp.errors import InputError
-from mico_exp.evidence import Attack, Evidence
-from mico_exp.features import FEWEST_FORMS, Forms, NormalScores, check_known
-from mico_exp.folds import (
+from mico_exp.attacks.calibration import Calibrated
+from mico_exp.attacks.evidence import Attack, Evidence
+from mico_exp.attacks.features import FEWEST_FORMS, Forms, NormalScores, check_known
+from mico_exp.attacks.folds import (
     FEWEST_FOLDS,
     Folds,
     FoldSides,
@@ -31,7 +29,8 @@ from mico_exp.folds import (
     Predict,
     cross_fit,
 )
-from mico_exp.formulas import Floats, Mask
+from mico_exp.common.arrays import Floats, Indices, Mask
+from mico_exp.common.errors import InputError
 
 
 def _calibrated(evidence: Evidence, scores: dict[str, Floats]) -> dict[str, Calibrated]:
@@ -210,6 +209,7 @@ class Quantile(Attack):
 
     def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
         """Calibrated scores of every phase."""
+        check_known(evidence)
         folds = Folds.of(evidence.points, self.folds)
         lessons = Lessons(evidence.points, folds, _Described(evidence, folds))
         return _calibrated(evidence, cross_fit(lessons, self._learn))
@@ -220,6 +220,8 @@ class Quantile(Attack):
     def _fit(self, features: Floats, is_member: Mask) -> Predict:
         """Learn from features (N, 1 + F), the first of which is the score itself."""
         asked = ~is_member & np.isfinite(features[:, 0])
+        if not asked.any():
+            return lambda some: np.zeros(len(some))  # no non-members teach nothing
         told = np.asarray(
             np.isfinite(features[asked]).any(axis=0)
         )  # trees do not take what is always missing

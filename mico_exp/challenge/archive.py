@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from mico_exp.atomic import exclusive
-from mico_exp.errors import InputError, first_line
+from mico_exp.common.atomic import exclusive
+from mico_exp.common.errors import InputError, first_line
 
 PHASES = ("train", "dev", "final")  # as of `challenge`, which imports torch
 CHUNK = 1 << 22

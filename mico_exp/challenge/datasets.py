@@ -17,17 +17,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mico_exp.atomic import write_array
-from mico_exp.errors import InputError, first_line
-from mico_exp.fingerprints import FileFingerprints, definition, digest
+from mico_exp.common.arrays import Indices
+from mico_exp.common.atomic import write_array
+from mico_exp.common.errors import InputError, first_line
+from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 
 log = logging.getLogger(__name__)
 Inputs = Tensor | Mapping[str, Tensor]
-Indices = NDArray[np.int64]
+
+
+def records_key(records: "Records") -> str:
+    """Hash of the records and of the code that gives them as inputs."""
+    return digest(records.fingerprint, definition(type(records)))
 
 
 class Records(Protocol):
-    """What every data set offers, on the CPU; `mico_exp.soundness` checks it.
+    """What every data set offers, on the CPU; `mico_exp.scores.soundness` checks it.
 
     labels: (N,) int64, the number of each record's class from 0 on.
     """

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mico_exp.archive import check_free_disk, check_name
-from mico_exp.errors import InputError, first_line
+from mico_exp.challenge.archive import check_free_disk, check_name
+from mico_exp.common.errors import InputError, first_line
 
 
 @dataclass(frozen=True)

@@ -11,35 +11,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mico_exp import cli
-
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from mico_exp.cell import Result
-    from mico_exp.challenge import Scenario
-    from mico_exp.datasets import Records
-    from mico_exp.evaluation import Metric
-    from mico_exp.extraction import Extraction, Pass
-    from mico_exp.tracking import Run
+    from mico_exp.challenge.datasets import Records
+    from mico_exp.challenge.tree import Scenario
+    from mico_exp.results.cell import Result
+    from mico_exp.runs.tracking import Run
+    from mico_exp.scores.extraction import Extraction, Pass
+    from mico_exp.scores.inference import Metric
 
 log = logging.getLogger("mico_exp")
 
 
-def command(cfg: "DictConfig") -> None:
-    """Run one cell, as one MLflow run."""
+def command(cfg: "DictConfig") -> float:
+    """Run one cell, as one MLflow run; gives its validation TPR@0.1FPR to Hydra's sweeper."""
     from hydra.core.hydra_config import HydraConfig
 
     # what is heavy is imported once a command runs
-    from mico_exp import choices, options, provenance
-    from mico_exp.tracking import Tracker
+    from mico_exp.config import compose, options
+    from mico_exp.runs import provenance
+    from mico_exp.runs.tracking import Tracker
 
     started = time.perf_counter()
     tracker = Tracker(cfg.challenge, Path.cwd())
     # In a challenge of several data sets the scenario alone does not tell them apart.
     scenario_label = cfg.scenario.name
     if cfg.challenge != cfg.dataset.name:
-        scenario_label = choices.scenario_name(cfg)
+        scenario_label = compose.scenario_name(cfg)
     options.check_cell(cfg)
     cell = f"{scenario_label}/{options.label(cfg, 'metric')}/{options.label(cfg, 'formula')}"
     tags = {
@@ -52,12 +51,12 @@ def command(cfg: "DictConfig") -> None:
     }
     with tracker.run(cell, tags) as run:
         _log_choices(cfg, run)
-        plots = choices.plots(cfg)
-        choices.workers(cfg)  # what is wrong with them is said before anything is read or built
+        plots = compose.plots(cfg)
+        compose.workers(cfg)  # what is wrong with them is said before anything is read or built
         options.named_metrics(cfg)
-        choices.privacy(cfg)
-        records = choices.records(cfg)
-        scenario = choices.scenario(cfg, records)
+        compose.privacy(cfg)
+        records = compose.records(cfg)
+        scenario = compose.scenario(cfg, records)
         _log_epsilon(cfg, scenario, run)
         result = _evaluate(cfg, records, scenario, run)
         _log_result(result, run)
@@ -72,12 +71,13 @@ def command(cfg: "DictConfig") -> None:
         result.figures["val/auc"],
         time.perf_counter() - started,
     )
+    return result.figures["val/tpr_at_fpr_0.1"]
 
 
 def _log_choices(cfg: "DictConfig", run: "Run") -> None:
     from omegaconf import OmegaConf
 
-    from mico_exp import options
+    from mico_exp.config import options
 
     for group in ("dataset", "scenario"):
         run.params[group] = cfg[group].name
@@ -98,8 +98,8 @@ def _log_choices(cfg: "DictConfig", run: "Run") -> None:
 
 def _log_epsilon(cfg: "DictConfig", scenario: "Scenario", run: "Run") -> None:
     """Log the ε that the models themselves record, and warn where it is not the scenario's."""
-    from mico_exp.diagnosis import check_epsilon
-    from mico_exp.terminal import warn_once
+    from mico_exp.common.terminal import warn_once
+    from mico_exp.scores.estimate import check_epsilon
 
     recorded, odd = check_epsilon(scenario, cfg.scenario.epsilon)
     if recorded:
@@ -109,29 +109,29 @@ def _log_epsilon(cfg: "DictConfig", scenario: "Scenario", run: "Run") -> None:
 
 
 def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: "Run") -> "Result":
-    from mico_exp import choices, options
-    from mico_exp.cell import evaluate
-    from mico_exp.challenge import read_truth
-    from mico_exp.errors import InputError
+    from mico_exp.challenge.tree import read_truth
+    from mico_exp.common.errors import InputError
+    from mico_exp.config import compose, options
+    from mico_exp.results.cell import evaluate
 
-    truth = read_truth(choices.root(cfg), scenario)
-    points = choices.points(scenario)
+    truth = read_truth(compose.root(cfg), scenario)
+    points = compose.points(scenario)
     run.params["num_records"] = len(records.labels)
     run.params["unique_points"] = len(points.unique)
     for phase, targets in points.of_phase.items():
         run.params[f"{phase}_models"] = len(targets)
     codes = {name: run.tags[name] for name in ("metric_code", "formula_code")}
-    run.tags |= replace(choices.cell_identity(cfg, scenario, records), **codes).tags()
-    extraction = choices.extraction(cfg, scenario, points, records)
+    run.tags |= replace(compose.cell_identity(cfg, scenario, records), **codes).tags()
+    extraction = compose.extraction(cfg, scenario, points, records)
     _log_vitals(extraction, run)
     metrics = options.metrics_of_cell(cfg)
-    evidence = choices.evidence(extraction, records, metrics)
+    evidence = compose.evidence(extraction, records, metrics)
     if evidence is None:
-        choices.check_steady(cfg)
+        compose.check_steady(cfg)
         for one in _compute(extraction, options.pass_metrics(cfg), metrics):
             run.metrics[f"extracted_models/{one.family}"] = one.models
             run.metrics[f"extraction_seconds/{one.family}"] = one.seconds
-        evidence = choices.evidence(extraction, records, metrics)
+        evidence = compose.evidence(extraction, records, metrics)
         assert evidence is not None
     run.metrics["nan_models"] = max(one.nan_models for one in evidence.scores.values())
     try:
@@ -142,7 +142,7 @@ def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: 
 
 def _log_vitals(extraction: "Extraction", run: "Run") -> None:
     """Log whether the models seem to be what they should be; what seems wrong refuses nothing."""
-    from mico_exp.terminal import warn_once
+    from mico_exp.common.terminal import warn_once
 
     vitals = extraction.look()
     told = vitals.told(extraction.points.solution)
@@ -157,7 +157,7 @@ def _compute(
     extraction: "Extraction", metrics: "dict[str, Metric]", chosen: "dict[str, Metric]"
 ) -> "list[Pass]":
     """Compute metrics together, or the chosen ones alone if another is broken."""
-    from mico_exp.errors import MetricError
+    from mico_exp.common.errors import MetricError
 
     try:
         return extraction.compute(metrics)
@@ -169,7 +169,7 @@ def _compute(
 
 
 def _log_result(result: "Result", run: "Run") -> None:
-    from mico_exp.cell import PREDICTIONS_FILE, write_predictions
+    from mico_exp.results.cell import PREDICTIONS_FILE, write_predictions
 
     run.metrics |= result.figures
     path = run.artifacts / PREDICTIONS_FILE
@@ -177,9 +177,9 @@ def _log_result(result: "Result", run: "Run") -> None:
 
 
 def _log_figures(cfg: "DictConfig", scenario: "Scenario", result: "Result", run: "Run") -> None:
-    from mico_exp import options
-    from mico_exp.figures import PHASE_STYLE, Curve, roc_figure, scores_figure
-    from mico_exp.scoring import RANKING_FPR
+    from mico_exp.config import options
+    from mico_exp.results.plots import PHASE_STYLE, Curve, roc_figure, scores_figure
+    from mico_exp.results.scoring import RANKING_FPR
 
     names = (options.label(cfg, group) for group in ("metric", "formula"))
     title = "{}: metric {}, formula {}".format(scenario.name, *names)
@@ -197,7 +197,3 @@ def _log_figures(cfg: "DictConfig", scenario: "Scenario", result: "Result", run:
         f"{title} (validation)", solution, predictions, result.out_models, threshold
     )
     figure.savefig(run.artifacts / "scores.png")
-
-
-if __name__ == "__main__":
-    cli.launch(command)

@@ -6,8 +6,7 @@
 import logging
 from typing import TYPE_CHECKING
 
-from mico_exp import cli
-from mico_exp.errors import InputError
+from mico_exp.common.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -17,14 +16,10 @@ log = logging.getLogger("mico_exp.build")
 
 def command(cfg: "DictConfig") -> None:
     """Build one scenario; Hydra calls this for each."""
-    from mico_exp import choices
+    from mico_exp.config import compose
 
-    choices.privacy(cfg)  # what is wrong with it is said before anything is read
-    done = choices.built(cfg, choices.records(cfg))
+    compose.privacy(cfg)  # what is wrong with it is said before anything is read
+    done = compose.built(cfg, compose.records(cfg))
     if done is None:
         raise InputError(f"dataset `{cfg.dataset.name}` has no recipe: it cannot be built here.")
-    log.info("%s: %s", choices.folder(cfg), "built" if done else "complete, nothing to do")
-
-
-if __name__ == "__main__":
-    cli.launch(command, "build")
+    log.info("%s: %s", compose.folder(cfg), "built" if done else "complete, nothing to do")

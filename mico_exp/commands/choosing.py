@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mico_exp.errors import InputError, printable
-from mico_exp.selection import RULES, Candidate, Selected, newest
+from mico_exp.common.errors import InputError, printable
+from mico_exp.results.selection import RULES, Candidate, Selected, newest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from mico_exp.cell import Membership, Predictions
-    from mico_exp.challenge import Scenario
-    from mico_exp.identity import CellIdentity, ChoiceIdentity
-    from mico_exp.tracking import LoggedRun, Tracker
+    from mico_exp.challenge.tree import Scenario
+    from mico_exp.common.identity import CellIdentity, ChoiceIdentity
+    from mico_exp.results.cell import Membership, Predictions
+    from mico_exp.runs.tracking import LoggedRun, Tracker
 
 log = logging.getLogger(__name__)
 FIGURE = "tpr_at_fpr_0.1"
@@ -48,7 +48,7 @@ class Here:
         Raises:
             InputError: the run says of itself what no run from here would.
         """
-        from mico_exp.options import logged_code
+        from mico_exp.config.options import logged_code
 
         codes = {}
         for group in ("metric", "formula"):
@@ -74,18 +74,18 @@ class Chosen(NamedTuple):
 
 def find_scenarios(cfg: "DictConfig") -> dict[str, Here]:
     """Find the challenge's scenarios as they now lie on disk."""
-    from mico_exp import choices
-    from mico_exp.advice import advice
-    from mico_exp.challenge import load_scenario, scenario_folder
+    from mico_exp.challenge.tree import load_scenario, scenario_folder
+    from mico_exp.config import compose
+    from mico_exp.config.advice import advice
 
-    root = choices.root(cfg)
-    configs = choices.of_challenge(cfg)
+    root = compose.root(cfg)
+    configs = compose.of_challenge(cfg)
     places = {name: scenario_folder(root, cfg.challenge, name) for name in configs}
     if absent := [name for name, place in places.items() if not place.is_dir()]:
         raise InputError(f"{places[absent[0]]} does not exist. {advice(cfg, absent)}")
     found = {}
     for name, of_scenario in configs.items():
-        sizes = choices.sizes(of_scenario, len(choices.records(of_scenario).labels))
+        sizes = compose.sizes(of_scenario, len(compose.records(of_scenario).labels))
         scenario = load_scenario(root, cfg.challenge, name, sizes)
         found[name] = _here(of_scenario, scenario)
     return found
@@ -95,17 +95,17 @@ def _here(cfg: "DictConfig", scenario: "Scenario") -> Here:
     """Look at a scenario: `cfg` is that of its data set."""
     import numpy as np
 
-    from mico_exp import choices
-    from mico_exp.challenge import read_truth
+    from mico_exp.challenge.tree import read_truth
+    from mico_exp.config import compose
 
-    identity = choices.cell_identity(cfg, scenario, choices.records(cfg))
-    disclosed = choices.discloses(cfg, scenario)
+    identity = compose.cell_identity(cfg, scenario, compose.records(cfg))
+    disclosed = compose.discloses(cfg, scenario)
     solutions = [model.solution(scenario.sizes) for model in scenario.phases["train"]]
     if absent := [i for i, one in enumerate(solutions) if one is None]:
         path = scenario.phases["train"][absent[0]].path / "seed_membership"
         raise InputError(f"{path} is missing: a train model must disclose it.")
     solution = np.stack([one for one in solutions if one is not None])
-    return Here(scenario, identity, disclosed, solution, read_truth(choices.root(cfg), scenario))
+    return Here(scenario, identity, disclosed, solution, read_truth(compose.root(cfg), scenario))
 
 
 def finished_cells(cfg: "DictConfig", tracker: "Tracker") -> "list[LoggedRun]":
@@ -124,8 +124,8 @@ def choose(
 
     Without a preset by the rule on validation; with one the cell that it names.
     """
-    from mico_exp.advice import advice
-    from mico_exp.grid import scenario_of
+    from mico_exp.config.advice import advice
+    from mico_exp.runs.cells_alike import scenario_of
 
     runs = finished_cells(cfg, tracker)
     cells, missing, others = {}, [], 0
@@ -152,9 +152,9 @@ def _present_cells(
     cfg: "DictConfig", name: str, here: Here, runs: "Sequence[LoggedRun]"
 ) -> list[Candidate]:
     """Cells of a scenario that can be compared, in the order of the options; tells of others."""
-    from mico_exp import choices
-    from mico_exp.grid import cell_of, sort_out
-    from mico_exp.options import option_names
+    from mico_exp.config import compose
+    from mico_exp.config.options import option_names
+    from mico_exp.runs.cells_alike import cell_of, sort_out
 
     found = sort_out(runs, here.expected)
     for run, reason in found.broken:
@@ -163,7 +163,7 @@ def _present_cells(
     if count := sum(found.reasons.values()):
         reasons = ", ".join(f"{reason} ({n})" for reason, n in found.reasons.most_common())
         log.warning("%s: %d of %d runs are left out: %s", name, count, len(runs), reasons)
-    wanted = choices.preset_cell(cfg, name)
+    wanted = compose.preset_cell(cfg, name)
     present = [one for one in found.present if wanted in (None, one.cell)]
     return newest(present, option_names("metric"), option_names("formula"))
 
@@ -176,7 +176,7 @@ def _judged(
     runs: "Mapping[str, LoggedRun]",
 ) -> Chosen:
     """Choose a cell, and take its predictions."""
-    from mico_exp.grid import judge
+    from mico_exp.runs.cells_alike import judge
 
     how, left = check_selection(cfg), list(cells)
     while True:
@@ -201,7 +201,7 @@ def _predictions(tracker: "Tracker", best: Candidate, scenario: "Scenario") -> "
     """Fetch a run's predictions, and check that they are those of the scenario's models."""
     import numpy as np
 
-    from mico_exp.cell import PREDICTIONS_FILE, read_predictions
+    from mico_exp.results.cell import PREDICTIONS_FILE, read_predictions
 
     with tempfile.TemporaryDirectory() as folder:
         found = read_predictions(tracker.artifact(best.run_id, PREDICTIONS_FILE, Path(folder)))
@@ -225,9 +225,9 @@ def _came_out(
     here: Here, best: Candidate, predictions: "Predictions"
 ) -> dict[str, dict[str, float]]:
     """Score the chosen run by the truth that is here; one warning where it logged otherwise."""
-    from mico_exp.cell import with_both_classes
-    from mico_exp.scoring import RANKING_FPR, roc
-    from mico_exp.statistics import intervals
+    from mico_exp.results.cell import with_both_classes
+    from mico_exp.results.scoring import RANKING_FPR, roc
+    from mico_exp.results.statistics import intervals
 
     found: dict[str, dict[str, float]] = {}
     differ = []
@@ -269,7 +269,7 @@ def check_selection(cfg: "DictConfig") -> dict[str, Any]:
 
 
 def _simplicity(cfg: "DictConfig", group: str) -> list[str]:
-    from mico_exp.options import option_names
+    from mico_exp.config.options import option_names
 
     names = [str(name) for name in cfg.selection.simplicity[group]]  # 0 is typed as a number
     known = option_names(group)
@@ -283,10 +283,10 @@ def _simplicity(cfg: "DictConfig", group: str) -> list[str]:
 
 def choice_identity(cfg: "DictConfig", chosen: Mapping[str, Chosen]) -> "ChoiceIdentity":
     """What a choice hangs on."""
-    from mico_exp.fingerprints import definition, digest
-    from mico_exp.grid import halvings, judge
-    from mico_exp.identity import CellIdentity, ChoiceIdentity
-    from mico_exp.statistics import LEVEL, SEED
+    from mico_exp.common.fingerprints import definition, digest
+    from mico_exp.common.identity import CellIdentity, ChoiceIdentity
+    from mico_exp.results.statistics import LEVEL, SEED
+    from mico_exp.runs.cells_alike import halvings, judge
 
     how = check_selection(cfg)
     cells = {}
@@ -312,7 +312,7 @@ def _tell_failed(
     scenarios: Mapping[str, Here],
 ) -> None:
     """Name the cells whose newest run failed, and which the choice goes on without."""
-    from mico_exp.grid import cell_of, scenario_of
+    from mico_exp.runs.cells_alike import cell_of, scenario_of
 
     told = set()
     for run in failed:

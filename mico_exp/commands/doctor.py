@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from mico_exp import cli
-from mico_exp.errors import InputError
-from mico_exp.terminal import show
+from mico_exp.common.errors import InputError
+from mico_exp.common.terminal import show
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from mico_exp.challenge import ChallengePoints, Scenario
-    from mico_exp.datasets import Records
-    from mico_exp.diagnosis import Cost, Finding, PhaseReport
-    from mico_exp.vitals import Mask, Vitals
+    from mico_exp.challenge.datasets import Records
+    from mico_exp.challenge.points import ChallengePoints
+    from mico_exp.challenge.tree import Scenario
+    from mico_exp.common.arrays import Mask
+    from mico_exp.scores.estimate import Cost, Finding, PhaseReport
+    from mico_exp.scores.vitals import Vitals
 
 MODELS_ASKED = 20  # of train, where a doctor is the first to ask
 MOST_FINDINGS = 20  # listed; the table counts all
@@ -27,7 +28,7 @@ MOST_FINDINGS = 20  # listed; the table counts all
 
 def command(cfg: "DictConfig") -> None:
     """Examine all scenarios of a challenge."""
-    from mico_exp import choices
+    from mico_exp.config import compose
 
     overview = Table(title=f"Challenge {cfg.challenge} in {cfg.paths.data}", title_justify="left")
     for title in ("scenario", "phase", "models", "expected", "sound", "weights", ""):
@@ -36,7 +37,7 @@ def command(cfg: "DictConfig") -> None:
         )
     findings: list[Finding] = []
     costs: dict[str, Cost] = {}
-    for name, of_scenario in choices.of_challenge(cfg).items():
+    for name, of_scenario in compose.of_challenge(cfg).items():
         reports, cost = _examine(of_scenario, name, findings)
         for report in reports:
             overview.add_row(*_row(name, report))
@@ -57,9 +58,9 @@ def _examine(
     cfg: "DictConfig", name: str, findings: "list[Finding]"
 ) -> "tuple[list[PhaseReport], Cost | None]":
     """Examine one scenario; appends what it finds to `findings`."""
-    from mico_exp import choices, options
-    from mico_exp.challenge import challenge_points
-    from mico_exp.diagnosis import (
+    from mico_exp.challenge.points import challenge_points
+    from mico_exp.config import compose, options
+    from mico_exp.scores.estimate import (
         Finding,
         as_scenario,
         check_built,
@@ -70,20 +71,20 @@ def _examine(
         estimate,
         examine,
     )
-    from mico_exp.evaluation import evaluator_on
+    from mico_exp.scores.inference import evaluator_on
 
     records, evaluator = None, None
-    made = choices.architecture(cfg)
+    made = compose.architecture(cfg)
     try:
-        evaluator = evaluator_on(choices.processor(cfg))
-        records = choices.records(cfg)
-        choices.check_steady(cfg)
+        evaluator = evaluator_on(compose.processor(cfg))
+        records = compose.records(cfg)
+        compose.check_steady(cfg)
     except InputError as error:
         findings.append(Finding(cfg.dataset.name, str(error)))
     num_records = cfg.dataset.num_records if records is None else len(records.labels)
-    sizes = choices.sizes(cfg, num_records)
+    sizes = compose.sizes(cfg, num_records)
     path, expected = f"{cfg.challenge}/{name}", dict(cfg.dataset.phases)
-    root, allow_nan = choices.root(cfg), choices.allow_nan(cfg)
+    root, allow_nan = compose.root(cfg), compose.allow_nan(cfg)
     reports = examine(root, path, expected, sizes, made, allow_nan=allow_nan)
     for report in reports:
         findings += report.findings
@@ -110,26 +111,26 @@ def _examine(
 
 def _epsilon(cfg: "DictConfig", name: str) -> tuple[float | None, bool]:
     """ε of a scenario's option, and whether there is such an option."""
-    from mico_exp import choices, options
+    from mico_exp.config import compose, options
 
     option = name.removeprefix(f"{cfg.dataset.name}_")
     if option not in options.option_names("scenario"):
         return None, False
-    return choices.epsilon(options.option_of("scenario", option)), True
+    return compose.epsilon(options.option_of("scenario", option)), True
 
 
 def _vitals(
     cfg: "DictConfig", scenario: "Scenario", points: "ChallengePoints", records: "Records"
 ) -> "tuple[Vitals, Mask]":
     """Vitals that were taken before, or of some train models; membership of the latter's points."""
-    from mico_exp import choices
-    from mico_exp.challenge import challenge_points
+    from mico_exp.challenge.points import challenge_points
+    from mico_exp.config import compose
 
-    if (known := choices.extraction(cfg, scenario, points, records).known_vitals()) is not None:
+    if (known := compose.extraction(cfg, scenario, points, records).known_vitals()) is not None:
         return known, points.solution
     some = replace(scenario, phases={"train": scenario.phases["train"][:MODELS_ASKED]})
     own = challenge_points(some)
-    return choices.extraction(cfg, some, own, records).take_vitals(), own.solution
+    return compose.extraction(cfg, some, own, records).take_vitals(), own.solution
 
 
 def _row(name: str, report: "PhaseReport") -> tuple[str, ...]:
@@ -168,7 +169,3 @@ def _conclude(findings: "list[Finding]") -> int:
         return 1
     print("An attack can run.")
     return 0
-
-
-if __name__ == "__main__":
-    cli.launch(command, "doctor")

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,11 +13,12 @@ from pathlib import Path, PurePosixPath
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mico_exp.archive import PHASES, put_in_place, unpack, verify_md5
-from mico_exp.atomic import exclusive
-from mico_exp.cli import OPTIONS, end_on_signals
-from mico_exp.errors import InputError
-from mico_exp.hub import Hub
+from mico_exp.challenge.archive import PHASES, put_in_place, unpack, verify_md5
+from mico_exp.challenge.hub import Hub
+from mico_exp.common.atomic import exclusive
+from mico_exp.common.errors import InputError
+from mico_exp.common.signals import end_on_signals
+from mico_exp.config.typed import OPTIONS
 
 EXAMPLES = """\
 examples:
@@ -49,7 +51,8 @@ def download(cfg: DictConfig, archives: Sequence[Path]) -> None:
         else:
             _report(name, _from_hub(hub, name, file.md5, scenarios, folder), scenarios, folder)
     what = "challenge=ddp" if cfg.dataset == "ddp" else f"dataset={cfg.dataset}"
-    print(f"Look at it with: python -m mico_exp.doctor {what}")
+    words = [what] if str(cfg.paths.data) == "data" else [what, f"paths.data={cfg.paths.data}"]
+    print(f"Look at it with: python -m mico_exp.doctor {shlex.join(words)}")
 
 
 def _given(archives: Sequence[Path], names: list[str]) -> dict[str, Path]:
@@ -132,6 +135,7 @@ def _place(hub: Hub, name: str, scenario: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    end_on_signals()
     parser = argparse.ArgumentParser(
         prog="python -m mico_exp.download",
         description="Fetch the competition's models, check them, and unpack them into the tree.",
@@ -176,8 +180,3 @@ def _configuration(overrides: list[str]) -> DictConfig:
     if chosen not in merged.archives:
         raise InputError(f"`dataset` must be one of {', '.join(merged.archives)}, got {chosen}.")
     return merged
-
-
-if __name__ == "__main__":
-    end_on_signals()
-    sys.exit(main())

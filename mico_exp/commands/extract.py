@@ -6,8 +6,6 @@
 import logging
 from typing import TYPE_CHECKING
 
-from mico_exp import cli
-
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -16,19 +14,20 @@ log = logging.getLogger("mico_exp.extract")
 
 def command(cfg: "DictConfig") -> None:
     """Extract one scenario; Hydra calls this for each."""
-    from mico_exp import choices, options, provenance
-    from mico_exp.fingerprints import FileFingerprints
+    from mico_exp.common.fingerprints import FileFingerprints
+    from mico_exp.config import compose, options
+    from mico_exp.runs import provenance
 
-    choices.workers(cfg)
-    choices.privacy(cfg)
+    compose.workers(cfg)
+    compose.privacy(cfg)
     metrics = options.extracted_metrics(cfg)
-    records = choices.records(cfg)
-    scenario = choices.scenario(cfg, records)
-    points = choices.points(scenario)
-    files = FileFingerprints(choices.store(cfg).fingerprints(scenario.path))
+    records = compose.records(cfg)
+    scenario = compose.scenario(cfg, records)
+    points = compose.points(scenario)
+    files = FileFingerprints(compose.store(cfg).fingerprints(scenario.path))
     provenance.content(scenario, records, files)  # refuses what is damaged or there twice
-    choices.check_steady(cfg)
-    extraction = choices.extraction(cfg, scenario, points, records)
+    compose.check_steady(cfg)
+    extraction = compose.extraction(cfg, scenario, points, records)
     for line in extraction.findings():
         log.warning("%s", line)
     passes = extraction.compute(metrics)
@@ -37,7 +36,3 @@ def command(cfg: "DictConfig") -> None:
         log.info("  %s: %d models computed (%.1f s)", one.family, one.models, one.seconds)
     if not passes:
         log.info("  nothing was missing")
-
-
-if __name__ == "__main__":
-    cli.launch(command, "extract")

@@ -14,27 +14,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mico_exp import cli
-
 CELL = ("metric", "formula")
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from omegaconf import DictConfig
 
-    from mico_exp.cell import Membership, Predicted
-    from mico_exp.challenge import Scenario
-    from mico_exp.choosing import Chosen, Here
-    from mico_exp.figures import Curve
-    from mico_exp.selection import Selected
-    from mico_exp.tracking import LoggedRun
+    from mico_exp.challenge.tree import Scenario
+    from mico_exp.commands.choosing import Chosen, Here
+    from mico_exp.results.cell import Membership, Predicted
+    from mico_exp.results.plots import Curve
+    from mico_exp.results.selection import Selected
+    from mico_exp.runs.tracking import LoggedRun
 
 
 def command(cfg: "DictConfig") -> None:
     """Compare, draw and write."""
-    from mico_exp.atomic import write_text
-    from mico_exp.choosing import check_selection, choose, find_scenarios
-    from mico_exp.tracking import Tracker
+    from mico_exp.commands.choosing import check_selection, choose, find_scenarios
+    from mico_exp.common.atomic import write_text
+    from mico_exp.runs.tracking import Tracker
 
     check_selection(cfg)
     scenarios = find_scenarios(cfg)
@@ -55,8 +53,8 @@ def _page(
     """Fill the template."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from mico_exp import provenance
-    from mico_exp.choosing import describe_rule
+    from mico_exp.commands.choosing import describe_rule
+    from mico_exp.runs import provenance
 
     pages = Environment(
         loader=PackageLoader("mico_exp"),
@@ -135,7 +133,7 @@ def _protocol(here: "Here", run: "LoggedRun") -> dict[str, Any]:
 
 def privacy(scenario: "Scenario", epsilon: str) -> str:
     """Say the ε of the option that a run had, and the one that the models record."""
-    from mico_exp.diagnosis import check_epsilon
+    from mico_exp.scores.estimate import check_epsilon
 
     try:
         asked = None if epsilon == "None" else float(epsilon)
@@ -153,16 +151,22 @@ def _cost(runs: Sequence["LoggedRun"]) -> dict[str, float]:
     return {
         "seconds": sum(seconds),
         "median": statistics.median(seconds),
-        "extraction": sum(run.metrics.get("extraction_seconds", 0.0) for run in runs),
-        "models": int(sum(run.metrics.get("extracted_models", 0) for run in runs)),
+        "extraction": sum(_of_families(run, "extraction_seconds") for run in runs),
+        "models": int(sum(_of_families(run, "extracted_models") for run in runs)),
     }
+
+
+def _of_families(run: "LoggedRun", name: str) -> float:
+    """Sum of what a run logs for each family of metrics, as ``extracted_models/logits``."""
+    found = (value for key, value in run.metrics.items() if key.startswith(f"{name}/"))
+    return sum(filter(math.isfinite, found))
 
 
 def _heatmap(name: str, selected: "Selected", here: "Here") -> tuple[str, str]:
     """Draw a scenario's grid, and say in words what it shows."""
-    from mico_exp.figures import heatmap
-    from mico_exp.grid import order_of, sizes_of
-    from mico_exp.options import option_names
+    from mico_exp.config.options import option_names
+    from mico_exp.results.plots import heatmap
+    from mico_exp.runs.cells_alike import order_of, sizes_of
 
     metrics, formulas = order_of(selected, option_names("metric"), option_names("formula"))
     figure = heatmap(name, selected, metrics, formulas, sizes_of(*here.solution.shape))
@@ -187,7 +191,7 @@ def _rocs(
 
 
 def _roc(challenge: str, phase: str, curves: Sequence["Curve"]) -> dict[str, str]:
-    from mico_exp.figures import roc_figure
+    from mico_exp.results.plots import roc_figure
 
     rates = "; ".join(f"{one.label}: TPR {one.roc.tpr_at(0.1):.3f}" for one in curves)
     return {
@@ -199,8 +203,8 @@ def _roc(challenge: str, phase: str, curves: Sequence["Curve"]) -> dict[str, str
 
 
 def _curve(label: str, place: int, solution: "Membership", predictions: "Predicted") -> "Curve":
-    from mico_exp.figures import SCENARIO_STYLES, Curve
-    from mico_exp.scoring import roc
+    from mico_exp.results.plots import SCENARIO_STYLES, Curve
+    from mico_exp.results.scoring import roc
 
     style = SCENARIO_STYLES[place % len(SCENARIO_STYLES)]
     curve = roc(solution, predictions)
@@ -217,7 +221,7 @@ def _commands(chosen: Mapping[str, "Chosen"]) -> list[str]:
     """Say what to type to have all this again: the sweeps, then the choice, then this report."""
     from hydra.core.hydra_config import HydraConfig
 
-    from mico_exp import advice
+    from mico_exp.config import advice
 
     sweeps: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for one in chosen.values():
@@ -238,7 +242,7 @@ def _overrides(run: "LoggedRun") -> list[str]:
 
     Changes of the cell's own options have been compared with what these options have.
     """
-    from mico_exp import advice
+    from mico_exp.config import advice
 
     changes = [
         json.loads(run.tags.get(f"{group}_changes", "[]")) for group in ("metric", "formula")
@@ -246,7 +250,3 @@ def _overrides(run: "LoggedRun") -> list[str]:
     kept = dict.fromkeys(advice.logged(run.tags.get("overrides", "")))
     here = [text for text in advice.given() if text.startswith("paths.")]
     return [*kept, *here, *changes[0], *changes[1]]
-
-
-if __name__ == "__main__":
-    cli.launch(command, "report")

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from mico_exp.errors import InputError
-from mico_exp.scoring import OFFICIAL_FPRS, RANKING_FPR, figures
-from mico_exp.submission import PHASES, read_submission, submitted_models
-from mico_exp.terminal import show
+from mico_exp.common.errors import InputError
+from mico_exp.common.terminal import show
+from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, figures
+from mico_exp.results.submission import PHASES, read_submission, submitted_models
 
 COLUMNS = {f"tpr_at_fpr_{x}": f"TPR @{x}" for x in OFFICIAL_FPRS} | {
     "auc": "AUC",
@@ -58,7 +58,7 @@ def _scenarios(models: Sequence[str]) -> dict[tuple[str, str], list[str]]:
 
 def _solutions(truth: Path, models: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
     """Truth of every model; in a scenario, equally long and of both classes."""
-    from mico_exp.challenge import read_solution  # imports torch, which a wrong path need not
+    from mico_exp.challenge.tree import read_solution
 
     found = {name: read_solution(truth / name / "solution.csv") for name in models}
     for first, *others in _scenarios(models).values():
@@ -150,7 +150,3 @@ def main(arguments: list[str] | None = None) -> int:
     for phase, of_scenario in found.items():
         show(table(phase, of_scenario))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from mico_exp import cli
-from mico_exp.choosing import (
+from mico_exp.commands.choosing import (
     Chosen,
     Here,
     check_selection,
@@ -23,19 +22,19 @@ from mico_exp.choosing import (
     describe_rule,
     find_scenarios,
 )
-from mico_exp.errors import InputError
-from mico_exp.terminal import as_text, show
+from mico_exp.common.errors import InputError
+from mico_exp.common.terminal import as_text, show
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from mico_exp.tracking import Tracker
+    from mico_exp.runs.tracking import Tracker
 
 
 def command(cfg: "DictConfig") -> None:
     """Select, package and log."""
-    from mico_exp.submission import PHASES, write_submission
-    from mico_exp.tracking import Tracker
+    from mico_exp.results.submission import PHASES, write_submission
+    from mico_exp.runs.tracking import Tracker
 
     check_selection(cfg)  # what is wrong with it is said first
     scenarios = find_scenarios(cfg)
@@ -62,7 +61,7 @@ def command(cfg: "DictConfig") -> None:
 def _write_report(
     path: Path, cfg: "DictConfig", chosen: dict[str, Chosen], scenarios: dict[str, Here]
 ) -> None:
-    from mico_exp.atomic import write_text
+    from mico_exp.common.atomic import write_text
 
     identity = choice_identity(cfg, chosen)
     report = {
@@ -86,7 +85,7 @@ def _log(
     shown: str,
 ) -> None:
     """Log the run ``selection`` with the table, the zip and the report."""
-    from mico_exp import provenance
+    from mico_exp.runs import provenance
 
     tags = {
         "kind": "selection",
@@ -150,7 +149,3 @@ def with_interval(value: float, interval: tuple[float, float]) -> str:
     """Write a figure with its interval."""
     low, high = (f"{bound:.3f}".removeprefix("0") for bound in interval)
     return f"{value:.4f} ({low}–{high})"
-
-
-if __name__ == "__main__":
-    cli.launch(command, "select_best")

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from mico_exp import cli
-from mico_exp.columns import ScoreStore, StoredFile
-from mico_exp.errors import InputError
-from mico_exp.terminal import show
+from mico_exp.common.errors import InputError
+from mico_exp.common.terminal import show
+from mico_exp.scores.store import ScoreStore, StoredFile
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,11 +21,11 @@ ACTIONS = ("list", "verify", "prune")
 
 def command(cfg: "DictConfig") -> None:
     """List, verify or prune."""
-    from mico_exp import choices
+    from mico_exp.config import compose
 
     if cfg.action not in ACTIONS:
         raise InputError(f"`action` must be one of {', '.join(ACTIONS)}, got {cfg.action}.")
-    store = choices.store(cfg)
+    store = compose.store(cfg)
     if not store.folder.is_dir():
         raise InputError(f"{store.folder} does not exist: nothing has been extracted here.")
     if cfg.action == "list":
@@ -52,7 +51,7 @@ def _list(store: ScoreStore) -> None:
 
 
 def _verify(store: ScoreStore) -> None:
-    from mico_exp.extraction import progress
+    from mico_exp.scores.extraction import progress
 
     files = list(store.files())
     damaged: list[StoredFile] = []
@@ -72,11 +71,11 @@ def _verify(store: ScoreStore) -> None:
 
 def _prune(cfg: "DictConfig", store: ScoreStore) -> None:
     """Remove what no run on the present data, models and code of a challenge would read."""
-    from mico_exp import choices
-    from mico_exp.atomic import exclusive, remove_leftovers
+    from mico_exp.common.atomic import exclusive, remove_leftovers
+    from mico_exp.config import compose
 
     count = freed = 0
-    for name, of_scenario in choices.of_challenge(cfg).items():
+    for name, of_scenario in compose.of_challenge(cfg).items():
         place = f"{cfg.challenge}/{name}"
         if not (store.folder / place).is_dir():
             continue
@@ -101,13 +100,13 @@ def _wanted(cfg: "DictConfig", name: str, store: ScoreStore) -> set[Path]:
     Raises:
         InputError: the scenario is not there, or a metric's option cannot be used.
     """
-    from mico_exp import choices, options
-    from mico_exp.challenge import load_scenario
-    from mico_exp.evaluation import PRECISIONS
+    from mico_exp.challenge.tree import load_scenario
+    from mico_exp.config import compose, options
+    from mico_exp.scores.inference import PRECISIONS
 
-    records = choices.records(cfg)
-    sizes = choices.sizes(cfg, len(records.labels))
-    scenario = load_scenario(choices.root(cfg), cfg.challenge, name, sizes)
+    records = compose.records(cfg)
+    sizes = compose.sizes(cfg, len(records.labels))
+    scenario = load_scenario(compose.root(cfg), cfg.challenge, name, sizes)
     metrics = options.all_metrics(disclosed=True)
     if broken := sorted(set(options.single_metrics()) - set(metrics)):
         raise InputError(f"conf/metric/{broken[0]}.yaml cannot be used: its scores would go.")
@@ -116,7 +115,7 @@ def _wanted(cfg: "DictConfig", name: str, store: ScoreStore) -> set[Path]:
     wanted = set()
     for precision in PRECISIONS:
         cfg.compute.precision = precision
-        extraction = choices.extraction(cfg, scenario, choices.points(scenario), records)
+        extraction = compose.extraction(cfg, scenario, compose.points(scenario), records)
         for task in extraction.tasks(metrics):
             wanted |= {store.path(address) for address in task.addresses.values()}
     return wanted
@@ -124,8 +123,3 @@ def _wanted(cfg: "DictConfig", name: str, store: ScoreStore) -> set[Path]:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
-
-
-if __name__ == "__main__":
-    sys.argv[1:] = [f"action={word}" if word in ACTIONS else word for word in sys.argv[1:]]
-    cli.launch(command, "store")

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import json
 import re
 import sys
@@ -14,13 +13,21 @@ import time
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path, PurePath
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, GenericAlias, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    GenericAlias,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 import numpy as np
 
-from mico_exp.atomic import write_text
-from mico_exp.errors import InputError
+from mico_exp.common.atomic import write_text
+from mico_exp.common.errors import InputError
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 WRITTEN = (*PLAIN, Enum, PurePath, re.Pattern, range, slice, np.dtype)  # data that repr() tells
@@ -133,10 +140,11 @@ def _describe(target: Any, seen: dict[int, Any]) -> Any:
             "partial",
             *(_describe(p, seen) for p in (target.func, target.args, target.keywords)),
         ]
-    if callable(target):
-        target = inspect.unwrap(target)  # what functools.cache and other wrappers hide
+    target = _unwrapped(target)
+    if isinstance(target, MethodType):
+        return ["method", _describe(target.__func__, seen), _describe(target.__self__, seen)]
     name = f"{getattr(target, '__module__', '')}.{_qualified(target)}"
-    if isinstance(target, (FunctionType, type)) and not _is_own(target.__module__):
+    if isinstance(target, (FunctionType, type)) and not _is_own(_module(target)):
         return name
     if id(target) in seen:
         return name
@@ -159,7 +167,7 @@ def _describe_object(target: Any, name: str, seen: dict[int, Any]) -> Any:
     if isinstance(target, (property, staticmethod, classmethod, functools.cached_property)):
         inner = [getattr(target, part, None) for part in ("fget", "fset", "__func__", "func")]
         return [type(target).__name__, _describe(inner, seen)]
-    if not hasattr(target, "__dict__"):
+    if not hasattr(target, "__dict__") and not _is_own(type(target).__module__):
         return name
     return [_describe(type(target), seen), _describe(_state(target), seen)]
 
@@ -167,11 +175,33 @@ def _describe_object(target: Any, name: str, seen: dict[int, Any]) -> Any:
 def _state(target: Any) -> dict[str, Any]:
     """An object's attributes, without those that it computes of the others once and keeps."""
     kept = functools.cached_property
-    return {
+    found = {
         key: value
-        for key, value in vars(target).items()
+        for key, value in getattr(target, "__dict__", {}).items()
         if key != "__doc__" and not isinstance(getattr(type(target), key, None), kept)
     }
+    for one in type(target).__mro__:
+        named = vars(one).get("__slots__", ())
+        for key in (named,) if isinstance(named, str) else tuple(named):
+            if hasattr(target, key) and not key.startswith("__"):
+                found[key] = getattr(target, key)
+    return found
+
+
+def _unwrapped(target: Any) -> Any:
+    """What installed wrappers hide, as `functools.cache`; a wrapper of one's own is code."""
+    while hasattr(target, "__wrapped__") and not isinstance(target, type):
+        if isinstance(target, FunctionType) and _is_own(_module(target)):
+            break
+        target = target.__wrapped__
+    return target
+
+
+def _module(target: FunctionType | type) -> str | None:
+    """Module that something was written in; `functools.wraps` gives a wrapper another's name."""
+    if isinstance(target, FunctionType):
+        return str(target.__globals__.get("__name__", "builtins"))
+    return target.__module__
 
 
 def _qualified(target: Any) -> str:
@@ -283,10 +313,9 @@ def _counts(value: Any) -> bool:
     """Tell data and one's own code from the code of others."""
     if isinstance(value, (ModuleType, GenericAlias)):
         return False
-    if callable(value):
-        value = inspect.unwrap(value)
+    value = _unwrapped(value)
     if isinstance(value, (FunctionType, type)):
-        return _is_own(value.__module__)
+        return _is_own(_module(value))
     return (
         isinstance(value, (*WRITTEN, *CONTAINERS, functools.partial))
         or hasattr(value, "__array__")

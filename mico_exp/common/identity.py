@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, fields
 
-from mico_exp.errors import printable
-from mico_exp.fingerprints import digest
+from mico_exp.common.errors import printable
+from mico_exp.common.fingerprints import digest
 
 
 @dataclass(frozen=True)

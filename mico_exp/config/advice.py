@@ -50,7 +50,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def advice(cfg: "DictConfig", missing: Sequence[str]) -> str:
     """Say what makes the runs that are missing of some scenarios."""
-    from mico_exp.choices import of_challenge, preset_cell
+    from mico_exp.config.compose import of_challenge, preset_cell
 
     configs = of_challenge(cfg)
     datasets = [str(configs[name].dataset.name) for name in missing]

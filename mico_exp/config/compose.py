@@ -19,38 +19,42 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mico_exp import provenance
-from mico_exp.cell import evaluate
-from mico_exp.challenge import (
-    PHASES,
-    ChallengePoints,
-    KnownSample,
-    Scenario,
-    Sizes,
-    challenge_points,
-    known_sample,
-    load_scenario,
-    scenario_folder,
+from mico_exp.attacks.calibration import Calibrated
+from mico_exp.attacks.evidence import Evidence
+from mico_exp.challenge.datasets import Records
+from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_points, known_sample
+from mico_exp.challenge.protocol import PHASES, Sizes
+from mico_exp.challenge.tree import Scenario, load_scenario, scenario_folder
+from mico_exp.common.errors import InputError
+from mico_exp.common.fingerprints import FileFingerprints, definition
+from mico_exp.common.identity import CellIdentity
+from mico_exp.config.moved import check_places
+from mico_exp.models.architectures import MLP, Architecture
+from mico_exp.models.building import (
+    PrivacyTarget,
+    Recipe,
+    build,
+    check_built_from,
+    is_complete,
+    untrained,
 )
-from mico_exp.columns import ScoreStore
-from mico_exp.datasets import Records
-from mico_exp.errors import InputError
-from mico_exp.evaluation import Metric, Processor
-from mico_exp.evidence import Evidence
-from mico_exp.extraction import Extraction
-from mico_exp.fingerprints import FileFingerprints, definition
-from mico_exp.identity import CellIdentity
-from mico_exp.models import MLP, Architecture
-from mico_exp.recipe import PrivacyTarget, Recipe, build, check_built_from, is_complete
-from mico_exp.soundness import check_records
-from mico_exp.training import Plan
-from mico_exp.workers import Workers
+from mico_exp.models.training import Plan
+from mico_exp.results.cell import evaluate
+from mico_exp.runs import provenance
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.inference import Metric, Processor
+from mico_exp.scores.soundness import check_records, check_training
+from mico_exp.scores.store import ScoreStore
+from mico_exp.scores.vitals import Vitals
+from mico_exp.scores.workers import Workers
 
 log = logging.getLogger(__name__)
 
 
 def make(option: Any) -> Any:
     """Make what an option's `_target_` names; a user's mistake in it stays an `InputError`."""
+    if OmegaConf.is_config(option):
+        check_places(OmegaConf.to_container(option))
     try:
         return instantiate(option)
     except InstantiationException as error:
@@ -170,6 +174,7 @@ def built(cfg: DictConfig, loaded: Records) -> bool | None:
         return None
     if not is_complete(root(cfg), how):
         check_steady(cfg)
+        check_training(untrained(how), loaded)
     return build(root(cfg), how, loaded)
 
 
@@ -260,7 +265,8 @@ def cell_identity(cfg: DictConfig, found: Scenario, loaded: Records) -> CellIden
 @cache
 def package_code() -> str:
     """Hash of the package's code from scores to figures."""
-    return definition(evaluate)
+    parts = (evaluate, Evidence, Calibrated, challenge_points, known_sample, Vitals)
+    return definition(parts)  # attributes of what it is given are not followed from a function
 
 
 def _known_sample(cfg: DictConfig, found: Scenario) -> str:

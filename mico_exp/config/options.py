@@ -17,14 +17,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 
-from mico_exp import variants
-from mico_exp.calibration import Formula
-from mico_exp.choices import make
-from mico_exp.cli import quote_choices
-from mico_exp.errors import InputError, first_line, printable
-from mico_exp.evaluation import GRADIENTS, LOGITS, Metric, family_of
-from mico_exp.evidence import Attack
-from mico_exp.fingerprints import digest
+from mico_exp.attacks.calibration import Formula
+from mico_exp.attacks.evidence import Attack
+from mico_exp.common.errors import InputError, first_line, printable
+from mico_exp.common.fingerprints import digest
+from mico_exp.config import variants
+from mico_exp.config.compose import make
+from mico_exp.config.typed import quote_choices
+from mico_exp.scores.inference import GRADIENTS, LOGITS, Metric, family_of
 
 log = logging.getLogger(__name__)
 COMBINED = "all"  # the metric that stands for several

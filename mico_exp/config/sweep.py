@@ -13,10 +13,10 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mico_exp.errors import InputError
+from mico_exp.common.errors import InputError
 
 if TYPE_CHECKING:
-    from mico_exp.tracking import Tracker
+    from mico_exp.runs.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class Sweep(Callback):
 
         The first pass through a model computes them all.
         """
-        from mico_exp.choices import plots
-        from mico_exp.tracking import reach
+        from mico_exp.config.compose import plots
+        from mico_exp.runs.tracking import reach
 
         try:
             reach(Path.cwd())
@@ -67,7 +67,7 @@ class Sweep(Callback):
 
 def finish() -> None:
     """Draw the heatmaps of this process's sweep, if there is one, and say where its runs are."""
-    from mico_exp.tracking import Tracker
+    from mico_exp.runs.tracking import Tracker
 
     while _running:
         grid = _running.pop()
@@ -89,10 +89,10 @@ def _challenges(folder: Path) -> list[str]:
 
 def draw_heatmaps(tracker: "Tracker", challenge: str, grid: Grid) -> None:
     """Draw the grid of every scenario of a sweep, beside its jobs and in a run of its own."""
-    from mico_exp import provenance
-    from mico_exp.figures import heatmap
-    from mico_exp.grid import candidate, judge, order_of, scenario_of, sizes_of
-    from mico_exp.selection import newest
+    from mico_exp.results.plots import heatmap
+    from mico_exp.results.selection import newest
+    from mico_exp.runs import provenance
+    from mico_exp.runs.cells_alike import candidate, judge, order_of, scenario_of, sizes_of
 
     runs = sorted(tracker.finished({"kind": "cell", "sweep": grid.name}), key=scenario_of)
     scenarios = {name: list(group) for name, group in groupby(runs, key=scenario_of)}
@@ -126,7 +126,7 @@ def swept(group: str, config: DictConfig) -> list[str]:
         if override.key_or_group == group:
             value: Any = override.value()
             if isinstance(value, Glob):
-                from mico_exp.options import option_names
+                from mico_exp.config.options import option_names
 
                 names = value.filter(option_names(group))
             else:
@@ -137,7 +137,7 @@ def swept(group: str, config: DictConfig) -> list[str]:
 
 def _real_name(group: str, name: str) -> str:
     """Name that an option gives itself: ``formula=midpoint`` is 0."""
-    from mico_exp.options import option_names, option_of
+    from mico_exp.config.options import option_names, option_of
 
     if name not in option_names(group):
         return name  # Hydra itself will refuse it

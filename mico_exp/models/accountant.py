@@ -21,7 +21,7 @@ from functools import cache
 
 import numpy as np
 
-from mico_exp.errors import InputError
+from mico_exp.common.errors import InputError
 
 log = logging.getLogger(__name__)
 EPSILONS = (0.02, 500.0)  # below, what the accountant adds to be safe is all that there is

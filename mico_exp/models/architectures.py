@@ -3,25 +3,19 @@
 Axes: M models, P points, F features, C classes.
 """
 
-import hashlib
 import json
-import math
-import os
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mico_exp.errors import InputError, first_line
-from mico_exp.fingerprints import FileFingerprints, definition
+from mico_exp.common.errors import InputError
+from mico_exp.common.fingerprints import definition
 
 State = Mapping[str, Tensor]
 DP_PREFIX = "_module."  # Opacus wraps the model, and its state dict keeps the wrapper's name
@@ -281,202 +275,6 @@ def _part(module: nn.Module) -> list[Any]:
 
 def _same(module: nn.Module, folder: Path) -> nn.Module:  # noqa: ARG001
     return module
-
-
-WEIGHTS = ("model.pt", "model.safetensors", "pytorch_model.bin")
-ZIP_START = b"PK\x03\x04"  # by which torch, too, tells its format since 1.6 from the older one
-ZIP_FOLDER = 0x10  # an attribute of an entry
-
-
-def weights_file(folder: Path) -> Path:
-    """Find the file with a model's weights.
-
-    Raises:
-        InputError: there is none, or more than one.
-    """
-    return model_files(folder)[0]
-
-
-def model_files(folder: Path) -> list[Path]:
-    """All files that decide what a model computes: its weights, and its shape if it is told.
-
-    Raises:
-        InputError: as `weights_file`.
-    """
-    names = os.listdir(folder) if folder.is_dir() else []
-    found = [name for name in WEIGHTS if name in names]
-    if not found:
-        raise InputError(f"{folder} holds no weights: expected one of {', '.join(WEIGHTS)}.")
-    if len(found) > 1:
-        raise InputError(_several(folder, found))
-    return [folder / name for name in (*found, "config.json") if name in names]
-
-
-def _several(folder: Path, names: Sequence[str]) -> str:
-    """Say that a folder holds several weights files, and which are the older: a copy looks new."""
-    times = {name: (folder / name).lstat().st_mtime_ns for name in names}
-    older = [name for name in names if times[name] < max(times.values())]
-    hint = f" (by its time stamp {' and '.join(older)})" if older else ""
-    return (
-        f"{folder} must hold one weights file, got {' and '.join(names)}. "
-        f"Remove what is stale{hint}."
-    )
-
-
-class Fingerprint(NamedTuple):
-    """What a model's folder holds.
-
-    files: SHA-256 of every file that decides what the model computes.
-    weights: of its weights, as `check_weights` gives it.
-    """
-
-    files: tuple[str, ...]
-    weights: str
-
-
-def fingerprint(folder: Path, files: FileFingerprints) -> Fingerprint:
-    """Take a model's fingerprint; its weights are checked when their file is first seen.
-
-    Raises:
-        InputError: there are no weights, or they are damaged.
-    """
-    weights, *others = model_files(folder)
-    value, checked = files.checked(weights, check_weights)
-    return Fingerprint((value, *map(files.of, others)), checked)
-
-
-def check_weights(path: Path) -> str:
-    """Check that a weights file is whole, and give the SHA-256 of its weights alone.
-
-    It is the same for the same weights, in whatever format, order or precision they are written,
-    with or without DP training's prefix, and empty where they are not finite. Whole numbers count
-    only where there are no others: counters and constant buffers make no other model.
-
-    A zip, torch's format since 1.6, has a checksum of every entry. Of safetensors the header alone
-    can be checked, and of the older format what makes it unreadable: neither has any checksum.
-
-    Raises:
-        InputError: the file is damaged, or cannot be read as tensors.
-    """
-    try:
-        _check_sums(path)
-        return _digest(_read_state(path, mapped=True))
-    except InputError:
-        raise
-    except Exception as error:  # whatever zipfile makes of flipped bits, torch of odd tensors
-        raise _unreadable(path, first_line(error)) from error
-
-
-def _check_sums(path: Path) -> None:
-    """Compare all entries of a zip with their checksums, which `torch.load` does not do.
-
-    Of an entry that is marked as a folder it reads nothing, and takes what lies in memory.
-    """
-    if not _is_zip(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        if (entry := archive.testzip()) is not None:
-            raise _unreadable(path, f"it is damaged: {entry} differs from its checksum.")
-        for one in archive.infolist():
-            if one.external_attr & ZIP_FOLDER and not one.is_dir():
-                raise _unreadable(path, f"it is damaged: {one.filename} is marked as a folder.")
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(ZIP_START)) == ZIP_START
-
-
-def _digest(state: State) -> str:
-    floats = {name: t.float() for name, t in state.items() if t.is_floating_point()}
-    if not_finite(floats):
-        return ""
-    found = hashlib.sha256()
-    for name, tensor in sorted((floats or dict(state)).items()):
-        values = tensor.contiguous().numpy()
-        found.update(repr((name, values.dtype.str, values.shape)).encode())
-        found.update(values.data)
-    return found.hexdigest()
-
-
-def _unreadable(path: Path, reason: str) -> InputError:
-    return InputError(f"{path}: cannot be read as a state dict: {reason}")
-
-
-def load_state(path: Path, like: nn.Module, *, mapped: bool = False) -> dict[str, Tensor]:
-    """Read a state dict without unpickling code, and check that it fits the architecture.
-
-    Keys lose the prefix that DP training adds. With `mapped` the values stay on disk until they
-    are used, which makes a check of the shapes cheap.
-
-    Raises:
-        InputError: the file cannot be read as tensors, or the first key that is missing,
-            unexpected or of another shape.
-    """
-    state = _read_state(path, mapped=mapped)
-    for name in getattr(like, "ignored", ()):
-        state.pop(name, None)
-    expected = bare(like).state_dict()
-    _check_fit(path, state, expected)
-    return {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
-
-
-def _read_state(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
-    """Read a state dict of whatever architecture, as `load_state` does.
-
-    Raises:
-        InputError: the file cannot be read as tensors, or has a key with and without the prefix.
-    """
-    try:
-        loaded = _read_tensors(path, mapped)
-    except Exception as error:  # zip, pickle and OS errors alike mean: this file is no model
-        raise _unreadable(path, first_line(error)) from error
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise InputError(f"{path}: expected a state dict of tensors, got {type(loaded).__name__}.")
-    state: dict[str, Tensor] = {}
-    for key, tensor in loaded.items():
-        name = str(key).removeprefix(DP_PREFIX)
-        if name in state:
-            raise InputError(
-                f"{path}: key `{name}` must be there once, got it with and without `{DP_PREFIX}`."
-            )
-        state[name] = tensor.detach()  # parameters come as such
-    return state
-
-
-def _read_tensors(path: Path, mapped: bool) -> Any:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    mapped = mapped and _is_zip(path)  # the format before torch 1.6 cannot be mapped
-    with warnings.catch_warnings():  # a damaged file's error follows, and others read well
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-
-
-def _check_fit(path: Path, state: State, expected: State) -> None:
-    for name, tensor in expected.items():
-        if name not in state:
-            raise InputError(f"{path}: key `{name}` of shape {tuple(tensor.shape)} is missing.")
-        if state[name].is_floating_point() != tensor.is_floating_point():
-            raise InputError(
-                f"{path}: key `{name}` must be {tensor.dtype}, got {state[name].dtype}."
-            )
-        if state[name].shape != tensor.shape:
-            raise InputError(
-                f"{path}: key `{name}` must have shape {tuple(tensor.shape)}, "
-                f"got {tuple(state[name].shape)}."
-            )
-    if unexpected := [name for name in state if name not in expected]:
-        name = unexpected[0]
-        raise InputError(f"{path}: key `{name}` of shape {tuple(state[name].shape)} is unexpected.")
-
-
-def not_finite(state: State) -> int:
-    """Count the weights that are NaN or infinite."""
-    floats = [tensor for tensor in state.values() if tensor.is_floating_point()]
-    if all(math.isfinite(tensor.sum()) for tensor in floats):  # five times as quick as looking
-        return 0
-    return sum(int((~tensor.isfinite()).sum()) for tensor in floats)
 
 
 class Alone:

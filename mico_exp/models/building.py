@@ -17,24 +17,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mico_exp.accountant import DELTAS, EPSILONS, noise_multiplier, spent_epsilon
-from mico_exp.atomic import exclusive, new_folder, remove_leftovers, write_text
-from mico_exp.challenge import (
-    MAX_SEED,
-    PHASES,
+from mico_exp.challenge.datasets import Records, inputs_at
+from mico_exp.challenge.protocol import MAX_SEED, PHASES, Sizes, Split
+from mico_exp.challenge.tree import (
     ModelFolder,
-    Sizes,
-    Split,
     model_folders,
     scenario_folder,
     truth_folder,
     write_solution,
 )
-from mico_exp.datasets import Records, inputs_at
-from mico_exp.errors import InputError
-from mico_exp.models import DP_PREFIX, StackedMLP
-from mico_exp.soundness import check_training
-from mico_exp.training import Plan, Privacy, initial_mlps, train
+from mico_exp.common.atomic import exclusive, new_folder, remove_leftovers, write_text
+from mico_exp.common.errors import InputError
+from mico_exp.models.accountant import DELTAS, EPSILONS, noise_multiplier, spent_epsilon
+from mico_exp.models.architectures import DP_PREFIX, StackedMLP
+from mico_exp.models.training import Plan, Privacy, initial_mlps, train
 
 log = logging.getLogger(__name__)
 RECORD = "build.json"
@@ -127,6 +123,8 @@ class Recipe:
 def build(root: Path, recipe: Recipe, records: Records) -> bool:
     """Build what is missing of a scenario under `root`; says whether anything was.
 
+    `scores.soundness.check_training` says beforehand whether records can be trained on.
+
     Raises:
         InputError: the folder was built by another recipe, from other records, or not by this
             command at all, or no noise gives the privacy that is asked for.
@@ -135,7 +133,6 @@ def build(root: Path, recipe: Recipe, records: Records) -> bool:
     _check_record(folder, recipe, records)
     if not list(_missing(root, recipe)):
         return False
-    check_training(initial_mlps(1, recipe.widths, torch.Generator()), records)
     privacy = _privacy(recipe)  # what cannot be met is said before anything is written
     lock = folder.with_name(f".{recipe.scenario}.lock")
     with exclusive(lock, f"building {folder}"):
@@ -168,6 +165,11 @@ def build(root: Path, recipe: Recipe, records: Records) -> bool:
 def is_complete(root: Path, recipe: Recipe) -> bool:
     """Tell whether nothing is left to build."""
     return not list(_missing(root, recipe))
+
+
+def untrained(recipe: Recipe) -> StackedMLP:
+    """One network as the recipe will train them."""
+    return initial_mlps(1, recipe.widths, torch.Generator())
 
 
 def check_built_from(folder: Path, records: Records) -> None:

@@ -19,8 +19,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mico_exp.errors import InputError
-from mico_exp.models import StackedMLP
+from mico_exp.common.errors import InputError
+from mico_exp.models.architectures import StackedMLP
 
 
 @dataclass(frozen=True)

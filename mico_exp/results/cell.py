@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_exp.atomic import write_bytes
-from mico_exp.calibration import Calibrated, Formula
-from mico_exp.errors import InputError
-from mico_exp.evidence import Attack, Evidence
-from mico_exp.scoring import Roc, figures_of, operating_points, roc
-from mico_exp.statistics import intervals
+from mico_exp.attacks.calibration import Calibrated, Formula
+from mico_exp.attacks.evidence import Attack, Evidence
+from mico_exp.common.atomic import write_bytes
+from mico_exp.common.errors import InputError
+from mico_exp.results.scoring import Roc, figures_of, operating_points, roc
+from mico_exp.results.statistics import intervals
 
 Predicted = NDArray[np.float32]
 Membership = NDArray[np.bool_]
@@ -54,7 +54,7 @@ def evaluate(
 
     Args:
         evidence: scores of the metric, or of several for an attack that takes several.
-        formula: see `mico_exp.formulas`; or an attack on all the evidence.
+        formula: see `mico_exp.attacks.formulas`; or an attack on all the evidence.
         truth: (T, P) membership of dev and final models, where known; used for figures alone.
 
     Raises:
@@ -140,14 +140,19 @@ def _read(path: Path, *names: str) -> dict[str, NDArray[Any]]:
     """Read arrays by name, or all that there are."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in names or file.files}
+            found = {name: file[name] for name in names or file.files}
     except (
         OSError,
         EOFError,
         KeyError,
         ValueError,
         TypeError,
+        RuntimeError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
         raise InputError(f"{path}: cannot be read as predictions: {error}") from error
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+            raise InputError(f"{path}: {name} must be an array of real numbers.")
+    return found

@@ -14,9 +14,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from mico_exp.scoring import OFFICIAL_FPRS, RANKING_FPR, Roc
-from mico_exp.selection import Selected
-from mico_exp.statistics import LEVEL, roc_band
+from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, Roc
+from mico_exp.results.selection import Selected
+from mico_exp.results.statistics import LEVEL, roc_band
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it reports every font cache it makes
 
@@ -63,7 +63,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     """Open a figure in the house's style; inches at 100 dots each."""
     figure = Figure(figsize=(width, height), dpi=100)
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     return figure
 
 
@@ -244,11 +244,11 @@ def heatmap(
                 frame = Rectangle((j - 0.47, i - 0.45), 0.94, 0.9)
                 frame.set(fill=False, edgecolor="#D55E00", linewidth=2.5)
                 axes.add_patch(frame)
-    axes.set_xticks(range(len(formulas)), formulas)
+    axes.set_xticks(range(len(formulas)), formulas, parse_math=False)
     if longest > LONG_NAME:
         for label in axes.get_xticklabels():
             label.set(rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(metrics)), metrics)
+    axes.set_yticks(range(len(metrics)), metrics, parse_math=False)
     about = f"± half of the {LEVEL} % interval over models; {caption}"
     axes.set_xlabel(f"Formula\n\n{about}\nframe: chosen; ≈: cannot be told from it")
     axes.set_ylabel("Metric")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mico_exp.errors import InputError
+from mico_exp.common.errors import InputError
 
 OFFICIAL_FPRS = (0.001, 0.01, 0.05, 0.1, 0.15, 0.2)
 RANKING_FPR = 0.1

@@ -1,7 +1,7 @@
 """Which cell of the grid is chosen in each scenario, by its validation predictions alone.
 
 A rule sees the cells in the order of the options. `highest` is the competition's; `within_one_se`
-takes the simplest cell that is not clearly worse (Breiman et al. 1984, §3.4.3).
+takes the simplest cell that is not clearly worse (Breiman et al. 1984, 3.4.3).
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_exp.errors import InputError
-from mico_exp.statistics import Choose, Comparison, Floats, Interval
+from mico_exp.common.arrays import Floats
+from mico_exp.common.errors import InputError
+from mico_exp.results.statistics import Choose, Comparison, Interval
 
 RULES = ("max", "one_se", "auc_one_se")
 

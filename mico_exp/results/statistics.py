@@ -1,7 +1,7 @@
 """How sure the figures are: a bootstrap over models, the same for all cells, and nested choices.
 
 The points of one model share the randomness of its training, so models are drawn, never points
-(the cluster bootstrap; Davison & Hinkley 1997, §3.8). A draw is a row of weights, how often each
+(the cluster bootstrap; Davison & Hinkley 1997, 3.8). A draw is a row of weights, how often each
 model is in it; an interval holds the middle 95 % of the draws' figures (the percentile method).
 
 Axes: R draws, T models, P points of a model, K distinct scores, C cells.
@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mico_exp.errors import InputError
-from mico_exp.scoring import OFFICIAL_FPRS, RANKING_FPR, check_fpr, rank, roc
+from mico_exp.common.arrays import Floats
+from mico_exp.common.errors import InputError
+from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, check_fpr, rank, roc
 
-Floats = NDArray[np.float64]
 Weights = NDArray[np.float32]
 Choose = Callable[[Floats, Floats, Floats], NDArray[np.int64]]
 LEVEL = 95  # per cent, of every interval

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_exp.archive import DAMAGED
-from mico_exp.atomic import write_bytes
-from mico_exp.challenge import Scenario, split_line
-from mico_exp.errors import InputError, first_line
+from mico_exp.challenge.archive import DAMAGED
+from mico_exp.challenge.tree import Scenario, split_line
+from mico_exp.common.atomic import write_bytes
+from mico_exp.common.errors import InputError, first_line
 
 Predictions = Mapping[str, NDArray[np.float32]]
 PHASES = ("dev", "final")

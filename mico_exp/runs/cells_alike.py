@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mico_exp.cell import PREDICTIONS_FILE, Membership, Predicted, read_validation
-from mico_exp.errors import InputError
-from mico_exp.identity import CellIdentity
-from mico_exp.scoring import RANKING_FPR, roc
-from mico_exp.selection import Candidate, Selected, make_rule, selected
-from mico_exp.statistics import RESAMPLES, compare
-from mico_exp.tracking import LoggedRun, Tracker
+from mico_exp.common.errors import InputError
+from mico_exp.common.identity import CellIdentity
+from mico_exp.results.cell import PREDICTIONS_FILE, Membership, Predicted, read_validation
+from mico_exp.results.scoring import RANKING_FPR, roc
+from mico_exp.results.selection import Candidate, Selected, make_rule, selected
+from mico_exp.results.statistics import RESAMPLES, compare
+from mico_exp.runs.tracking import LoggedRun, Tracker
 
 log = logging.getLogger(__name__)
 VALIDATED = f"val/tpr_at_fpr_{RANKING_FPR}"
@@ -41,7 +41,7 @@ def candidate(run: LoggedRun) -> Candidate:
         formula=run.params.get("formula", ""),
         started=run.started,
         content=run.tags.get("content", ""),
-        figures=run.metrics,
+        figures={name: one for name, one in run.metrics.items() if math.isfinite(one)},
     )
 
 
@@ -112,7 +112,7 @@ def judge(
             unusable[one.run_id] = str(error)
             log.warning("%s/%s is left out: %s Run it again.", one.scenario, one.cell, error)
     if unusable and not allow_unreadable:
-        _check_best(candidates, unusable)
+        _check_best(candidates, unusable, rule)
     choose = make_rule(rule, usable, simple_metrics, simple_formulas)
     comparison = compare(validation, choose, resamples, halvings(resamples))
     return selected(usable, comparison)
@@ -123,15 +123,24 @@ def halvings(resamples: int) -> int:
     return resamples // 2
 
 
-def _check_best(candidates: Sequence[Candidate], unusable: Mapping[str, str]) -> None:
-    """Stop where the best cell, as it was logged, is among those that cannot be used."""
+def _check_best(candidates: Sequence[Candidate], unusable: Mapping[str, str], rule: str) -> None:
+    """Stop where a cell that the rule might take, as it was logged, cannot be used."""
     best = max(candidates, key=lambda one: _logged(one, VALIDATED))
-    if best.run_id in unusable:
-        raise InputError(
-            f"{best.scenario}: the best cell as it was logged, {best.cell} with TPR "
-            f"{_logged(best, VALIDATED):.4f}, cannot be used: {unusable[best.run_id]} Run it "
-            "again, or go on without it by selection.allow_unreadable=true."
-        )
+    enough = _logged(best, VALIDATED) - (0 if rule == "max" else _logged_error(best))
+    for one in sorted(candidates, key=lambda one: -_logged(one, VALIDATED)):
+        if one.run_id in unusable and not _logged(one, VALIDATED) < enough:
+            standing = "the best" if one is best else "one within a standard error of the best"
+            raise InputError(
+                f"{one.scenario}: {standing} cell as it was logged, {one.cell} with TPR "
+                f"{_logged(one, VALIDATED):.4f}, cannot be used: {unusable[one.run_id]} Run it "
+                "again, or go on without it by selection.allow_unreadable=true."
+            )
+
+
+def _logged_error(one: Candidate) -> float:
+    """Standard error of a cell's TPR by its logged 95 % interval; infinite without one."""
+    low, high = (one.figures.get(f"{VALIDATED}_{end}", math.nan) for end in ("low", "high"))
+    return math.inf if math.isnan(high - low) else (high - low) / (2 * 1.96)
 
 
 def _logged(one: Candidate, figure: str) -> float:

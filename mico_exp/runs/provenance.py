@@ -7,11 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mico_exp
-from mico_exp.challenge import Scenario, equal_weights
-from mico_exp.datasets import Records
-from mico_exp.errors import InputError
-from mico_exp.fingerprints import FileFingerprints, digest
-from mico_exp.models import fingerprint
+from mico_exp.challenge.datasets import Records, records_key
+from mico_exp.challenge.tree import Scenario, equal_weights
+from mico_exp.common.errors import InputError
+from mico_exp.common.fingerprints import FileFingerprints, digest
+from mico_exp.models.weights import fingerprint
 
 LIBRARIES = ("torch", "numpy", "mlflow", "hydra-core", "transformers")
 
@@ -24,7 +24,7 @@ def content(scenario: Scenario, records: Records, files: FileFingerprints) -> st
     Raises:
         InputError: a model's weights are damaged, or two models hold equal ones.
     """
-    parts = [scenario.challenge, scenario.name, repr(scenario.sizes), records.fingerprint]
+    parts = [scenario.challenge, scenario.name, repr(scenario.sizes), records_key(records)]
     weights = []
     with files:
         for phase, model in scenario.models():
@@ -53,7 +53,7 @@ def versions() -> str:
 @functools.cache
 def code_version() -> str:
     """Version of the package, with the commit when it runs from a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return mico_exp.__version__
     try:

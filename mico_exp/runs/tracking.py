@@ -23,9 +23,9 @@ from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
 from packaging.version import Version
 
-from mico_exp.atomic import exclusive
-from mico_exp.errors import InputError, first_line
-from mico_exp.redaction import clean, clean_logs, shown
+from mico_exp.common.atomic import exclusive
+from mico_exp.common.errors import InputError, first_line
+from mico_exp.common.redaction import clean, clean_logs, shown
 
 log = logging.getLogger(__name__)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

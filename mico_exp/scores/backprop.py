@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
-from mico_exp.errors import InputError
-from mico_exp.models import logits_of
+from mico_exp.common.errors import InputError
+from mico_exp.models.architectures import logits_of
 
 Direction = list[Tensor]
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from mico_exp.errors import InputError
+from mico_exp.common.arrays import Indices
+from mico_exp.common.errors import InputError
 
 log = logging.getLogger(__name__)
-Indices = NDArray[np.int64]
 # A batch is as large as lets its largest layer's output take so much. On a CPU that is what stays
 # in the cache: within some per cent of the best for all three model families here, 640 rows of
 # 25 MLPs, 56 images (benchmarks/cifar10_scale.py) and 680 tokens of a RoBERTa of base size.

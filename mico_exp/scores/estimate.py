@@ -13,17 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mico_exp.accountant import TOLERANCE
-from mico_exp.challenge import (
-    PHASES,
-    ChallengePoints,
+from mico_exp.challenge.datasets import Records
+from mico_exp.challenge.points import ChallengePoints, disclosed
+from mico_exp.challenge.protocol import PHASES, Sizes
+from mico_exp.challenge.tree import (
     EpsilonRange,
-    Indices,
     ModelFolder,
     Scenario,
-    Sizes,
     check_solution,
-    disclosed,
     equal_seeds,
     equal_weights,
     look_for_models,
@@ -32,24 +29,18 @@ from mico_exp.challenge import (
     read_truth,
     recorded_epsilon,
 )
-from mico_exp.datasets import Records
-from mico_exp.errors import InputError
-from mico_exp.evaluation import Evaluator, Metric
-from mico_exp.extraction import MODELS_AT_ONCE, progress
-from mico_exp.gradients import GradientMetric, GradNorm
-from mico_exp.metrics import loss
-from mico_exp.models import (
-    Architecture,
-    can_stack,
-    check_weights,
-    load_state,
-    model_files,
-    not_finite,
-    weights_file,
-)
-from mico_exp.recipe import check_built_from
-from mico_exp.soundness import Trial, check_records, trial_of
-from mico_exp.vitals import Mask, Vitals, findings
+from mico_exp.common.arrays import Indices, Mask
+from mico_exp.common.errors import InputError
+from mico_exp.models.accountant import TOLERANCE
+from mico_exp.models.architectures import Architecture, can_stack
+from mico_exp.models.building import check_built_from
+from mico_exp.models.weights import check_weights, load_state, model_files, not_finite, weights_file
+from mico_exp.scores.extraction import MODELS_AT_ONCE, progress
+from mico_exp.scores.gradients import GradientMetric, GradNorm
+from mico_exp.scores.inference import Evaluator, Metric
+from mico_exp.scores.metrics import loss
+from mico_exp.scores.soundness import Trial, check_records, trial_of
+from mico_exp.scores.vitals import Vitals, findings
 
 log = logging.getLogger(__name__)
 BYTES_PER_SCORE = 12  # an index and a score

@@ -19,19 +19,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mico_exp.atomic import exclusive, remove_leftovers
-from mico_exp.challenge import ChallengePoints, Indices, KnownSample, ModelFolder, Scenario
-from mico_exp.columns import (
-    Address,
-    Column,
-    Floats,
-    ScoreStore,
-    read_vitals,
-    write_vitals,
-)
-from mico_exp.datasets import Records, fingerprint_arrays
-from mico_exp.errors import InputError, MetricError
-from mico_exp.evaluation import (
+from mico_exp.challenge.datasets import Records, fingerprint_arrays, records_key
+from mico_exp.challenge.points import ChallengePoints, KnownSample
+from mico_exp.challenge.tree import ModelFolder, Scenario
+from mico_exp.common.arrays import Floats, Indices
+from mico_exp.common.atomic import exclusive, remove_leftovers
+from mico_exp.common.errors import InputError, MetricError
+from mico_exp.common.fingerprints import FileFingerprints, definition, digest
+from mico_exp.common.identity import ScoreIdentity
+from mico_exp.models.architectures import Architecture, State, can_stack
+from mico_exp.models.weights import fingerprint, load_state, not_finite, weights_file
+from mico_exp.scores.gradients import GradientMetric
+from mico_exp.scores.inference import (
     GRADIENTS,
     LOGITS,
     Metric,
@@ -41,23 +40,12 @@ from mico_exp.evaluation import (
     family_of,
     reference_of,
 )
-from mico_exp.evidence import Scores
-from mico_exp.fingerprints import FileFingerprints, definition, digest
-from mico_exp.gradients import GradientMetric
-from mico_exp.identity import ScoreIdentity
-from mico_exp.metrics import logit, margin
-from mico_exp.models import (
-    Architecture,
-    State,
-    can_stack,
-    fingerprint,
-    load_state,
-    not_finite,
-    weights_file,
-)
-from mico_exp.soundness import Trial, about_logits, check_records, trial_of
-from mico_exp.vitals import Vitals, findings
-from mico_exp.workers import Local, Workers
+from mico_exp.scores.metrics import logit, margin
+from mico_exp.scores.soundness import Trial, about_logits, check_records, trial_of
+from mico_exp.scores.store import Address, Column, ScoreStore, read_vitals, write_vitals
+from mico_exp.scores.table import Scores
+from mico_exp.scores.vitals import Vitals, findings
+from mico_exp.scores.workers import Local, Workers
 
 log = logging.getLogger(__name__)
 KEPT_BYTES = 128 << 20  # of models that are read once, to be checked and to be run
@@ -373,12 +361,16 @@ class Extraction:
         return ScoreIdentity(
             model=model,
             network=self.architecture.key,
-            records=self.records.fingerprint,
+            records=self._records_key,
             metric=metric,
             told=told,
             precision=self.processor.precision,
             inference=inference_code(),
         )
+
+    @cached_property
+    def _records_key(self) -> str:
+        return records_key(self.records)
 
     def _told(self, folder: ModelFolder, metric: Metric) -> str:
         """What of a model's training set a metric is told."""

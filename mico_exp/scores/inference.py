@@ -15,29 +15,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mico_exp.batches import Batches, out_of_memory
-from mico_exp.datasets import Indices, Inputs, Records, inputs_at
-from mico_exp.errors import InputError, MetricError, first_line
-from mico_exp.gradients import GradientMetric, View
-from mico_exp.metrics import OfScaledLogit, scaled_logit
-from mico_exp.models import (
-    Alone,
-    Architecture,
-    Stacked,
-    State,
-    fill,
-    load_state,
-    not_finite,
-    stack,
-    weights_file,
-)
-from mico_exp.traces import trace
+from mico_exp.challenge.datasets import Inputs, Records, inputs_at
+from mico_exp.common.arrays import Floats, Indices
+from mico_exp.common.errors import InputError, MetricError, first_line
+from mico_exp.models.architectures import Alone, Architecture, Stacked, State, fill, stack
+from mico_exp.models.weights import load_state, not_finite, weights_file
+from mico_exp.scores.backprop import trace
+from mico_exp.scores.batching import Batches, out_of_memory
+from mico_exp.scores.gradients import GradientMetric, View
+from mico_exp.scores.metrics import OfScaledLogit, scaled_logit
 
 Answer = TypeVar("Answer")
-Floats = NDArray[np.float64]
 LogitMetric = Callable[[Tensor, Tensor], Tensor]
 Metric = LogitMetric | GradientMetric
 LOGITS, GRADIENTS = "logits", "gradients"

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from mico_exp.errors import InputError, first_line
-from mico_exp.evaluation import Processor, Shard
+from mico_exp.common.errors import InputError, first_line
+from mico_exp.scores.inference import Processor, Shard
 
 Result = TypeVar("Result")
 DEATHS = 3  # of a worker, until its shard counts as impossible

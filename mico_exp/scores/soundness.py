@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mico_exp.batches import out_of_memory
-from mico_exp.datasets import Indices, Inputs, Records
-from mico_exp.errors import InputError, first_line
-from mico_exp.evaluation import Evaluator, Processor, Shard, asked, evaluator_on
-from mico_exp.models import Alone, Architecture, Stacked, bare, can_stack, not_finite
+from mico_exp.challenge.datasets import Inputs, Records
+from mico_exp.common.arrays import Indices
+from mico_exp.common.errors import InputError, first_line
+from mico_exp.models.architectures import Alone, Architecture, Stacked, bare, can_stack
+from mico_exp.models.weights import not_finite
+from mico_exp.scores.batching import out_of_memory
+from mico_exp.scores.inference import Evaluator, Processor, Shard, asked, evaluator_on
 
 CHUNK_BYTES = 8 << 20  # of inputs that are looked at together
 CHUNK_RECORDS = 1024

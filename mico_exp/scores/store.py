@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_exp.atomic import write_bytes
-from mico_exp.challenge import Indices
-from mico_exp.errors import first_line
-from mico_exp.vitals import Vitals
+from mico_exp.common.arrays import Floats, Indices
+from mico_exp.common.atomic import write_bytes
+from mico_exp.common.errors import first_line
+from mico_exp.scores.vitals import Vitals
 
 log = logging.getLogger(__name__)
-Floats = NDArray[np.float64]
 DAMAGED = (  # whatever numpy and zipfile make of flipped bits
     OSError,
     EOFError,

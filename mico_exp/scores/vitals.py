@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from mico_exp.errors import InputError
+from mico_exp.common.arrays import Floats, Mask
+from mico_exp.common.errors import InputError
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Place = tuple[str, int]  # phase and row of a model
 FEWEST = 5  # models, to say which of them is unlike the others
 FAR = 8.0  # robust deviations from the median of all models

@@ -1,9 +1,9 @@
-"""Who does the shards of an extraction: this process. `mico_exp.cluster` has others do them."""
+"""Who does the shards of an extraction: this process; `ray_workers` has others do them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
-from mico_exp.evaluation import Processor, Shard, evaluator_on
+from mico_exp.scores.inference import Processor, Shard, evaluator_on
 
 Result = TypeVar("Result")
 

@@ -1,0 +1,1 @@
+"""From score columns to calibrated scores."""

@@ -1,0 +1,1 @@
+"""Records, scenarios and challenge points, as the competition lays them down."""

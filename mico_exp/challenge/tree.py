@@ -1,0 +1,325 @@
+"""The competition's tree: scenarios, and each model's folder with what is known of it.
+
+What is known of a model lies in its folder; the truth of dev and final models lies apart
+(`read_truth`) and is read by scoring alone.
+
+Axes: T target models, P = 2m challenge points of one model.
+"""
+
+import codecs
+import re
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mico_exp.challenge.protocol import MAX_SEED, PHASES, Sizes, Split, permutation, split
+from mico_exp.common.errors import InputError
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """One model on disk with the seeds that its folder discloses."""
+
+    path: Path
+    seed_challenge: int
+    seed_training: int | None = None
+    seed_membership: int | None = None
+
+    @property
+    def number(self) -> int:
+        """K of ``model_K``."""
+        return model_number(self.path)
+
+    @property
+    def seeds(self) -> tuple[int | None, ...]:
+        """All three, None where one is not disclosed."""
+        return self.seed_challenge, self.seed_training, self.seed_membership
+
+    def split(self, sizes: Sizes) -> Split:
+        """Index sets of this model, as far as its seeds are disclosed."""
+        return split(sizes, self.seed_challenge, self.seed_training, self.seed_membership)
+
+    def solution(self, sizes: Sizes) -> NDArray[np.bool_] | None:
+        """(2m,) as that of its split, which need not be drawn for it."""
+        if self.seed_membership is None:
+            return None
+        found = np.zeros(2 * sizes.challenge, dtype=bool)
+        found[permutation(self.seed_membership, len(found))[sizes.challenge :]] = True
+        return found
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The models of one scenario by phase, in the order of their numbers.
+
+    `challenge` is the submission it belongs to (``digits``), `name` its folder (``digits_inf``).
+    """
+
+    challenge: str
+    name: str
+    sizes: Sizes
+    phases: dict[str, tuple[ModelFolder, ...]]
+
+    @property
+    def discloses(self) -> bool:
+        """All of its models tell `seed_training`."""
+        return all(model.seed_training is not None for _, model in self.models())
+
+    @property
+    def path(self) -> str:
+        """Where it lies in the competition's tree: ``digits/digits_inf``."""
+        return f"{self.challenge}/{self.name}"
+
+    def models(self) -> Iterator[tuple[str, ModelFolder]]:
+        """Every model with the name of its phase."""
+        for phase, models in self.phases.items():
+            for model in models:
+                yield phase, model
+
+
+def check_solution(
+    model: ModelFolder, sizes: Sizes, path: Path, known: Split | None = None
+) -> None:
+    """Compare a solution.csv with a model's seeds, where both are there; `known` is its split.
+
+    Raises:
+        InputError: they disagree, or the file is malformed.
+    """
+    if not path.exists():
+        return
+    found = read_solution(path, 2 * sizes.challenge)
+    expected = (known or model.split(sizes)).solution
+    if expected is not None and not np.array_equal(found, expected):
+        raise InputError(
+            f"{path} disagrees with the seeds of {model.path.name}. Check `len_training` "
+            f"({sizes.training}), `len_challenge` ({sizes.challenge}) and the number of records "
+            f"({sizes.records}), or fetch the folder anew."
+        )
+
+
+def scenario_folder(root: Path, challenge: str, name: str) -> Path:
+    """Folder of a scenario in the competition's tree under `root`."""
+    return root / challenge / name
+
+
+def truth_folder(root: Path) -> Path:
+    """Folder under `root` whose tree holds solution.csv of dev and final models."""
+    return root / "truth"
+
+
+def model_number(path: Path) -> int:
+    """K of a folder named ``model_K``."""
+    return int(path.name.removeprefix("model_"))
+
+
+def model_folders(folder: Path) -> list[Path]:
+    """Folders ``model_K`` in `folder` in the order of K; empty if there is no such folder.
+
+    Numbers may have gaps.
+
+    Raises:
+        InputError: a folder is named ``model_`` and something else, or two have one number.
+    """
+    found, faults = look_for_models(folder)
+    if faults:
+        raise InputError(faults[0])
+    return found
+
+
+def look_for_models(folder: Path) -> tuple[list[Path], list[str]]:
+    """Folders ``model_K`` in `folder` in the order of K, and what is wrong with the names there.
+
+    A number is a model's name within its phase: another phase may have it too.
+    """
+    if not folder.is_dir():
+        return [], []
+    named = [path for path in folder.iterdir() if path.name.startswith("model_") and path.is_dir()]
+    found = [path for path in named if re.fullmatch(r"model_[0-9]+", path.name)]
+    faults = [
+        f"{path}: a model's folder must be named model_0, model_1, …"
+        for path in sorted(set(named) - set(found))
+    ]
+    found = sorted(found, key=lambda path: (model_number(path), path.name))
+    if same := _twice(((path, model_number(path)) for path in found), "have the same number"):
+        faults.append(same)
+    return found, faults
+
+
+def _twice(keyed: Iterable[tuple[Path, Hashable]], what: str) -> str | None:
+    """Say that models which should differ have one key, and which are the first; None if none."""
+    first: dict[Hashable, Path] = {}
+    pairs = [(first[key], path) for path, key in keyed if first.setdefault(key, path) is not path]
+    if not pairs:
+        return None
+    others = f" (and {len(pairs) - 1} more)" if len(pairs) > 1 else ""
+    return f"{pairs[0][0]} and {pairs[0][1]} {what}{others}: every model must be there only once."
+
+
+def equal_seeds(models: Iterable[ModelFolder]) -> str | None:
+    """Say which models have equal seeds; None if none.
+
+    Only all three together mean that it is one model, trained again perhaps: models may share
+    points or training records by design.
+    """
+    known = ((model.path, model.seeds) for model in models if None not in model.seeds)
+    return _twice(known, "have the same seed_challenge, seed_training and seed_membership")
+
+
+def equal_weights(weights: Iterable[tuple[Path, str]]) -> str | None:
+    """Say which models have equal weights, by their digests; None if none.
+
+    An empty digest is no model's: weights that are not finite are alike, and count for nothing.
+    """
+    return _twice(((path, digest) for path, digest in weights if digest), "hold equal weights")
+
+
+def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenario:
+    """Find a scenario's models and read their seeds; phases without models are left out.
+
+    Raises:
+        InputError: no train models, a seed that is missing or out of range, or a model twice.
+    """
+    folder = scenario_folder(root, challenge, name)
+    phases = {
+        phase: tuple(read_model(path) for path in found)
+        for phase in PHASES
+        if (found := model_folders(folder / phase))
+    }
+    if "train" not in phases:
+        raise InputError(f"{folder / 'train'} holds no folder named model_0, model_1, …")
+    scenario = Scenario(challenge, name, sizes, phases)
+    if same := equal_seeds(model for _, model in scenario.models()):
+        raise InputError(same)
+    return scenario
+
+
+def read_model(path: Path) -> ModelFolder:
+    """Read the seeds that a model's folder discloses."""
+    seed_challenge = read_seed(path / "seed_challenge")
+    others = {
+        name: read_seed(path / name)
+        for name in ("seed_training", "seed_membership")
+        if (path / name).exists()
+    }
+    return ModelFolder(path, seed_challenge, **others)
+
+
+def read_seed(path: Path) -> int:
+    """Read one integer in [0, 2^63 - 1] from a text file."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: a seed must be readable as text, got: {error}.") from error
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > MAX_SEED:
+        raise InputError(f"{path}: a seed must be an integer in [0, 2^63 - 1], got {text[:40]!r}.")
+    return int(text)
+
+
+class EpsilonRange(NamedTuple):
+    """Lowest and highest ε that the folders of some models record; infinite without privacy."""
+
+    low: float
+    high: float
+    models: int
+
+    def __str__(self) -> str:
+        return "–".join(dict.fromkeys(f"{value:g}" for value in (self.low, self.high)))
+
+
+def recorded_epsilon(scenario: Scenario) -> dict[str, EpsilonRange]:
+    """Find the range of ε in each phase, over the models that record theirs; most record none.
+
+    Raises:
+        InputError: a file ``epsilon`` holds something else.
+    """
+    found = {}
+    for phase, models in scenario.phases.items():
+        values = [read_epsilon(model.path / "epsilon") for model in models]
+        if known := [value for value in values if value is not None]:
+            found[phase] = EpsilonRange(min(known), max(known), len(known))
+    return found
+
+
+def read_epsilon(path: Path) -> float | None:
+    """Read the ε that a model was trained with; ``inf`` is no privacy, None no such file.
+
+    Raises:
+        InputError: it is no positive number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: ε must be readable as text, got: {error}.") from error
+    number = r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|\+?inf(inity)?"
+    if not re.fullmatch(number, text, flags=re.IGNORECASE) or not float(text) > 0:
+        raise InputError(f"{path}: ε must be a number above 0 or inf, got {text[:40]!r}.")
+    return float(text)
+
+
+def read_solution(path: Path, length: int | None = None) -> NDArray[np.bool_]:
+    """Read one line of zeros and ones, `length` of them if given; returns (length,) bool.
+
+    Raises:
+        InputError: it cannot be read, or holds another number of values or other values.
+    """
+    try:
+        values = split_line(path, path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}.") from error
+    expected = f"expected one line of {'' if length is None else f'{length} '}values 0 or 1"
+    if not values or length not in (None, len(values)):
+        raise InputError(f"{path}: {expected}, got {len(values)}.")
+    if wrong := [value for value in values if value not in ("0", "1")]:
+        raise InputError(f"{path}: {expected}, got {wrong[0][:40]!r} among them.")
+    return np.array([value == "1" for value in values])
+
+
+def split_line(origin: object, content: bytes) -> list[str]:
+    """Split a file's one line of comma-separated values; an empty file has none.
+
+    Blanks around a value, a newline at the end and Windows' line ends do not matter.
+
+    Raises:
+        InputError: more lines, or no plain text; `origin` says which file it is.
+    """
+    if content.startswith(codecs.BOM_UTF8):
+        raise InputError(f"{origin}: must be plain text, got a byte-order mark at its start.")
+    if not content.isascii():
+        raise InputError(f"{origin}: must be plain text, got bytes that are not ASCII.")
+    lines = content.decode().strip(" \t\r\n").replace("\r\n", "\n").split("\n")
+    if len(lines) != 1:
+        raise InputError(f"{origin}: expected one line, got {len(lines)}.")
+    return [value.strip(" \t") for value in lines[0].split(",")] if lines[0] else []
+
+
+def write_solution(solution: NDArray[np.bool_]) -> str:
+    """Text of a solution.csv for a (2m,) membership vector."""
+    return ",".join(str(int(value)) for value in solution) + "\n"
+
+
+def read_truth(root: Path, scenario: Scenario) -> dict[str, NDArray[np.bool_]]:
+    """Read the truth of dev and final models as far as it is known: phase → (T, P) bool.
+
+    A phase with no truth at all is left out; one with a gap is an error, since figures over
+    part of a phase would not be the official ones.
+    """
+    truth = {}
+    for phase in ("dev", "final"):
+        base = scenario_folder(truth_folder(root), scenario.challenge, scenario.name) / phase
+        paths = [base / m.path.name / "solution.csv" for m in scenario.phases.get(phase, ())]
+        known = [path for path in paths if path.exists()]
+        if not known:
+            continue
+        if missing := sorted(set(paths) - set(known)):
+            raise InputError(f"{missing[0]} is missing, while {len(known)} others are there.")
+        length = 2 * scenario.sizes.challenge
+        for model, path in zip(scenario.phases[phase], paths, strict=True):
+            check_solution(model, scenario.sizes, path)
+        truth[phase] = np.stack([read_solution(path, length) for path in paths])
+    return truth

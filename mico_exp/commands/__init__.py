@@ -1,0 +1,1 @@
+"""What each command does; its door is the module of the same name above."""

@@ -1,0 +1,1 @@
+"""Networks, and the trees of trained weights: state dicts in folders."""

@@ -1,0 +1,1 @@
+"""From calibrated scores to figures, a choice and a submission."""

@@ -1,0 +1,1 @@
+"""From models and points to score columns."""

@@ -1,0 +1,30 @@
+"""Scores of one metric on one scenario, as the store's columns make a table of them.
+
+Axes: T target models of a phase, S train (shadow) models, P challenge points of a target, U unique
+points, K points of one model whose membership is disclosed.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mico_exp.common.arrays import Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One metric on one scenario.
+
+    shadow: (S, U) under every train model at every unique challenge point.
+    own: phase → (T, P) under each target model at its own challenge points.
+    known: phase → for each model, (K,) at its sample of known members and non-members.
+    """
+
+    shadow: Floats
+    own: dict[str, Floats]
+    known: dict[str, list[Floats]] = field(default_factory=dict)
+
+    @property
+    def nan_models(self) -> int:
+        """How many models of any phase have scores that are not finite."""
+        return sum(int((~np.isfinite(rows)).any(axis=1).sum()) for rows in self.own.values())
