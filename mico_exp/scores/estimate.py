@@ -6,7 +6,7 @@ Unlike the pipeline, which stops at the first thing that is wrong, this goes on 
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +45,7 @@ from mico_exp.scores.vitals import Vitals, findings
 log = logging.getLogger(__name__)
 BYTES_PER_SCORE = 12  # an index and a score
 POINTS_ASKED = 256
+CALLS, ENOUGH_SECONDS = 6, 10.0  # to find out how long one takes
 MODELS_ASKED = 20  # for the check of members' scores
 CLEARLY = 3.0  # standard errors
 ENOUGH_MEMBERS = 500  # for a difference that is not clear to mean that there is none
@@ -245,10 +246,8 @@ def estimate(
     per_model = (time.perf_counter() - started) / len(together)
     some = np.random.default_rng(0).permutation(points.unique)[:POINTS_ASKED]
     asked = np.broadcast_to(some, (len(together), len(some)))
-    evaluator.scores(models, records, asked, {"loss": loss})  # the first run warms up
-    started = time.perf_counter()
-    evaluator.scores(models, records, asked, {"loss": loss})
-    per_score = (time.perf_counter() - started) / asked.size
+    seconds = _warm(lambda: evaluator.scores(models, records, asked, {"loss": loss}))
+    per_score = seconds / asked.size
     own = [rows.size for phase, rows in points.of_phase.items() if phase != "train"]
     total = len(train) * len(points.unique) + sum(own)
     # Every model is read five times: for its hash, its checksums and its digest, to see whether
@@ -284,9 +283,20 @@ def _gradient_seconds(
         for one in asked
     }
     model = evaluator.load_one(architecture, folder)
-    started = time.perf_counter()
-    evaluator.gradient_scores(model, records, some, {"grad_norm": GradNorm()})
-    return _Gradients((time.perf_counter() - started) / len(some), sum(seen.values()))
+    wanted = {"grad_norm": GradNorm()}
+    evaluator.gradient_scores(model, records, some[:1], wanted)  # which imports what it needs
+    seconds = _warm(lambda: evaluator.gradient_scores(model, records, some, wanted))
+    return _Gradients(seconds / len(some), sum(seen.values()))
+
+
+def _warm(run: Callable[[], object]) -> float:
+    """Seconds of a call once libraries have settled: the first few are up to a hundredfold."""
+    found: list[float] = []
+    while len(found) < CALLS and sum(found) < ENOUGH_SECONDS:
+        started = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - started)
+    return min(found)
 
 
 def check_truth(root: Path, scenario: Scenario) -> list[Finding]:
