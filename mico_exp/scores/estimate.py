@@ -36,7 +36,7 @@ from mico_exp.models.architectures import Architecture, can_stack
 from mico_exp.models.building import check_built_from
 from mico_exp.models.weights import check_weights, load_state, model_files, not_finite, weights_file
 from mico_exp.scores.extraction import MODELS_AT_ONCE, progress
-from mico_exp.scores.gradients import GradientMetric, GradNorm
+from mico_exp.scores.gradients import GradientMetric
 from mico_exp.scores.inference import Evaluator, Metric
 from mico_exp.scores.metrics import loss
 from mico_exp.scores.soundness import Trial, check_records, trial_of
@@ -233,11 +233,7 @@ def estimate(
     evaluator: Evaluator,
     metrics: Mapping[str, Metric],
 ) -> Cost:
-    """Estimate extraction by running some points through as many models as run at once.
-
-    What a gradient metric computes of a model beside the passes over its points and its reference
-    records is not in the estimate.
-    """
+    """Estimate extraction by running some points through as many models as run at once."""
     train = scenario.phases["train"]
     stackable = can_stack(architecture.make(train[0].path))
     together = [model.path for model in train[: MODELS_AT_ONCE if stackable else 1]]
@@ -253,40 +249,43 @@ def estimate(
     # Every model is read five times: for its hash, its checksums and its digest, to see whether
     # it fits, and to run.
     seconds = per_score * total + 5 * per_model * sum(map(len, scenario.phases.values()))
-    gradients = _gradient_seconds(evaluator, architecture, records, some, train[0].path, metrics)
-    passes = total + gradients.reference * sum(map(len, scenario.phases.values()))
+    gradients = _gradient_seconds(evaluator, records, some, train[0], architecture, metrics)
+    second_pass = gradients.model * sum(map(len, scenario.phases.values())) + gradients.each * total
     stored = total * len(metrics) * BYTES_PER_SCORE
-    return Cost(len(points.unique), seconds, gradients.each * passes, stored)
+    return Cost(len(points.unique), seconds, second_pass, stored)
 
 
 class _Gradients(NamedTuple):
-    """Seconds for each point that is passed back, and reference records of one model."""
+    """Seconds of one model: whatever it is asked for, and for each point more."""
 
+    model: float
     each: float
-    reference: int
 
 
 def _gradient_seconds(
     evaluator: Evaluator,
-    architecture: Architecture,
     records: Records,
     some: Indices,
-    folder: Path,
+    folder: ModelFolder,
+    architecture: Architecture,
     metrics: Mapping[str, Metric],
 ) -> _Gradients:
-    asked = [one for one in metrics.values() if isinstance(one, GradientMetric)]
+    """Time the very metrics, reference records and all, at many points and at few."""
+    asked = {name: one for name, one in metrics.items() if isinstance(one, GradientMetric)}
     if not asked:
-        return _Gradients(0.0, 0)
-    among = len(records.labels)
-    seen = {
-        one.observation: min(among if one.reference is None else one.reference, among)
-        for one in asked
-    }
-    model = evaluator.load_one(architecture, folder)
-    wanted = {"grad_norm": GradNorm()}
-    evaluator.gradient_scores(model, records, some[:1], wanted)  # which imports what it needs
-    seconds = _warm(lambda: evaluator.gradient_scores(model, records, some, wanted))
-    return _Gradients(seconds / len(some), sum(seen.values()))
+        return _Gradients(0.0, 0.0)
+    model = evaluator.load_one(architecture, folder.path)
+
+    def seconds(points: Indices) -> float:
+        return _warm(lambda: evaluator.gradient_scores(model, records, points, asked, some))
+
+    few = some[: max(len(some) // 4, 1)]
+    evaluator.gradient_scores(model, records, few[:1], asked, some)  # imports what it needs
+    least = seconds(few)
+    if len(few) == len(some):
+        return _Gradients(0.0, least / len(some))
+    each = max(seconds(some) - least, 0) / (len(some) - len(few))
+    return _Gradients(max(least - each * len(few), 0), each)
 
 
 def _warm(run: Callable[[], object]) -> float:
