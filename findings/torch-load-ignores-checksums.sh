@@ -5,7 +5,7 @@
 # Behaviour: torch.save writes a zip archive, whose entries have a CRC-32 each. When one bit of a
 #   weight is another, Python's zipfile names the damaged entry, and torch.load, with
 #   weights_only=True or mmap=True too, gives the other weight without a word.
-# Seen: "weights_only: 1.0 became 1.5, no error" and "zipfile: archive/data/0" (below).
+# Seen: "zipfile: model/data/0", and for both ways of loading "1.0 became 1.5, no error".
 # Why it matters: a copied or mirrored model with a damaged byte is evaluated as if it were sound.
 #   Who hashes the file anyway can call zipfile.ZipFile(path).testzip() in the same pass.
 set -eu
