@@ -348,6 +348,7 @@ def test_a_run_whose_predictions_are_gone_is_left_out_and_named(copy):
     shown = run("mico_exp.select_best", *SIZES, cwd=copy).stdout
     assert f"digits_hi/{other['cell']} is left out" in shown
     numbers = ["selection.rule=one_se", "selection.simplicity.formula=[2,0,1]"]
+    numbers.append("selection.allow_unreadable=true")
     run("mico_exp.select_best", *SIZES, *numbers, cwd=copy)
     simple = json.loads((copy / "submissions" / "selection_digits.json").read_text())
     assert simple["selection"]["simple_formulas"] == ["2", "0", "1"]

@@ -6,8 +6,8 @@ Unlike the pipeline, which stops at the first thing that is wrong, this goes on 
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from mico_exp.models.architectures import Architecture, can_stack
 from mico_exp.models.building import check_built_from
 from mico_exp.models.weights import check_weights, load_state, model_files, not_finite, weights_file
 from mico_exp.scores.extraction import MODELS_AT_ONCE, progress
-from mico_exp.scores.gradients import GradientMetric
+from mico_exp.scores.gradients import GradientMetric, GradNorm
 from mico_exp.scores.inference import Evaluator, Metric
 from mico_exp.scores.metrics import loss
 from mico_exp.scores.soundness import Trial, check_records, trial_of
@@ -44,8 +44,8 @@ from mico_exp.scores.vitals import Vitals, findings
 
 log = logging.getLogger(__name__)
 BYTES_PER_SCORE = 12  # an index and a score
-POINTS_ASKED = 256
-CALLS, ENOUGH_SECONDS = 6, 10.0  # to find out how long one takes
+POINTS_ASKED = 128
+CALLS, ENOUGH_SECONDS = 6, 1.0  # to find out how long one takes
 MODELS_ASKED = 20  # for the check of members' scores
 CLEARLY = 3.0  # standard errors
 ENOUGH_MEMBERS = 500  # for a difference that is not clear to mean that there is none
@@ -242,6 +242,7 @@ def estimate(
     per_model = (time.perf_counter() - started) / len(together)
     some = np.random.default_rng(0).permutation(points.unique)[:POINTS_ASKED]
     asked = np.broadcast_to(some, (len(together), len(some)))
+    evaluator.scores(models, records, asked[:, :1], {"loss": loss})  # imports what it needs
     seconds = _warm(lambda: evaluator.scores(models, records, asked, {"loss": loss}))
     per_score = seconds / asked.size
     own = [rows.size for phase, rows in points.of_phase.items() if phase != "train"]
@@ -270,22 +271,49 @@ def _gradient_seconds(
     architecture: Architecture,
     metrics: Mapping[str, Metric],
 ) -> _Gradients:
-    """Time the very metrics, reference records and all, at many points and at few."""
+    """Time the very metrics at many points and at few.
+
+    Where all reference records would take long there are fewer, and each one more is taken to cost
+    what a point costs `GradNorm`.
+    """
     asked = {name: one for name, one in metrics.items() if isinstance(one, GradientMetric)}
     if not asked:
         return _Gradients(0.0, 0.0)
     model = evaluator.load_one(architecture, folder.path)
-
-    def seconds(points: Indices) -> float:
-        return _warm(lambda: evaluator.gradient_scores(model, records, points, asked, some))
-
     few = some[: max(len(some) // 4, 1)]
-    evaluator.gradient_scores(model, records, few[:1], asked, some)  # imports what it needs
-    least = seconds(few)
+
+    def seconds(points: Indices, wanted: Mapping[str, GradientMetric]) -> float:
+        return _warm(lambda: evaluator.gradient_scores(model, records, points, wanted, few))
+
+    seconds(few[:1], {"grad_norm": GradNorm()})  # imports what it needs
+    plain = seconds(some, {"grad_norm": GradNorm()}) / len(some)
+    more, small = plain * _references(asked.values(), len(records.labels)), asked
+    if more > ENOUGH_SECONDS:
+        small = {name: _with_references(one, len(few)) for name, one in asked.items()}
+    else:
+        more = 0.0  # it is within what is timed
+    least = seconds(few, small)
     if len(few) == len(some):
-        return _Gradients(0.0, least / len(some))
-    each = max(seconds(some) - least, 0) / (len(some) - len(few))
-    return _Gradients(max(least - each * len(few), 0), each)
+        return _Gradients(more, least / len(some))
+    each = max(seconds(some, small) - least, 0) / (len(some) - len(few))
+    return _Gradients(max(least - each * len(few) + more, 0), each)
+
+
+def _with_references(metric: GradientMetric, count: int) -> GradientMetric:
+    """The same metric with fewer reference records, if it has any."""
+    if "reference" not in getattr(metric, "__dataclass_fields__", {}):
+        return metric
+    fewer: GradientMetric = replace(metric, reference=count)  # type: ignore[type-var]
+    return fewer
+
+
+def _references(metrics: Iterable[GradientMetric], among: int) -> int:
+    """How many reference records a model is asked at for all the metrics together."""
+    seen = {
+        one.observation: min(among if one.reference is None else one.reference, among)
+        for one in metrics
+    }
+    return sum(seen.values())
 
 
 def _warm(run: Callable[[], object]) -> float:
