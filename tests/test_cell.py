@@ -125,3 +125,10 @@ def test_predictions_are_kept_with_membership_for_validation_alone(world, tmp_pa
     np.savez(path, train=predictions)  # as an older version wrote it
     with pytest.raises(InputError, match="cannot be read as predictions"):
         read_validation(path)
+
+
+def test_predictions_that_are_no_numbers_are_refused(tmp_path):
+    path = tmp_path / "predictions.npz"
+    np.savez(path, train=np.array([["a", "b"]]), train_solution=np.array([[True, False]]))
+    with pytest.raises(InputError, match=r"predictions\.npz: train must be an array of real"):
+        read_validation(path)
