@@ -63,7 +63,7 @@ class Conformal(_ByTarget):
     """−p, p = (1 + #{known non-members j: A(j) ≥ A(x)}) / (1 + n): conformal p-values.
 
     Each target has its own threshold, and a false positive rate that holds for it (Vovk et al.
-    2005, 2.2), as far as its challenge points are like its known non-members.
+    2005, §2.2), as far as its challenge points are like its known non-members.
 
     Args:
         base: formula that gives A.

@@ -74,7 +74,7 @@ def offset(
 
     The winner's three are w = ½, k = 0 (formula 0), w = 1, k = 0 (formula 1), and w = ``counts``,
     k = 1 with σ over all (formula 2); w = 0, k = 0 is difficulty calibration (Watson et al. 2022,
-    arXiv 2111.08440, 3).
+    arXiv 2111.08440, §3).
 
     Args:
         score: and the three that follow, as above.
@@ -356,7 +356,7 @@ def _check_probability(score: Floats) -> None:
 def attack_r(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> tuple[Floats, Mask]:  # noqa: ARG001
     """Share of the out models whose score at the point is at most the target's.
 
-    Attack-R (Ye et al. 2022, arXiv 2111.09679, 4.3). It has n_O + 1 levels; where there is no
+    Attack-R (Ye et al. 2022, arXiv 2111.09679, §4.3). It has n_O + 1 levels; where there is no
     out model it is ½, and counts as falling back.
     """
     count = np.count_nonzero(is_out, axis=-2)

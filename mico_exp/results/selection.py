@@ -1,7 +1,7 @@
 """Which cell of the grid is chosen in each scenario, by its validation predictions alone.
 
 A rule sees the cells in the order of the options. `highest` is the competition's; `within_one_se`
-takes the simplest cell that is not clearly worse (Breiman et al. 1984, 3.4.3).
+takes the simplest cell that is not clearly worse (Breiman et al. 1984, §3.4.3).
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """How sure the figures are: a bootstrap over models, the same for all cells, and nested choices.
 
 The points of one model share the randomness of its training, so models are drawn, never points
-(the cluster bootstrap; Davison & Hinkley 1997, 3.8). A draw is a row of weights, how often each
+(the cluster bootstrap; Davison & Hinkley 1997, §3.8). A draw is a row of weights, how often each
 model is in it; an interval holds the middle 95 % of the draws' figures (the percentile method).
 
 Axes: R draws, T models, P points of a model, K distinct scores, C cells.

@@ -130,7 +130,7 @@ def logit_signal(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
 
 
 class GradNorm(GradientMetric):
-    """−‖∇_θ CE‖ over all layers (Nasr et al. 2019, arXiv 1812.00910, III)."""
+    """−‖∇_θ CE‖ over all layers (Nasr et al. 2019, arXiv 1812.00910, §III)."""
 
     def score(self, view: View, prepared: None) -> Tensor:  # noqa: ARG002
         """Negated norm (P,) of each point's gradient."""

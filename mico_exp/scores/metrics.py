@@ -21,7 +21,7 @@ TINY = 1e-30  # sums of exponentials above it have all digits of a float32
 
 
 def scaled_logit(logits: Tensor, labels: Tensor) -> Tensor:
-    """φ = log(p_y / (1 − p_y)) in float64 (Carlini et al. 2022, arXiv 2112.03570 V).
+    """φ = log(p_y / (1 − p_y)) in float64 (Carlini et al. 2022, arXiv 2112.03570 §V).
 
     The true class is left out of the sum, and not subtracted from it: no digits cancel. The
     exponentials keep the logits' precision, which costs φ its last digits only, whatever it is.
@@ -64,14 +64,14 @@ def confidence(phi: Tensor) -> Tensor:
 
 @OfScaledLogit
 def logit(phi: Tensor) -> Tensor:
-    """φ itself, log(p_y / (1 − p_y)), exactly (Carlini et al. 2022, arXiv 2112.03570 V)."""
+    """φ itself, log(p_y / (1 − p_y)), exactly (Carlini et al. 2022, arXiv 2112.03570 §V)."""
     return phi
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """z_y − max_{c≠y} z_c in float64, which is φ for two classes.
 
-    How far the true class is ahead (Carlini et al. 2022, arXiv 2112.03570 V, compare it).
+    How far the true class is ahead (Carlini et al. 2022, arXiv 2112.03570 §V, compare it).
     """
     index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
     others = logits.scatter(-1, index, -torch.inf).amax(dim=-1)
@@ -81,7 +81,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 def entropy(logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001
     """Σ_c p_c·log p_c, negated entropy, which knows no label.
 
-    Salem et al. 2019, arXiv 1806.01246, V.
+    Salem et al. 2019, arXiv 1806.01246, §V.
     """
     log_p = logits.double().log_softmax(dim=-1)
     return (log_p.exp() * log_p).sum(dim=-1)
