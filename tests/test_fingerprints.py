@@ -243,13 +243,13 @@ def times(factor):
 
 
 class Slotted:
-    __slots__ = ("temperature",)
+    __slots__ = ("__hidden", "nothing")
 
     def __init__(self, temperature):
-        self.temperature = temperature
+        self.__hidden = temperature
 
     def __call__(self, logits, labels):
-        return metrics.loss(logits / self.temperature, labels)
+        return metrics.loss(logits / self.__hidden, labels)
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -19,6 +20,7 @@ from types import (
     CodeType,
     FunctionType,
     GenericAlias,
+    MemberDescriptorType,
     MethodType,
     ModuleType,
 )
@@ -181,20 +183,24 @@ def _state(target: Any) -> dict[str, Any]:
         if key != "__doc__" and not isinstance(getattr(type(target), key, None), kept)
     }
     for one in type(target).__mro__:
-        named = vars(one).get("__slots__", ())
-        for key in (named,) if isinstance(named, str) else tuple(named):
-            if hasattr(target, key) and not key.startswith("__"):
-                found[key] = getattr(target, key)
+        for key, slot in vars(one).items() if "__slots__" in vars(one) else ():
+            if isinstance(slot, MemberDescriptorType):
+                with contextlib.suppress(AttributeError):  # nothing is in it
+                    found[f"{one.__qualname__}.{key}"] = slot.__get__(target)
     return found
 
 
 def _unwrapped(target: Any) -> Any:
     """What installed wrappers hide, as `functools.cache`; a wrapper of one's own is code."""
-    while hasattr(target, "__wrapped__") and not isinstance(target, type):
-        if isinstance(target, FunctionType) and _is_own(_module(target)):
-            break
-        target = target.__wrapped__
-    return target
+    if not callable(target):
+        return target
+    return inspect.unwrap(target, stop=_is_code)
+
+
+def _is_code(target: Any) -> bool:
+    return isinstance(target, type) or (
+        isinstance(target, FunctionType) and _is_own(_module(target))
+    )
 
 
 def _module(target: FunctionType | type) -> str | None:
