@@ -12,10 +12,7 @@ either side: `calibration` lets one side stand in for the other where there are 
 is marked by `sees_gaps` sees the models as they are, n_I and n_O of them, either of which may be
 0; it returns its scores together with (…, P) True where it had to do with less than it wants.
 
-Variances that are pooled are so over the P points of one target, each point centred on its own
-mean first, so that the spread between points does not count. Where all shadow models agree there
-is no scale, and what divides by it gives 0: neither member-like nor not. One small file in
-``conf/formula`` makes a formula a choice.
+What is common to them is in `sides`. One small file in ``conf/formula`` makes a formula a choice.
 """
 
 from collections.abc import Callable
@@ -27,12 +24,12 @@ from scipy.special import log_ndtr
 from mico_exp.attacks.sides import (
     PRIOR_SCORES,
     Side,
-    _check_prior,
-    _check_variance,
-    _own_variance,
+    check_prior,
+    check_variance,
     divide,
     gap_of,
     means,
+    own_variance,
     pooled_variance,
     predictive,
     share_below,
@@ -156,8 +153,8 @@ def lira_online(
     Raises:
         InputError: an argument is outside its range.
     """
-    _check_variance(variance)
-    _check_prior(kappa, nu)
+    check_variance(variance)
+    check_prior(kappa, nu)
     return log_ratio(score, side(shadow, is_in), side(shadow, is_out), variance, kappa, nu)
 
 
@@ -181,7 +178,7 @@ def log_ratio(
     found, fell_back = np.zeros(score.shape), missing
     for sign, mean, one in ((1, above, inside), (-1, below, outside)):
         own = pooled_variance(one)
-        spread, few = _own_variance(one, np.where(own > 0, own, pooled), variance)
+        spread, few = own_variance(one, np.where(own > 0, own, pooled), variance)
         found += sign * _log_normal(score, mean, spread)
         fell_back = fell_back | few
     return found, fell_back
@@ -208,8 +205,8 @@ def lira_offline(
     Raises:
         InputError: an argument is outside its range.
     """
-    _check_variance(variance)
-    _check_prior(kappa, nu)
+    check_variance(variance)
+    check_prior(kappa, nu)
     inside, outside = side(shadow, is_in), side(shadow, is_out)
     gap = gap_of(inside, outside)
     above, below = means(inside, outside, gap.value)
@@ -219,7 +216,7 @@ def lira_offline(
     if variance == "bayesian":
         t = predictive(outside, above - gap.mean, pooled, kappa, nu)
         return log_ndtr(divide(score - t.location, t.scale)), missing
-    spread, few = _own_variance(outside, pooled, variance)
+    spread, few = own_variance(outside, pooled, variance)
     return log_ndtr(divide(score - below, np.sqrt(spread))), missing | few
 
 

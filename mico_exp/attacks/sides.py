@@ -124,12 +124,13 @@ def means(inside: Side, outside: Side, gap: Floats) -> tuple[Floats, Floats]:
     return above, below
 
 
-def _check_variance(variance: str) -> None:
+def check_variance(variance: str) -> None:
+    """Refuse what is no way to take a variance."""
     if variance not in VARIANCES:
         raise InputError(f"`variance` must be one of {', '.join(VARIANCES)}, got {variance}.")
 
 
-def _own_variance(one: Side, pooled: Floats, variance: str) -> tuple[Floats, Mask]:
+def own_variance(one: Side, pooled: Floats, variance: str) -> tuple[Floats, Mask]:
     """Variance of a side, and where the pooled one had to serve for it."""
     if variance == "pooled":
         return np.broadcast_to(pooled, one.mean.shape), np.zeros(one.mean.shape, dtype=bool)
@@ -170,7 +171,8 @@ def predictive(one: Side, mean: Floats, pooled: Floats, kappa: float, nu: float)
     return Student(2 * alpha, location, np.sqrt(beta * (kappa_n + 1) / (alpha * kappa_n)))
 
 
-def _check_prior(kappa: float, nu: float) -> None:
+def check_prior(kappa: float, nu: float) -> None:
+    """Refuse a prior that is worth no score."""
     for name, value in (("kappa", kappa), ("nu", nu)):
         if not (isinstance(value, (int, float)) and 0 < value < np.inf):
             raise InputError(f"`{name}` must be above 0, got {value}.")

@@ -26,11 +26,6 @@ log = logging.getLogger(__name__)
 Inputs = Tensor | Mapping[str, Tensor]
 
 
-def records_key(records: "Records") -> str:
-    """Hash of the records and of the code that gives them as inputs."""
-    return digest(records.fingerprint, definition(type(records)))
-
-
 class Records(Protocol):
     """What every data set offers, on the CPU; `mico_exp.scores.soundness` checks it.
 
@@ -51,6 +46,11 @@ class Records(Protocol):
 
     def sizes(self, indices: Indices) -> Indices:
         """How large the inputs of the records at `indices` (B,) are: tokens of a sentence, or 1."""
+
+
+def records_key(records: Records) -> str:
+    """Hash of the records and of the code that gives them as inputs."""
+    return digest(records.fingerprint, definition(type(records)))
 
 
 def inputs_at(records: Records, indices: Tensor) -> Inputs:

@@ -1,12 +1,8 @@
-"""The competition's protocol: seeds to index arrays, and the tree of model folders on disk.
+"""The competition's protocol: three seeds to the index arrays of one model.
 
-A *scenario* such as ``digits_inf`` has up to three *phases* (train, dev, final), each a list of
-models in the order of their numbers. Every model has 2m *challenge points*, half of them members
-of its training set. What is known of a model lies in its folder; the truth of dev and final
-models lies apart (`read_truth`) and is read by scoring alone.
+Every model has 2m *challenge points*, half of them members of its training set.
 
-Axes: T target models, S train (shadow) models, P = 2m challenge points of one model, U unique
-challenge points of a scenario, N records of the data set.
+Axes: P = 2m challenge points of one model, N records of the data set.
 """
 
 from dataclasses import dataclass

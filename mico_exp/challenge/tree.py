@@ -1,5 +1,7 @@
 """The competition's tree: scenarios, and each model's folder with what is known of it.
 
+A *scenario* such as ``digits_inf`` has up to three *phases* (train, dev, final), each a list of
+models in the order of their numbers.
 What is known of a model lies in its folder; the truth of dev and final models lies apart
 (`read_truth`) and is read by scoring alone.
 

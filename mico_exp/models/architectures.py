@@ -1,4 +1,4 @@
-"""The model architectures, loading one from disk, and running many as one.
+"""The model architectures, and running many models of one as one.
 
 Axes: M models, P points, F features, C classes.
 """
