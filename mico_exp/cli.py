@@ -26,18 +26,16 @@ class CommandError(CompactHydraException):
     """An `InputError` in the form that Hydra prints as one line."""
 
 
-def launch(name: str, words: str | None = None) -> None:
-    """Run ``mico_exp.commands.<name>`` over ``conf/<name>.yaml`` and the arguments given.
-
-    The command that attacks has ``conf/config.yaml``.
+def launch(name: str, config: str | None = None, words: str | None = None) -> None:
+    """Run ``mico_exp.commands.<name>`` over ``conf/<config>.yaml`` and the arguments given.
 
     Args:
         name: of the command.
+        config: the command's own name if None.
         words: key that a word which is no override stands for: ``list`` is ``action=list``.
     """
     sys.argv[1:] = _arranged(sys.argv[1:], words)
-    config = "config" if name == "attack" else name
-    app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config)
+    app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config or name)
     end_on_signals()
     gc.set_threshold(50_000, 20, 50)  # a million imported objects stay: looking less saves 0.6 s
 

@@ -23,6 +23,7 @@ from mico_exp.common.errors import InputError, first_line, printable
 from mico_exp.common.fingerprints import digest
 from mico_exp.config import variants
 from mico_exp.config.compose import make
+from mico_exp.config.moved import check_places
 from mico_exp.config.typed import quote_choices
 from mico_exp.scores.inference import GRADIENTS, LOGITS, Metric, family_of
 
@@ -307,7 +308,9 @@ def _function(group: str, name: str) -> Any:
 
 
 def _plain(option: Any) -> Any:
-    return OmegaConf.to_container(option, resolve=True)
+    plain = OmegaConf.to_container(option, resolve=True)
+    check_places(plain)
+    return plain
 
 
 def code(cfg: DictConfig, group: str) -> str:

@@ -13,7 +13,6 @@ from hydra.utils import get_object
 
 from mico_exp.common.errors import InputError, printable
 from mico_exp.common.fingerprints import definition, digest
-from mico_exp.config.moved import check_places
 
 SCALARS = (str, int, float, bool, type(None))
 Function = Mapping[str, Any]  # `_target_` and its arguments, as an option file has them
@@ -21,7 +20,6 @@ Function = Mapping[str, Any]  # `_target_` and its arguments, as an option file 
 
 def leaves(function: Function, prefix: str = "") -> dict[str, Any]:
     """Arguments of a function by their dotted keys; a list is one value."""
-    check_places(function)
     found: dict[str, Any] = {}
     for key, value in function.items():
         if isinstance(value, Mapping):
