@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 from mico_exp.attacks.evidence import Evidence
 from mico_exp.attacks.learned import Stack
 from mico_exp.challenge.points import ChallengePoints
-from mico_exp.config import compose as choices
+from mico_exp.config import compose as config
 from mico_exp.config import options
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results.cell import calibrate_phases
@@ -64,10 +64,10 @@ def main() -> None:
 
 
 def measure(cfg: Any) -> None:
-    records = choices.records(cfg)
-    scenario = choices.scenario(cfg, records)
-    points = choices.points(scenario)
-    extraction = choices.extraction(cfg, scenario, points, records)
+    records = config.records(cfg)
+    scenario = config.scenario(cfg, records)
+    points = config.points(scenario)
+    extraction = config.extraction(cfg, scenario, points, records)
     metrics = options.all_metrics(disclosed=False)
     evaluator = Evaluator(Processor("cpu"))
     folders = [model.path for model in scenario.phases["train"][:MODELS]]
@@ -89,7 +89,7 @@ def measure(cfg: Any) -> None:
         told(name, [one / MODELS for one in found])
     for one in extraction.compute(metrics):
         print(f"{one.family}: {one.models} models in {one.seconds:.1f} s")
-    evidence = choices.evidence(extraction, records, metrics)
+    evidence = config.evidence(extraction, records, metrics)
     assert evidence is not None
     print("formulas, seconds for all phases: 200 targets x 200 points x 100 shadow models")
     for name in options.option_names("formula"):
@@ -97,7 +97,7 @@ def measure(cfg: Any) -> None:
         needs = option.get("needs") or ()
         if option.name != name or "disclosure" in needs:
             continue
-        formula = choices.make(option.function)
+        formula = config.make(option.function)
         held = evidence.scores if options.COMBINED in needs else ["confidence"]
         some = Evidence({key: evidence.scores[key] for key in held}, points, evidence.labels)
         slow = name in ("quantile", "stack", "stack_search")

@@ -37,7 +37,7 @@ from mico_exp.attacks.evidence import Evidence
 from mico_exp.challenge.tree import read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import digest
-from mico_exp.config import compose as choices
+from mico_exp.config import compose as config
 from mico_exp.config import options
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results.cell import (
@@ -163,19 +163,19 @@ def planned(case: Case, cells: Sequence[tuple[str, str]]) -> Iterator[tuple[str,
 
 @cache
 def made(formula: str) -> Any:
-    return choices.make(compose("config", overrides=[f"formula='{formula}'"]).formula.function)
+    return config.make(compose("config", overrides=[f"formula='{formula}'"]).formula.function)
 
 
 def look(cfg: Any) -> tuple[Evidence, dict[str, np.ndarray]]:
     """Build, extract every metric, and read the evidence and dev's and final's truth."""
-    records = choices.records(cfg)
-    scenario = choices.scenario(cfg, records)
-    extraction = choices.extraction(cfg, scenario, choices.points(scenario), records)
+    records = config.records(cfg)
+    scenario = config.scenario(cfg, records)
+    extraction = config.extraction(cfg, scenario, config.points(scenario), records)
     metrics = options.all_metrics(disclosed=cfg.scenario.disclose_training)
     extraction.compute(metrics)
-    evidence = choices.evidence(extraction, records, metrics)
+    evidence = config.evidence(extraction, records, metrics)
     assert evidence is not None
-    return evidence, read_truth(choices.root(cfg), scenario)
+    return evidence, read_truth(config.root(cfg), scenario)
 
 
 def narrowed(evidence: Evidence, some: Some, seed: int) -> Evidence:

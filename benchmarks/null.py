@@ -45,7 +45,7 @@ from mico_exp.challenge.tree import (
     truth_folder,
     write_solution,
 )
-from mico_exp.config import compose as choices
+from mico_exp.config import compose as config
 from mico_exp.config import options
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results.cell import PREDICTIONS_FILE, calibrate_phases, read_predictions
@@ -272,7 +272,7 @@ def attacks() -> dict[str, Any]:
         for name in options.option_names("formula"):
             option = compose("config", overrides=[f"formula='{name}'"]).formula
             if option.name == name and set(option.get("needs") or ()) <= {options.COMBINED}:
-                found[name] = choices.make(option.function)
+                found[name] = config.make(option.function)
     return found
 
 

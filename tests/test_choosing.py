@@ -20,6 +20,7 @@ from mico_exp.common.errors import InputError
 from mico_exp.common.identity import WORDS
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results import scoring
+from mico_exp.runs.cells_alike import candidate
 from mico_exp.runs.tracking import Tracker
 
 SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
@@ -275,6 +276,39 @@ def test_a_bad_run_is_left_out_and_named_and_the_best_one_stops_the_choice(world
     assert "selection.allow_unreadable=true" in str(got.value)
     chosen, _ = world.choose("selection.allow_unreadable=true")
     assert cells(chosen) == EVERY - {other, best}
+
+
+@pytest.mark.parametrize("rule", ["one_se", "auc_one_se"])
+def test_any_cell_that_a_rule_might_take_stops_the_choice(world, rule):
+    """Within a standard error of the best by the logged interval, or not."""
+    runs = world.runs()
+    figures = {name.removeprefix("inf/"): one.data.metrics for name, one in runs.items()}
+    key = "val/tpr_at_fpr_0.1"
+    best = max(figures.values(), key=lambda one: one[key])
+    least = best[key] - (best[f"{key}_high"] - best[f"{key}_low"]) / (2 * 1.96)
+    near = {name for name, one in figures.items() if one[key] >= least}
+    assert len(near) > 1
+    for name in sorted(EVERY):
+        world.write(world.path(world.cell(name)), None)
+        if name in near:
+            with pytest.raises(InputError, match=r"as it was logged, .* cannot be used: "):
+                world.choose(f"selection.rule={rule}")
+        else:
+            assert name not in cells(world.choose(f"selection.rule={rule}")[0])
+        world.undo.pop()()
+
+
+def test_a_figure_that_is_not_finite_is_none(world):
+    """NaN, that is: MLflow keeps infinity as the largest number."""
+    _, run_id = world.best()
+    world.client.log_metric(run_id, "extracted_models/other", np.nan)
+    run = next(one for one in finished_of(world) if one.id == run_id)
+    assert not np.isfinite(run.metrics["extracted_models/other"])
+    assert "extracted_models/other" not in candidate(run).figures
+
+
+def finished_of(world):
+    return Tracker("digits", world.folder, create=False).finished({"kind": "cell"})
 
 
 @pytest.mark.parametrize(

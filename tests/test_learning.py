@@ -267,3 +267,14 @@ def test_arguments_out_of_range(make, words):
 def test_a_quantile_takes_one_metric(world):
     with pytest.raises(InputError, match="One metric is needed, got strong, weak, noise"):
         QUANTILE(world[0])
+
+
+def test_a_quantile_of_a_metric_that_is_all_nan(world):
+    with pytest.raises(InputError, match="No metric has a finite score under any train model"):
+        QUANTILE(with_nan(only(world[0], "strong"), "strong"))
+
+
+def test_a_quantile_of_members_alone_teaches_nothing():
+    features = np.random.default_rng(0).normal(size=(100, 7))
+    predict = Quantile()._fit(features, np.ones(100, dtype=bool))
+    assert np.array_equal(predict(features[:5]), np.zeros(5))

@@ -19,8 +19,8 @@ from mico_exp.attacks.learned import Quantile, Stack, StackSearch
 from mico_exp.challenge.points import challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario, read_truth
-from mico_exp.config import compose as choices
 from mico_exp.config import options
+from mico_exp.config.compose import make
 from mico_exp.config.typed import OPTIONS
 from mico_exp.models.architectures import MLP, Architecture
 from mico_exp.models.building import build
@@ -84,7 +84,7 @@ def cells(scenario):
     for metric, formula, _ in options.sensible_cells(jobs, "skip"):
         if formula not in made:
             option = compose("config", overrides=[formula]).formula
-            made[formula] = option.name, choices.make(option.function)
+            made[formula] = option.name, make(option.function)
         yield metric.removeprefix("metric="), *made[formula]
 
 
