@@ -52,6 +52,8 @@ window.addEventListener("load", () => {
   const [scenario, names] = column("all-cells", "scenario");
   scenario.querySelector("button").click();
   found.names = [scenario.getAttribute("aria-sort"), tpr.getAttribute("aria-sort"), names()];
+  const choice = document.querySelector("#selection");
+  found.choice = [choice.scrollWidth, choice.parentElement.clientWidth];
   found.width = [document.documentElement.scrollWidth, window.innerWidth];
   found.background = getComputedStyle(document.body).backgroundColor;
   const pre = document.createElement("pre");
@@ -109,13 +111,19 @@ def test_it_says_what_the_selection_says(reported, page):
         found = selection["scenarios"][name]
         verdict = found["verdict"]
         row = re.search(rf'<tr><td class="text">{name}</td>.*?</tr>', page, flags=re.S)[0]
-        shown = re.findall(r"<td[^>]*>(.*?)</td>", row)
-        low, high = found["procedure_interval"]
-        assert shown[1:3] == [verdict["cell"], f"{verdict['tpr']:.4f}"]
-        assert shown[4:6] == [f"{found['procedure']:.4f}", f"{low:.3f} – {high:.3f}"]
+        cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+        shown = [re.sub(r"<[^>]*>", " ", cell).split(maxsplit=1) for cell in cells]
+        assert shown[1] == [verdict["cell"]]
         final = found["came_out"]["final"]
-        assert shown[-2] == f"{final['value']:.4f}"
-        assert shown[-1] == f"{final['low']:.3f} – {final['high']:.3f}"
+        for place, value, (low, high) in (
+            (2, verdict["tpr"], verdict["tpr_interval"]),
+            (3, found["procedure"], found["procedure_interval"]),
+            (-1, final["value"], (final["low"], final["high"])),
+        ):
+            assert [one.strip() for one in shown[place]] == [
+                f"{value:.4f}",
+                f"{low:.3f} – {high:.3f}",
+            ]
         assert selection["contents"][name] in page
         assert [one["cell"] for one in found["cells"]] == CELLS
     for command in re.findall(r"<pre>(.*?)</pre>", page, flags=re.S)[0].strip().splitlines():
@@ -147,8 +155,9 @@ def test_the_recorded_epsilon_stands_beside_the_options(built, tmp_path, recorde
 
 
 def test_in_a_browser(reported, page):
-    found, console = probe(reported[0], page)
+    found, console = probe(reported[0], page, width=1280)
     assert not console
+    assert found["choice"][0] <= found["choice"][1]  # needs no scroll bar
     assert len(found["images"]) == len(SCENARIOS) + 2
     for complete, width, alt in found["images"]:
         assert complete
