@@ -26,6 +26,7 @@ from mico_exp.attacks.learned import Stack
 from mico_exp.challenge.points import ChallengePoints
 from mico_exp.config import compose as config
 from mico_exp.config import options
+from mico_exp.config.making import make
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results.cell import calibrate_phases
 from mico_exp.scores.inference import GRADIENTS, Evaluator, Processor, family_of
@@ -64,10 +65,10 @@ def main() -> None:
 
 
 def measure(cfg: Any) -> None:
-    records = config.records(cfg)
-    scenario = config.scenario(cfg, records)
-    points = config.points(scenario)
-    extraction = config.extraction(cfg, scenario, points, records)
+    setup = config.setup(cfg)
+    setup.build()
+    records, scenario, points = setup.records, setup.found, setup.points
+    extraction = setup.extraction
     metrics = options.all_metrics(disclosed=False)
     evaluator = Evaluator(Processor("cpu"))
     folders = [model.path for model in scenario.phases["train"][:MODELS]]
@@ -89,7 +90,7 @@ def measure(cfg: Any) -> None:
         told(name, [one / MODELS for one in found])
     for one in extraction.compute(metrics):
         print(f"{one.family}: {one.models} models in {one.seconds:.1f} s")
-    evidence = config.evidence(extraction, records, metrics)
+    evidence = setup.evidence(metrics)
     assert evidence is not None
     print("formulas, seconds for all phases: 200 targets x 200 points x 100 shadow models")
     for name in options.option_names("formula"):
@@ -97,7 +98,7 @@ def measure(cfg: Any) -> None:
         needs = option.get("needs") or ()
         if option.name != name or "disclosure" in needs:
             continue
-        formula = config.make(option.function)
+        formula = make(option.function)
         held = evidence.scores if options.COMBINED in needs else ["confidence"]
         some = Evidence({key: evidence.scores[key] for key in held}, points, evidence.labels)
         slow = name in ("quantile", "stack", "stack_search")

@@ -39,6 +39,7 @@ from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import digest
 from mico_exp.config import compose as config
 from mico_exp.config import options
+from mico_exp.config.making import make
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results.cell import (
     calibrate_phases,
@@ -163,19 +164,18 @@ def planned(case: Case, cells: Sequence[tuple[str, str]]) -> Iterator[tuple[str,
 
 @cache
 def made(formula: str) -> Any:
-    return config.make(compose("config", overrides=[f"formula='{formula}'"]).formula.function)
+    return make(compose("config", overrides=[f"formula='{formula}'"]).formula.function)
 
 
 def look(cfg: Any) -> tuple[Evidence, dict[str, np.ndarray]]:
     """Build, extract every metric, and read the evidence and dev's and final's truth."""
-    records = config.records(cfg)
-    scenario = config.scenario(cfg, records)
-    extraction = config.extraction(cfg, scenario, config.points(scenario), records)
-    metrics = options.all_metrics(disclosed=cfg.scenario.disclose_training)
-    extraction.compute(metrics)
-    evidence = config.evidence(extraction, records, metrics)
+    setup = config.setup(cfg)
+    setup.build()
+    metrics = options.all_metrics(disclosed=setup.discloses)
+    setup.extraction.compute(metrics)
+    evidence = setup.evidence(metrics)
     assert evidence is not None
-    return evidence, read_truth(config.root(cfg), scenario)
+    return evidence, read_truth(setup.root, setup.found)
 
 
 def narrowed(evidence: Evidence, some: Some, seed: int) -> Evidence:

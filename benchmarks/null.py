@@ -45,13 +45,14 @@ from mico_exp.challenge.tree import (
     truth_folder,
     write_solution,
 )
-from mico_exp.config import compose as config
 from mico_exp.config import options
+from mico_exp.config.making import make
 from mico_exp.config.typed import OPTIONS
-from mico_exp.results.cell import PREDICTIONS_FILE, calibrate_phases, read_predictions
+from mico_exp.results.cell import calibrate_phases, read_predictions
 from mico_exp.results.scoring import RANKING_FPR, roc
 from mico_exp.results.selection import RULES
-from mico_exp.runs.cells_alike import cell_of
+from mico_exp.runs.cells_alike import cells
+from mico_exp.runs.record import PREDICTIONS, cells_of
 from mico_exp.runs.tracking import Tracker
 from mico_exp.scores.table import Scores
 
@@ -228,13 +229,13 @@ def _of_cells(folder: Path, design: str, scenario: Scenario) -> Iterator[Figure]
     points = challenge_points(scenario).of_phase
     chance = {phase: Chance(solution, points[phase]) for phase, solution in truth.items()}
     tracker = Tracker("digits", folder, create=False)
-    for run in tracker.finished({"kind": "cell"}):
+    for run, record in cells(tracker.finished(cells_of("digits"))):
         with tempfile.TemporaryDirectory() as temporary:
-            path = tracker.artifact(run.id, PREDICTIONS_FILE, Path(temporary))
+            path = tracker.artifact(run.id, PREDICTIONS, Path(temporary))
             predictions = read_predictions(path)
         for phase, rows in predictions.items():
             for name, z in chance[phase].deviations(rows).items():
-                yield Figure(z, design, cell_of(run), phase, name)
+                yield Figure(z, design, record.cell, phase, name)
 
 
 def _of_choice(folder: Path, design: str, scenario: Scenario, rule: str) -> Figure:
@@ -272,7 +273,7 @@ def attacks() -> dict[str, Any]:
         for name in options.option_names("formula"):
             option = compose("config", overrides=[f"formula='{name}'"]).formula
             if option.name == name and set(option.get("needs") or ()) <= {options.COMBINED}:
-                found[name] = config.make(option.function)
+                found[name] = make(option.function)
     return found
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mico_exp.results.cell import PREDICTIONS_FILE, write_predictions
+from mico_exp.results.cell import write_predictions
 from mico_exp.results.plots import PHASE_STYLE, Curve, roc_figure, scores_figure
 from mico_exp.results.scoring import RANKING_FPR, roc
 from mico_exp.results.statistics import intervals
-from mico_exp.runs.cells_alike import candidate, judge
+from mico_exp.runs.cells_alike import candidate, cells, judge
+from mico_exp.runs.record import PREDICTIONS, CellRecord, cells_of
 from mico_exp.runs.tracking import Tracker
 
 MODELS, POINTS, CELLS, REPEATS = 100, 200, 300, 5
@@ -61,15 +62,15 @@ def draw_run(folder: Path, truth, predictions, out_models) -> None:
 def log_cells(tracker: Tracker, random) -> None:
     for i in range(CELLS):
         truth, predictions = made(random)
-        with tracker.run(f"inf/metric{i}/0", {"kind": "cell"}) as run:
-            run.params |= {"dataset": "digits", "scenario": "inf"}
-            run.params |= {"metric": f"metric{i}", "formula": "0"}
-            write_predictions(run.artifacts / PREDICTIONS_FILE, {"train": predictions}, truth)
+        record = CellRecord("digits", "digits", "inf", f"metric{i}", "0")
+        with tracker.run(record.name, record.to_run().tags) as run:
+            run.note(record.to_run())
+            write_predictions(run.artifacts / PREDICTIONS, {"train": predictions}, truth)
 
 
 def choose(tracker: Tracker) -> None:
-    cells = [candidate(run) for run in tracker.finished({"kind": "cell"})]
-    assert len(judge(tracker, cells).cells) == CELLS
+    found = list(map(candidate, cells(tracker.finished(cells_of("digits")))))
+    assert len(judge(tracker, found).cells) == CELLS
 
 
 def report(folder: Path) -> list[float]:

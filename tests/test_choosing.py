@@ -18,9 +18,11 @@ from mlflow import MlflowClient
 from mico_exp.commands.choosing import choice_identity, choose, find_scenarios
 from mico_exp.common.errors import InputError
 from mico_exp.common.identity import WORDS
+from mico_exp.config.compose import choosing
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results import scoring
 from mico_exp.runs.cells_alike import candidate
+from mico_exp.runs.cells_alike import cells as read
 from mico_exp.runs.tracking import Tracker
 
 SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
@@ -103,8 +105,11 @@ class World:
     def choose(self, *overrides):
         cfg = composed(self.folder, overrides)
         HydraConfig.instance().set_config(cfg)
-        chosen = choose(cfg, Tracker("digits", self.folder, create=False), find_scenarios(cfg))
-        return chosen[NAME], choice_identity(cfg, chosen)
+        how = choosing(cfg, self.folder)
+        scenarios = find_scenarios(how.challenge, how.selection)
+        tracker = Tracker("digits", self.folder, create=False)
+        chosen = choose(how.challenge, how.selection, tracker, scenarios)
+        return chosen[NAME], choice_identity(how.selection, chosen)
 
 
 @cache
@@ -304,7 +309,8 @@ def test_a_figure_that_is_not_finite_is_none(world):
     world.client.log_metric(run_id, "extracted_models/other", np.nan)
     run = next(one for one in finished_of(world) if one.id == run_id)
     assert not np.isfinite(run.metrics["extracted_models/other"])
-    assert "extracted_models/other" not in candidate(run).figures
+    (cell,) = read([run])
+    assert "extracted_models/other" not in candidate(cell).figures
 
 
 def finished_of(world):

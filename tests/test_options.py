@@ -95,6 +95,16 @@ def test_disclosure_makes_the_difference(composed):
     assert options.sensible_cells(grid, "skip") == [grid[2]]
 
 
+def metrics_of(cfg):
+    """Metrics of the cell that is chosen."""
+    metric = options.choice(cfg, "metric")
+    return options.metrics_of(metric, cfg.scenario.name, cfg.scenario.disclose_training)
+
+
+def code(cfg, group):
+    return options.code(options.choice(cfg, group), metrics_of(cfg))
+
+
 def test_all_metrics_of_a_scenario(composed):
     composed()
     every = options.all_metrics(disclosed=False)
@@ -103,17 +113,17 @@ def test_all_metrics_of_a_scenario(composed):
     told = options.all_metrics(disclosed=True)
     assert told.keys() - every.keys() == {"kfac_disclosed"}
     cfg = composed("metric=all", "formula=stack")
-    assert list(options.metrics_of_cell(cfg)) == list(every)
+    assert list(metrics_of(cfg)) == list(every)
     cfg = composed("metric=all", "formula=stack", "metrics=[loss,kfac]")
-    assert list(options.metrics_of_cell(cfg)) == ["loss", "kfac"]
+    assert list(metrics_of(cfg)) == ["loss", "kfac"]
 
 
 def test_metrics_that_a_scenario_refuses_are_not_left_out_silently(composed):
     told = "metrics=[loss,kfac_disclosed]"
     with pytest.raises(InputError, match="`metrics` names kfac_disclosed: it needs disclosed"):
-        options.metrics_of_cell(composed("metric=all", "formula=stack", told))
+        metrics_of(composed("metric=all", "formula=stack", told))
     cfg = composed("metric=all", "formula=stack", told, "scenario=ddp")
-    assert list(options.metrics_of_cell(cfg)) == ["loss", "kfac_disclosed"]
+    assert list(metrics_of(cfg)) == ["loss", "kfac_disclosed"]
     with pytest.raises(InputError, match="`metrics` must name at least one"):
         options.extracted_metrics(composed("metrics=null"))
     cfg = composed("metrics=gradients")
@@ -122,16 +132,16 @@ def test_metrics_that_a_scenario_refuses_are_not_left_out_silently(composed):
 
 def test_labels_tell_what_was_changed(composed):
     cfg = composed("metric=kfac", "metric.function.damping=0.5", "formula=rmia_offline")
-    assert options.label(cfg, "metric") == "kfac[damping=0.5]"
-    assert options.label(cfg, "formula") == "rmia_offline"
+    assert options.choice(cfg, "metric").label == "kfac[damping=0.5]"
+    assert options.choice(cfg, "formula").label == "rmia_offline"
     cfg = composed("metric=confidence", "formula=rmia_offline", "formula.function.a=0.5")
-    assert options.label(cfg, "formula") == "rmia_offline[a=0.5]"
-    assert options.changes(cfg, "formula") == ["formula.function.a=0.5"]
+    assert options.choice(cfg, "formula").label == "rmia_offline[a=0.5]"
+    assert options.choice(cfg, "formula").changes == ["formula.function.a=0.5"]
     cfg = composed("metric=loss", "formula=conformal", "formula.function.base.w=1.0")
-    assert options.label(cfg, "formula") == "conformal[base.w=1.0]"
+    assert options.choice(cfg, "formula").label == "conformal[base.w=1.0]"
     cfg = composed("metric=all", "formula=stack", "metrics=[loss,logit]")
-    assert options.label(cfg, "metric") == "all[metrics=[loss,logit]]"
-    assert options.label(composed("formula=midpoint"), "formula") == "0"
+    assert options.choice(cfg, "metric").label == "all[metrics=[loss,logit]]"
+    assert options.choice(composed("formula=midpoint"), "formula").label == "0"
 
 
 def test_the_present_code_of_what_was_run(composed):
@@ -146,22 +156,22 @@ def test_the_present_code_of_what_was_run(composed):
     ):
         cfg = composed(*overrides)
         for group in ("metric", "formula"):
-            name = options.label(cfg, group).partition("[")[0]
-            changed = tuple(options.changes(cfg, group))
-            assert options.code(cfg, group) == options.present_code(group, name, changed)
+            name = options.choice(cfg, group).label.partition("[")[0]
+            changed = tuple(options.choice(cfg, group).changes)
+            assert code(cfg, group) == options.present_code(group, name, changed)
             if changed:
-                assert options.code(cfg, group) != options.present_code(group, name)
+                assert code(cfg, group) != options.present_code(group, name)
     with pytest.raises(InputError, match="there is no metric=gone here"):
         options.present_code("metric", "gone")
 
 
 def test_two_formulas_of_one_function_are_two_experiments(composed):
     codes = {
-        name: options.code(composed(f"formula='{name}'"), "formula")
+        name: code(composed(f"formula='{name}'"), "formula")
         for name in ("0", "1", "2", "watson", "lira_online", "lira_online_pooled")
     }
     assert len(set(codes.values())) == len(codes)
-    assert options.code(composed("formula=midpoint"), "formula") == codes["0"]
+    assert code(composed("formula=midpoint"), "formula") == codes["0"]
 
 
 SMALL = [

@@ -138,11 +138,11 @@ def test_it_says_what_the_selection_says(reported, page):
 @pytest.mark.parametrize(
     ("recorded", "epsilon", "shown"),
     [
-        ("", "None", "none"),
-        ("", "10.0", "DP-SGD, ε = 10"),
-        ("3.9922", "4.0", "DP-SGD, ε = 4 (recorded: 3.9922)"),
-        ("0.5", "10.0", "DP-SGD, ε = 10 (recorded: 0.5–8, which differs)"),
-        ("4", "None", "none (recorded: 4–8, which differs)"),
+        ("", None, "none"),
+        ("", 10.0, "DP-SGD, ε = 10"),
+        ("3.9922", 4.0, "DP-SGD, ε = 4 (recorded: 3.9922)"),
+        ("0.5", 10.0, "DP-SGD, ε = 10 (recorded: 0.5–8, which differs)"),
+        ("4", None, "none (recorded: 4–8, which differs)"),
     ],
 )
 def test_the_recorded_epsilon_stands_beside_the_options(built, tmp_path, recorded, epsilon, shown):

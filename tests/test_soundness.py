@@ -16,7 +16,7 @@ from mico_exp.challenge.datasets import Bits, Features, Images, Sentences
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.errors import InputError, MetricError
-from mico_exp.config import compose
+from mico_exp.config.setup import Source
 from mico_exp.models import architectures
 from mico_exp.models.architectures import MLP, Alone, Architecture, bare, can_stack
 from mico_exp.models.building import untrained
@@ -232,9 +232,8 @@ def test_only_records_that_are_asked_for_are_looked_at():
 
 def test_records_are_checked_when_they_are_loaded():
     option = {"_target_": f"{__name__}.column_of_labels"}
-    cfg = OmegaConf.create({"dataset": {"records": option}})
     with pytest.raises(InputError, match=r"^`dataset\.records`: `labels` must be a tensor \(N,\)"):
-        compose.records(cfg)
+        assert Source("own", OmegaConf.to_yaml(OmegaConf.create(option)), None).records
 
 
 def column_of_labels():

@@ -3,186 +3,152 @@
 ``python -m mico_exp metric=loss,confidence formula=0,1,2 -m`` sweeps the three scenarios too.
 """
 
-import json
 import logging
-import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-    from mico_exp.challenge.datasets import Records
-    from mico_exp.challenge.tree import Scenario
-    from mico_exp.results.cell import Result
-    from mico_exp.runs.tracking import Run
-    from mico_exp.scores.extraction import Extraction, Pass
-    from mico_exp.scores.inference import Metric
+from mico_exp.challenge.tree import read_truth
+from mico_exp.common.errors import InputError, MetricError
+from mico_exp.common.terminal import warn_once
+from mico_exp.config import compose, options
+from mico_exp.config.compose import Cell
+from mico_exp.results.cell import Result, evaluate, write_predictions
+from mico_exp.results.plots import PHASE_STYLE, Curve, roc_figure, scores_figure
+from mico_exp.results.scoring import RANKING_FPR
+from mico_exp.runs.record import (
+    CONFIGURATION,
+    PREDICTIONS,
+    ROC_PLOT,
+    SCORES_PLOT,
+    VALIDATED_AUC,
+    VALIDATED_TPR,
+    CellRecord,
+)
+from mico_exp.runs.tracking import Run, Tracker
+from mico_exp.scores.estimate import check_epsilon
+from mico_exp.scores.extraction import Extraction, Pass
+from mico_exp.scores.inference import Metric
 
 log = logging.getLogger("mico_exp")
 
 
-def command(cfg: "DictConfig") -> float:
+def command(cfg: DictConfig) -> float:
     """Run one cell, as one MLflow run; gives its validation TPR@0.1FPR to Hydra's sweeper."""
-    from hydra.core.hydra_config import HydraConfig
-
-    # what is heavy is imported once a command runs
-    from mico_exp.config import compose, options
-    from mico_exp.runs import provenance
-    from mico_exp.runs.tracking import Tracker
-
     started = time.perf_counter()
-    tracker = Tracker(cfg.challenge, Path.cwd())
-    # In a challenge of several data sets the scenario alone does not tell them apart.
-    scenario_label = cfg.scenario.name
-    if cfg.challenge != cfg.dataset.name:
-        scenario_label = compose.scenario_name(cfg)
     options.check_cell(cfg)
-    cell = f"{scenario_label}/{options.label(cfg, 'metric')}/{options.label(cfg, 'formula')}"
-    tags = {
-        "kind": "cell",
-        "challenge": cfg.challenge,
-        "code_version": provenance.code_version(),
-        "versions": provenance.versions(),
-        "overrides": shlex.join(HydraConfig.get().overrides.task),
-        "sweep": cfg.sweep or HydraConfig.get().runtime.output_dir,
-    }
-    with tracker.run(cell, tags) as run:
-        _log_choices(cfg, run)
-        plots = compose.plots(cfg)
-        compose.workers(cfg)  # what is wrong with them is said before anything is read or built
-        options.named_metrics(cfg)
-        compose.privacy(cfg)
-        records = compose.records(cfg)
-        scenario = compose.scenario(cfg, records)
-        _log_epsilon(cfg, scenario, run)
-        result = _evaluate(cfg, records, scenario, run)
-        _log_result(result, run)
-        if plots:
-            _log_figures(cfg, scenario, result, run)
-        run.metrics["seconds"] = time.perf_counter() - started
+    metric, formula = options.choice(cfg, "metric"), options.choice(cfg, "formula")
+    record = compose.record(cfg, metric, formula)
+    with Tracker(record.challenge, Path.cwd()).run(record.name, record.to_run().tags) as run:
+        run.note(record.to_run())
+        _write_configuration(cfg, run)
+        result = _attack(compose.cell(cfg, metric, formula), record, run)
+        seconds = time.perf_counter() - started
+        run.note(replace(record, seconds=seconds).to_run())
+    tpr, auc = result.figures[VALIDATED_TPR], result.figures[VALIDATED_AUC]
     log.info(
         "%s  %s: validation TPR@0.1FPR %.4f, AUC %.4f  (%.1f s)",
-        cfg.challenge,
-        cell,
-        result.figures["val/tpr_at_fpr_0.1"],
-        result.figures["val/auc"],
+        record.challenge,
+        record.name,
+        tpr,
+        auc,
         time.perf_counter() - started,
     )
-    return result.figures["val/tpr_at_fpr_0.1"]
+    return tpr
 
 
-def _log_choices(cfg: "DictConfig", run: "Run") -> None:
-    from omegaconf import OmegaConf
-
-    from mico_exp.config import options
-
-    for group in ("dataset", "scenario"):
-        run.params[group] = cfg[group].name
-    for group in ("metric", "formula"):
-        run.params[group] = options.label(cfg, group)
-    run.params["len_training"] = cfg.dataset.len_training
-    run.params["len_challenge"] = cfg.dataset.len_challenge
-    run.params["seed"] = cfg.seed
-    run.params["epsilon"] = cfg.scenario.epsilon
-    options.metrics_of_cell(cfg)
-    options.formula(cfg)
-    for group in ("metric", "formula"):
-        run.tags[f"{group}_code"] = options.code(cfg, group)
-        run.tags[f"{group}_changes"] = json.dumps(options.changes(cfg, group))
-    resolved = OmegaConf.to_yaml(cfg, resolve=True)
-    (run.artifacts / "config.yaml").write_text(resolved, encoding="utf-8")
+def _write_configuration(cfg: DictConfig, run: Run) -> None:
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    (run.artifacts / CONFIGURATION).write_text(text, encoding="utf-8")
 
 
-def _log_epsilon(cfg: "DictConfig", scenario: "Scenario", run: "Run") -> None:
-    """Log the ε that the models themselves record, and warn where it is not the scenario's."""
-    from mico_exp.common.terminal import warn_once
-    from mico_exp.scores.estimate import check_epsilon
+def _attack(cell: Cell, record: CellRecord, run: Run) -> Result:
+    """Build and extract what is missing, calibrate, score, and note all of it."""
+    cell.setup.build()
+    record = _noted(run, _about_models(cell, record))
+    record = _noted(run, _about_vitals(cell.setup.extraction, record))
+    evidence = cell.setup.evidence(cell.metrics)
+    if evidence is None:
+        cell.setup.source.check_steady()
+        record = _noted(run, _about_passes(record, _compute(cell)))
+        evidence = cell.setup.evidence(cell.metrics)
+        assert evidence is not None
+    nan_models = max(one.nan_models for one in evidence.scores.values())
+    record = _noted(run, replace(record, nan_models=nan_models))
+    truth = read_truth(cell.setup.root, cell.setup.found)
+    try:
+        result = evaluate(evidence, cell.formula, truth)
+    except InputError as error:
+        raise InputError(f"{record.cell}: {error}") from error
+    _noted(run, replace(record, figures=result.figures))
+    write_predictions(run.artifacts / PREDICTIONS, result.predictions, result.truth["train"])
+    if cell.plots:
+        _draw(cell.setup.name, record, result, run)
+    return result
 
-    recorded, odd = check_epsilon(scenario, cfg.scenario.epsilon)
-    if recorded:
-        run.params["recorded_epsilon"] = recorded
+
+def _noted(run: Run, record: CellRecord) -> CellRecord:
+    run.note(record.to_run())
+    return record
+
+
+def _about_models(cell: Cell, record: CellRecord) -> CellRecord:
+    """What a cell is run on, as it lies on disk; warns of an ε that is not the scenario's."""
+    setup = cell.setup
+    recorded, odd = check_epsilon(setup.found, setup.epsilon)
     if odd:
         warn_once(odd.message)
+    return replace(
+        record,
+        recorded_epsilon=str(recorded) if recorded else None,
+        num_records=len(setup.records.labels),
+        unique_points=len(setup.points.unique),
+        models={phase: len(targets) for phase, targets in setup.points.of_phase.items()},
+        identity=setup.identity.of_cell(cell.metric_code, cell.formula_code),
+    )
 
 
-def _evaluate(cfg: "DictConfig", records: "Records", scenario: "Scenario", run: "Run") -> "Result":
-    from mico_exp.challenge.tree import read_truth
-    from mico_exp.common.errors import InputError
-    from mico_exp.config import compose, options
-    from mico_exp.results.cell import evaluate
-
-    truth = read_truth(compose.root(cfg), scenario)
-    points = compose.points(scenario)
-    run.params["num_records"] = len(records.labels)
-    run.params["unique_points"] = len(points.unique)
-    for phase, targets in points.of_phase.items():
-        run.params[f"{phase}_models"] = len(targets)
-    codes = {name: run.tags[name] for name in ("metric_code", "formula_code")}
-    run.tags |= replace(compose.cell_identity(cfg, scenario, records), **codes).tags()
-    extraction = compose.extraction(cfg, scenario, points, records)
-    _log_vitals(extraction, run)
-    metrics = options.metrics_of_cell(cfg)
-    evidence = compose.evidence(extraction, records, metrics)
-    if evidence is None:
-        compose.check_steady(cfg)
-        for one in _compute(extraction, options.pass_metrics(cfg), metrics):
-            run.metrics[f"extracted_models/{one.family}"] = one.models
-            run.metrics[f"extraction_seconds/{one.family}"] = one.seconds
-        evidence = compose.evidence(extraction, records, metrics)
-        assert evidence is not None
-    run.metrics["nan_models"] = max(one.nan_models for one in evidence.scores.values())
-    try:
-        return evaluate(evidence, options.formula(cfg), truth)
-    except InputError as error:
-        raise InputError(f"{cfg.metric.name}/{cfg.formula.name}: {error}") from error
-
-
-def _log_vitals(extraction: "Extraction", run: "Run") -> None:
-    """Log whether the models seem to be what they should be; what seems wrong refuses nothing."""
-    from mico_exp.common.terminal import warn_once
-
+def _about_vitals(extraction: Extraction, record: CellRecord) -> CellRecord:
+    """Whether the models seem to be what they should be; what seems wrong refuses nothing."""
     vitals = extraction.look()
     told = vitals.told(extraction.points.solution)
-    run.tags["members_told"] = "yes" if told.apart else "no"
-    run.metrics |= {f"members_{name}": value for name, value in told._asdict().items()}
-    run.metrics["outlier_models"] = len(vitals.outliers())
     for line in extraction.findings():
         warn_once(line)
+    return replace(
+        record,
+        told=told._asdict(),
+        members_told="yes" if told.apart else "no",
+        outlier_models=len(vitals.outliers()),
+    )
 
 
-def _compute(
-    extraction: "Extraction", metrics: "dict[str, Metric]", chosen: "dict[str, Metric]"
-) -> "list[Pass]":
-    """Compute metrics together, or the chosen ones alone if another is broken."""
-    from mico_exp.common.errors import MetricError
-
+def _compute(cell: Cell) -> list[Pass]:
+    """Compute the sweep's metrics together, or the chosen ones alone if another is broken."""
+    extraction: Extraction = cell.setup.extraction
+    chosen: Mapping[str, Metric] = cell.metrics
     try:
-        return extraction.compute(metrics)
+        return extraction.compute(cell.pass_metrics)
     except MetricError as error:
-        if metrics.keys() == chosen.keys():
+        if cell.pass_metrics.keys() == chosen.keys():
             raise
         log.warning("%s; %s is tried alone", error, ", ".join(chosen))
         return extraction.compute(chosen)
 
 
-def _log_result(result: "Result", run: "Run") -> None:
-    from mico_exp.results.cell import PREDICTIONS_FILE, write_predictions
+def _about_passes(record: CellRecord, passes: list[Pass]) -> CellRecord:
+    return replace(
+        record,
+        extracted={one.family: one.models for one in passes},
+        extraction_seconds={one.family: one.seconds for one in passes},
+    )
 
-    run.metrics |= result.figures
-    path = run.artifacts / PREDICTIONS_FILE
-    write_predictions(path, result.predictions, result.truth["train"])
 
-
-def _log_figures(cfg: "DictConfig", scenario: "Scenario", result: "Result", run: "Run") -> None:
-    from mico_exp.config import options
-    from mico_exp.results.plots import PHASE_STYLE, Curve, roc_figure, scores_figure
-    from mico_exp.results.scoring import RANKING_FPR
-
-    names = (options.label(cfg, group) for group in ("metric", "formula"))
-    title = "{}: metric {}, formula {}".format(scenario.name, *names)
+def _draw(scenario: str, record: CellRecord, result: Result, run: Run) -> None:
+    """Draw the ROC curves, and how the validation's scores lie."""
+    title = f"{scenario}: metric {record.metric}, formula {record.formula}"
     solution, predictions = result.truth["train"], result.predictions["train"]
     curves = []
     for name, curve in result.curves.items():
@@ -190,10 +156,10 @@ def _log_figures(cfg: "DictConfig", scenario: "Scenario", result: "Result", run:
         phase = "train" if name == "validation" else name
         points = result.predictions[phase].size
         curves.append(Curve(name, curve, points, PHASE_STYLE[name], *shown))
-    roc_figure(title, curves).savefig(run.artifacts / "roc.png")
+    roc_figure(title, curves).savefig(run.artifacts / ROC_PLOT)
     curve = result.curves["validation"]
     threshold = float(curve.threshold[curve.place(RANKING_FPR)])
     figure = scores_figure(
         f"{title} (validation)", solution, predictions, result.out_models, threshold
     )
-    figure.savefig(run.artifacts / "scores.png")
+    figure.savefig(run.artifacts / SCORES_PLOT)

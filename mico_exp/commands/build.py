@@ -4,22 +4,19 @@
 """
 
 import logging
-from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
 
 from mico_exp.common.errors import InputError
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from mico_exp.config import compose
 
 log = logging.getLogger("mico_exp.build")
 
 
-def command(cfg: "DictConfig") -> None:
+def command(cfg: DictConfig) -> None:
     """Build one scenario; Hydra calls this for each."""
-    from mico_exp.config import compose
-
-    compose.privacy(cfg)  # what is wrong with it is said before anything is read
-    done = compose.built(cfg, compose.records(cfg))
-    if done is None:
-        raise InputError(f"dataset `{cfg.dataset.name}` has no recipe: it cannot be built here.")
-    log.info("%s: %s", compose.folder(cfg), "built" if done else "complete, nothing to do")
+    setup = compose.setup(cfg)
+    if setup.recipe is None:
+        raise InputError(f"dataset `{setup.dataset}` has no recipe: it cannot be built here.")
+    done = setup.build()
+    log.info("%s: %s", setup.folder, "built" if done else "complete, nothing to do")

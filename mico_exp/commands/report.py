@@ -5,57 +5,57 @@ network and no server. Truth of dev and final is shown where it is known, and ne
 """
 
 import base64
-import io
 import json
 import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-CELL = ("metric", "formula")
+from hydra.core.hydra_config import HydraConfig
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from omegaconf import DictConfig
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from omegaconf import DictConfig
+from mico_exp.challenge.tree import Scenario
+from mico_exp.commands.choosing import Chosen, Here, choose, describe_rule, find_scenarios
+from mico_exp.common.atomic import write_text
+from mico_exp.config import advice, compose
+from mico_exp.config.compose import Selection
+from mico_exp.config.options import option_names
+from mico_exp.results.cell import Membership, Predicted
+from mico_exp.results.plots import SCENARIO_STYLES, Curve, heatmap, png, roc_figure
+from mico_exp.results.scoring import roc
+from mico_exp.results.selection import Selected
+from mico_exp.runs import provenance
+from mico_exp.runs.cells_alike import order_of, sizes_of
+from mico_exp.runs.record import CellRecord
+from mico_exp.runs.tracking import Tracker
+from mico_exp.scores.estimate import check_epsilon
 
-    from mico_exp.challenge.tree import Scenario
-    from mico_exp.commands.choosing import Chosen, Here
-    from mico_exp.results.cell import Membership, Predicted
-    from mico_exp.results.plots import Curve
-    from mico_exp.results.selection import Selected
-    from mico_exp.runs.tracking import LoggedRun
 
-
-def command(cfg: "DictConfig") -> None:
+def command(cfg: DictConfig) -> None:
     """Compare, draw and write."""
-    from mico_exp.commands.choosing import check_selection, choose, find_scenarios
-    from mico_exp.common.atomic import write_text
-    from mico_exp.runs.tracking import Tracker
-
-    check_selection(cfg)
-    scenarios = find_scenarios(cfg)
-    tracker = Tracker(cfg.challenge, Path.cwd(), create=False)
-    chosen = choose(cfg, tracker, scenarios)
+    how = compose.choosing(cfg, cfg.reports)
+    challenge, selection = how.challenge, how.selection
+    scenarios = find_scenarios(challenge, selection)
+    tracker = Tracker(challenge.name, Path.cwd(), create=False)
+    chosen = choose(challenge, selection, tracker, scenarios)
     shown = [_scenario(name, one, scenarios[name]) for name, one in chosen.items()]
-    path = Path(cfg.reports) / f"{cfg.challenge}.html"
-    write_text(path, _page(cfg, shown, _rocs(cfg, scenarios, chosen), _commands(chosen)))
+    rocs = _rocs(challenge.name, scenarios, chosen)
+    path = how.folder / f"{challenge.name}.html"
+    write_text(path, _page(challenge.name, selection, shown, rocs, _commands(chosen)))
     print(f"Report: {path.absolute().as_uri()}")
 
 
 def _page(
-    cfg: "DictConfig",
+    challenge: str,
+    selection: Selection,
     scenarios: Sequence[Mapping[str, Any]],
     rocs: Sequence[Mapping[str, str]],
     commands: Sequence[str],
 ) -> str:
     """Fill the template."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    from mico_exp.commands.choosing import describe_rule
-    from mico_exp.runs import provenance
-
     pages = Environment(
         loader=PackageLoader("mico_exp"),
         autoescape=True,
@@ -63,11 +63,11 @@ def _page(
     )
     pages.filters |= {"interval": _interval, "number": _number, "count": _count}
     return pages.get_template("report.html").render(
-        challenge=cfg.challenge,
+        challenge=challenge,
         written=time.strftime("%Y-%m-%d %H:%M"),
         code_version=provenance.code_version(),
-        rule=describe_rule(cfg),
-        resamples=f"{cfg.selection.resamples:,}",
+        rule=describe_rule(selection),
+        resamples=f"{selection.resamples:,}",
         scenarios=scenarios,
         phases=[p for p in ("dev", "final") if any(p in one["came_out"] for one in scenarios)],
         rocs=rocs,
@@ -88,11 +88,11 @@ def _count(value: str | int) -> str:
     return f"{int(value):,}" if str(value).isdecimal() else str(value)
 
 
-def _scenario(name: str, chosen: "Chosen", here: "Here") -> dict[str, Any]:
+def _scenario(name: str, chosen: Chosen, here: Here) -> dict[str, Any]:
     """Gather what the page shows of one scenario."""
     selected, runs = chosen.selected, chosen.runs
-    best = runs[selected.best.run_id]
-    heatmap, alt = _heatmap(name, selected, here)
+    run, record = runs[selected.best.run_id]
+    drawn, alt = _heatmap(name, selected, here)
     return {
         "name": name,
         "chosen": selected.verdict,
@@ -101,44 +101,38 @@ def _scenario(name: str, chosen: "Chosen", here: "Here") -> dict[str, Any]:
         "procedure": selected.procedure,
         "procedure_interval": selected.procedure_interval,
         "came_out": chosen.came_out,
-        "protocol": _protocol(here, best),
-        "privacy": privacy(here.scenario, best.params.get("epsilon", "None")),
-        "heatmap": heatmap,
+        "protocol": _protocol(here, record),
+        "privacy": privacy(here.scenario, record.epsilon),
+        "heatmap": drawn,
         "heatmap_alt": alt,
-        "cost": _cost([runs[verdict.run_id] for verdict in selected.cells]),
+        "cost": _cost([runs[verdict.run_id].record for verdict in selected.cells]),
         "versions": [
             (f"{name}: models, records and seeds", here.identity.content),
-            (f"{name}: metric {selected.best.metric}", best.tags["metric_code"]),
-            (f"{name}: formula {selected.best.formula}", best.tags["formula_code"]),
-            (f"{name}: code of the chosen run", best.tags.get("code_version", "–")),
-            (f"{name}: libraries of the chosen run", best.tags.get("versions", "–")),
-            (f"{name}: the chosen run", best.id),
+            (f"{name}: metric {record.metric}", record.identity.metric_code),
+            (f"{name}: formula {record.formula}", record.identity.formula_code),
+            (f"{name}: code of the chosen run", record.code_version or "–"),
+            (f"{name}: libraries of the chosen run", record.versions or "–"),
+            (f"{name}: the chosen run", run.id),
         ],
     }
 
 
-def _protocol(here: "Here", run: "LoggedRun") -> dict[str, Any]:
+def _protocol(here: Here, record: CellRecord) -> dict[str, Any]:
     """What the attack was on, as it lies on disk; a run only says what is not there."""
     scenario = here.scenario
     models = [len(scenario.phases.get(phase, ())) for phase in ("train", "dev", "final")]
     return {
-        "dataset": run.params["dataset"],
-        "num_records": scenario.sizes.records,
-        "len_training": scenario.sizes.training,
+        "dataset": record.dataset,
+        "records": scenario.sizes.records,
+        "training": scenario.sizes.training,
         "models": " / ".join(str(count or "–") for count in models),
         "points": 2 * scenario.sizes.challenge,
-        "unique_points": run.params.get("unique_points", "–"),
+        "unique": "–" if record.unique_points is None else record.unique_points,
     }
 
 
-def privacy(scenario: "Scenario", epsilon: str) -> str:
+def privacy(scenario: Scenario, asked: float | None) -> str:
     """Say the ε of the option that a run had, and the one that the models record."""
-    from mico_exp.scores.estimate import check_epsilon
-
-    try:
-        asked = None if epsilon == "None" else float(epsilon)
-    except ValueError:  # of a run that was not logged from here
-        asked = math.nan
     recorded, odd = check_epsilon(scenario, asked)
     option = "none" if asked is None else f"DP-SGD, ε = {asked:g}"
     if recorded is None:
@@ -146,37 +140,31 @@ def privacy(scenario: "Scenario", epsilon: str) -> str:
     return f"{option} (recorded: {recorded}{', which differs' if odd else ''})"
 
 
-def _cost(runs: Sequence["LoggedRun"]) -> dict[str, float]:
-    seconds = [run.metrics.get("seconds", 0.0) for run in runs]
+def _cost(records: Sequence[CellRecord]) -> dict[str, float]:
+    seconds = [record.seconds or 0.0 for record in records]
     return {
         "seconds": sum(seconds),
         "median": statistics.median(seconds),
-        "extraction": sum(_of_families(run, "extraction_seconds") for run in runs),
-        "models": int(sum(_of_families(run, "extracted_models") for run in runs)),
+        "extraction": sum(_sum(record.extraction_seconds) for record in records),
+        "models": int(sum(_sum(record.extracted) for record in records)),
     }
 
 
-def _of_families(run: "LoggedRun", name: str) -> float:
-    """Sum of what a run logs for each family of metrics, as ``extracted_models/logits``."""
-    found = (value for key, value in run.metrics.items() if key.startswith(f"{name}/"))
-    return sum(filter(math.isfinite, found))
+def _sum(of_families: Mapping[str, float]) -> float:
+    return sum(filter(math.isfinite, of_families.values()))
 
 
-def _heatmap(name: str, selected: "Selected", here: "Here") -> tuple[str, str]:
+def _heatmap(name: str, selected: Selected, here: Here) -> tuple[str, str]:
     """Draw a scenario's grid, and say in words what it shows."""
-    from mico_exp.config.options import option_names
-    from mico_exp.results.plots import heatmap
-    from mico_exp.runs.cells_alike import order_of, sizes_of
-
     metrics, formulas = order_of(selected, option_names("metric"), option_names("formula"))
     figure = heatmap(name, selected, metrics, formulas, sizes_of(*here.solution.shape))
     values = "; ".join(f"{one.cell} {one.tpr:.3f}" for one in selected.cells)
     alt = f"Heatmap of {name}, metric by formula, validation TPR at FPR 0.1. {values}. "
-    return _embedded(figure), f"{alt}Chosen: {selected.verdict.cell}."
+    return _embedded(png(figure)), f"{alt}Chosen: {selected.verdict.cell}."
 
 
 def _rocs(
-    cfg: "DictConfig", scenarios: Mapping[str, "Here"], chosen: Mapping[str, "Chosen"]
+    challenge: str, scenarios: Mapping[str, Here], chosen: Mapping[str, Chosen]
 ) -> list[dict[str, str]]:
     """Draw the chosen cells of all scenarios, in validation and where final is known."""
     curves: dict[str, list[Curve]] = {"validation": [], "final": []}
@@ -187,66 +175,49 @@ def _rocs(
         for phase, solution in known.items():
             predictions = one.predictions["train" if phase == "validation" else phase]
             curves[phase].append(_curve(label, place, solution, predictions))
-    return [_roc(cfg.challenge, phase, group) for phase, group in curves.items() if group]
+    return [_roc(challenge, phase, group) for phase, group in curves.items() if group]
 
 
-def _roc(challenge: str, phase: str, curves: Sequence["Curve"]) -> dict[str, str]:
-    from mico_exp.results.plots import roc_figure
-
+def _roc(challenge: str, phase: str, curves: Sequence[Curve]) -> dict[str, str]:
     rates = "; ".join(f"{one.label}: TPR {one.roc.tpr_at(0.1):.3f}" for one in curves)
     return {
-        "source": _embedded(roc_figure(f"{challenge}: chosen cells, {phase}", curves)),
+        "source": _embedded(png(roc_figure(f"{challenge}: chosen cells, {phase}", curves))),
         "alt": f"ROC curves in {phase}, linear and logarithmic. At FPR 0.1, {rates}.",
         "caption": f"{phase.capitalize()}, with 95 % intervals over models; points mark the "
         "official false positive rates on every curve.",
     }
 
 
-def _curve(label: str, place: int, solution: "Membership", predictions: "Predicted") -> "Curve":
-    from mico_exp.results.plots import SCENARIO_STYLES, Curve
-    from mico_exp.results.scoring import roc
-
+def _curve(label: str, place: int, solution: Membership, predictions: Predicted) -> Curve:
     style = SCENARIO_STYLES[place % len(SCENARIO_STYLES)]
     curve = roc(solution, predictions)
     return Curve(label, curve, solution.size, style, solution, predictions)
 
 
-def _embedded(figure: "Figure") -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _embedded(image: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
-def _commands(chosen: Mapping[str, "Chosen"]) -> list[str]:
+def _commands(chosen: Mapping[str, Chosen]) -> list[str]:
     """Say what to type to have all this again: the sweeps, then the choice, then this report."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from mico_exp.config import advice
-
     sweeps: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for one in chosen.values():
         for verdict in one.selected.cells:
-            run = one.runs[verdict.run_id]
-            key = run.params["dataset"], run.params["scenario"], *_overrides(run)
-            metric, formula = (
-                run.params[group].partition("[")[0] for group in ("metric", "formula")
-            )
+            record = one.runs[verdict.run_id].record
+            key = record.dataset, record.scenario, *_overrides(record)
+            metric, formula = (label.partition("[")[0] for label in (record.metric, record.formula))
             sweeps.setdefault(key, {}).setdefault(metric, []).append(formula)
     typed = [text for text in HydraConfig.get().overrides.task if not text.startswith("reports=")]
     last = [advice.command(f"mico_exp.{name}", *typed) for name in ("select_best", "report")]
     return advice.repeat(sweeps) + last
 
 
-def _overrides(run: "LoggedRun") -> list[str]:
+def _overrides(record: CellRecord) -> list[str]:
     """What a sweep is to be told beside its grid to make a run of it again.
 
     Changes of the cell's own options have been compared with what these options have.
     """
-    from mico_exp.config import advice
-
-    changes = [
-        json.loads(run.tags.get(f"{group}_changes", "[]")) for group in ("metric", "formula")
-    ]
-    kept = dict.fromkeys(advice.logged(run.tags.get("overrides", "")))
+    changes = json.loads(record.metric_changes) + json.loads(record.formula_changes)
+    kept = dict.fromkeys(advice.logged(record.overrides))
     here = [text for text in advice.given() if text.startswith("paths.")]
-    return [*kept, *here, *changes[0], *changes[1]]
+    return [*kept, *here, *changes]

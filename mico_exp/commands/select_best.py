@@ -7,66 +7,72 @@ here, what the chosen cell gives there is shown after the choice is made.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig
 from rich.table import Table
 
 from mico_exp.commands.choosing import (
     Chosen,
     Here,
-    check_selection,
     choice_identity,
     choose,
     describe_rule,
     find_scenarios,
 )
+from mico_exp.common.atomic import write_text
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import as_text, show
+from mico_exp.config import compose
+from mico_exp.config.compose import Selection
+from mico_exp.results.submission import PHASES, write_submission
+from mico_exp.runs import provenance
+from mico_exp.runs.record import TABLE, SelectionRecord
+from mico_exp.runs.tracking import Tracker
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
-    from mico_exp.runs.tracking import Tracker
-
-
-def command(cfg: "DictConfig") -> None:
+def command(cfg: DictConfig) -> None:
     """Select, package and log."""
-    from mico_exp.results.submission import PHASES, write_submission
-    from mico_exp.runs.tracking import Tracker
-
-    check_selection(cfg)  # what is wrong with it is said first
-    scenarios = find_scenarios(cfg)
+    how = compose.choosing(cfg, cfg.submissions)
+    challenge, selection = how.challenge, how.selection
+    scenarios = find_scenarios(challenge, selection)
     for here in scenarios.values():
         if absent := [phase for phase in PHASES if phase not in here.scenario.phases]:
             raise InputError(
                 f"{here.scenario.path} has no {absent[0]} models, which a submission must hold."
             )
-    tracker = Tracker(cfg.challenge, Path.cwd(), create=False)
-    chosen = choose(cfg, tracker, scenarios)
-    folder = Path(cfg.submissions)
-    archive = folder / f"predictions_{cfg.challenge}.zip"
+    tracker = Tracker(challenge.name, Path.cwd(), create=False)
+    chosen = choose(challenge, selection, tracker, scenarios)
+    archive = how.folder / f"predictions_{challenge.name}.zip"
     predictions = {name: one.predictions for name, one in chosen.items()}
     write_submission(archive, [here.scenario for here in scenarios.values()], predictions)
-    report = folder / f"selection_{cfg.challenge}.json"
-    _write_report(report, cfg, chosen, scenarios)
-    shown = table(cfg.challenge, chosen)
-    _log(tracker, cfg, chosen, [archive, report], as_text(shown))
+    report = how.folder / f"selection_{challenge.name}.json"
+    _write_report(report, challenge.name, selection, chosen, scenarios)
+    shown = table(challenge.name, chosen)
+    record = _record(challenge.name, selection, chosen)
+    with tracker.run(record.name, record.to_run().tags) as run:
+        run.note(record.to_run())
+        for file in (archive, report):
+            (run.artifacts / file.name).write_bytes(file.read_bytes())
+        (run.artifacts / TABLE).write_text(as_text(shown), encoding="utf-8")
     show(shown)
     print(f"Submission: {archive}")
     print(f"Runs: {tracker.address()}")
 
 
 def _write_report(
-    path: Path, cfg: "DictConfig", chosen: dict[str, Chosen], scenarios: dict[str, Here]
+    path: Path,
+    challenge: str,
+    selection: Selection,
+    chosen: Mapping[str, Chosen],
+    scenarios: Mapping[str, Here],
 ) -> None:
-    from mico_exp.common.atomic import write_text
-
-    identity = choice_identity(cfg, chosen)
+    identity = choice_identity(selection, chosen)
     report = {
-        "challenge": cfg.challenge,
-        "rule": describe_rule(cfg),
+        "challenge": challenge,
+        "rule": describe_rule(selection),
         "choice": identity.key,
         "selection": {**asdict(identity), "level_per_cent": identity.level},
         "scenarios": {
@@ -77,40 +83,26 @@ def _write_report(
     write_text(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
-def _log(
-    tracker: "Tracker",
-    cfg: "DictConfig",
-    chosen: dict[str, Chosen],
-    files: list[Path],
-    shown: str,
-) -> None:
-    """Log the run ``selection`` with the table, the zip and the report."""
-    from mico_exp.runs import provenance
-
-    tags = {
-        "kind": "selection",
-        "challenge": cfg.challenge,
-        "code_version": provenance.code_version(),
-        "choice": choice_identity(cfg, chosen).key,
-    }
-    with tracker.run("selection", tags) as run:
-        run.params |= {"challenge": cfg.challenge, "rule": describe_rule(cfg)}
-        for name, (selected, *_) in chosen.items():
-            run.params[f"{name}/cell"] = selected.best.cell
-            run.metrics |= {
-                f"{name}/{figure}": value for figure, value in selected.best.figures.items()
-            }
-            run.metrics[f"{name}/probability_best"] = selected.verdict.probability_best
-            if selected.procedure is not None and selected.procedure_interval is not None:
-                low, high = selected.procedure_interval
-                values = {"": selected.procedure, "_low": low, "_high": high}
-                run.metrics |= {f"{name}/procedure{end}": v for end, v in values.items()}
-        for file in files:
-            (run.artifacts / file.name).write_bytes(file.read_bytes())
-        (run.artifacts / "selection.txt").write_text(shown, encoding="utf-8")
+def _record(challenge: str, selection: Selection, chosen: Mapping[str, Chosen]) -> SelectionRecord:
+    """What the run ``selection`` tells."""
+    best = {name: one.selected for name, one in chosen.items()}
+    return SelectionRecord(
+        challenge=challenge,
+        rule=describe_rule(selection),
+        choice=choice_identity(selection, chosen).key,
+        code_version=provenance.code_version(),
+        cells={name: one.best.cell for name, one in best.items()},
+        figures={name: one.best.figures for name, one in best.items()},
+        probability_best={name: one.verdict.probability_best for name, one in best.items()},
+        procedure={
+            name: (one.procedure, *one.procedure_interval)
+            for name, one in best.items()
+            if one.procedure is not None and one.procedure_interval is not None
+        },
+    )
 
 
-def table(challenge: str, chosen: dict[str, Chosen]) -> Table:
+def table(challenge: str, chosen: Mapping[str, Chosen]) -> Table:
     """Lay out the selection for a terminal."""
     caption = (
         "95 % intervals over models. Honest: chosen on half of the models, scored on the other. "
@@ -132,7 +124,7 @@ def table(challenge: str, chosen: dict[str, Chosen]) -> Table:
     return result
 
 
-def _row(name: str, chosen: Chosen, phases: list[str]) -> list[str]:
+def _row(name: str, chosen: Chosen, phases: Sequence[str]) -> list[str]:
     selected, came = chosen.selected, chosen.came_out
     verdict, others = selected.verdict, len(selected.cells) - 1
     row = [name, verdict.cell, with_interval(verdict.tpr, verdict.tpr_interval)]

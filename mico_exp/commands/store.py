@@ -4,25 +4,27 @@
 """
 
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig
 from rich.table import Table
 
+from mico_exp.common.atomic import exclusive, remove_leftovers
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import show
+from mico_exp.config import compose, options
+from mico_exp.config.setup import Setup
+from mico_exp.scores.extraction import progress
+from mico_exp.scores.inference import PRECISIONS
 from mico_exp.scores.store import ScoreStore, StoredFile
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 ACTIONS = ("list", "verify", "prune")
 
 
-def command(cfg: "DictConfig") -> None:
+def command(cfg: DictConfig) -> None:
     """List, verify or prune."""
-    from mico_exp.config import compose
-
     if cfg.action not in ACTIONS:
         raise InputError(f"`action` must be one of {', '.join(ACTIONS)}, got {cfg.action}.")
     store = compose.store(cfg)
@@ -33,7 +35,7 @@ def command(cfg: "DictConfig") -> None:
     elif cfg.action == "verify":
         _verify(store)
     else:
-        _prune(cfg, store)
+        _prune(compose.challenge(cfg).setups.values(), store, force=cfg.force)
 
 
 def _list(store: ScoreStore) -> None:
@@ -51,8 +53,6 @@ def _list(store: ScoreStore) -> None:
 
 
 def _verify(store: ScoreStore) -> None:
-    from mico_exp.scores.extraction import progress
-
     files = list(store.files())
     damaged: list[StoredFile] = []
     with progress("Verifying", len(files), unit="file") as bar:
@@ -69,21 +69,18 @@ def _verify(store: ScoreStore) -> None:
     print(f"{len(files)} files, all sound.")
 
 
-def _prune(cfg: "DictConfig", store: ScoreStore) -> None:
+def _prune(setups: Iterable[Setup], store: ScoreStore, *, force: bool) -> None:
     """Remove what no run on the present data, models and code of a challenge would read."""
-    from mico_exp.common.atomic import exclusive, remove_leftovers
-    from mico_exp.config import compose
-
     count = freed = 0
-    for name, of_scenario in compose.of_challenge(cfg).items():
-        place = f"{cfg.challenge}/{name}"
+    for setup in setups:
+        place = setup.path
         if not (store.folder / place).is_dir():
             continue
         with exclusive(store.lock(place), f"extracting {place}"):
             remove_leftovers(store.folder / place)
-            wanted, files = _wanted(of_scenario, name, store), list(store.files(place))
+            wanted, files = _wanted(setup), list(store.files(place))
             unread = [file for file in files if file.path not in wanted]
-            if files and len(unread) == len(files) and not cfg.force:
+            if files and len(unread) == len(files) and not force:
                 raise InputError(
                     f"All {len(files)} files of {place} would go: are the options those of its "
                     "extraction (`dataset.*`, `paths.*`)? `force=true` removes them all the same."
@@ -94,30 +91,22 @@ def _prune(cfg: "DictConfig", store: ScoreStore) -> None:
     print(f"{count} files removed, {_megabytes(freed)} freed.")
 
 
-def _wanted(cfg: "DictConfig", name: str, store: ScoreStore) -> set[Path]:
+def _wanted(setup: Setup) -> set[Path]:
     """Files that runs on a scenario as it now is would read, in whatever precision.
 
     Raises:
         InputError: the scenario is not there, or a metric's option cannot be used.
     """
-    from mico_exp.challenge.tree import load_scenario
-    from mico_exp.config import compose, options
-    from mico_exp.scores.inference import PRECISIONS
-
-    records = compose.records(cfg)
-    sizes = compose.sizes(cfg, len(records.labels))
-    scenario = load_scenario(compose.root(cfg), cfg.challenge, name, sizes)
     metrics = options.all_metrics(disclosed=True)
     if broken := sorted(set(options.single_metrics()) - set(metrics)):
         raise InputError(f"conf/metric/{broken[0]}.yaml cannot be used: its scores would go.")
-    if not scenario.discloses:
+    if not setup.found.discloses:
         metrics = options.all_metrics(disclosed=False)
     wanted = set()
     for precision in PRECISIONS:
-        cfg.compute.precision = precision
-        extraction = compose.extraction(cfg, scenario, compose.points(scenario), records)
-        for task in extraction.tasks(metrics):
-            wanted |= {store.path(address) for address in task.addresses.values()}
+        in_precision = replace(setup, processor=replace(setup.processor, precision=precision))
+        for task in in_precision.extraction.tasks(metrics):
+            wanted |= {setup.store.path(address) for address in task.addresses.values()}
     return wanted
 
 

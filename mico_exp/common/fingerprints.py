@@ -51,12 +51,14 @@ class FileFingerprints:
     A remembered value counts only while inode, size and both time stamps are the same, as in
     git's index; so the 780 MB of a CIFAR-10 scenario are read once and not for every grid cell.
     What a check said of a file is remembered with it; a file that failed is not remembered.
+    One object looks at a file once: a command works with one.
     """
 
     def __init__(self, memory: Path) -> None:
         self.memory = memory
         self._changed = False
         self._known: dict[str, list[Any]] = {}
+        self._seen: dict[tuple[Path, Callable[[Path], str]], tuple[str, str]] = {}
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             known = json.loads(memory.read_text(encoding="utf-8"))
             if known["version"] == MEMORY_VERSION:
@@ -83,7 +85,9 @@ class FileFingerprints:
             InputError: the file cannot be read, or `check` refuses it.
         """
         try:
-            return self._look(path, check)
+            if (path, check) not in self._seen:
+                self._seen[path, check] = self._look(path, check)
+            return self._seen[path, check]
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}.") from error
 

@@ -6,7 +6,7 @@ from these lists. Two scores, cells or choices are the same where every entry is
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 
 from mico_exp.common.errors import printable
 from mico_exp.common.fingerprints import digest
@@ -60,6 +60,15 @@ class CellIdentity:
     known_sample: str
     allow_nan: str
     allow_outliers: str
+
+    def of_cell(self, metric_code: str, formula_code: str) -> "CellIdentity":
+        """What a cell of this metric and formula hangs on, everything else alike."""
+        return replace(self, metric_code=metric_code, formula_code=formula_code)
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all entries."""
+        return digest(*astuple(self))
 
     def tags(self) -> dict[str, str]:
         """The entries as tags of a run."""

@@ -7,12 +7,8 @@ keys: a run may be somebody else's, and what is printed is pasted.
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 # Of a run's overrides those that decide its figures, and of this session's where things are.
 OF_RUN = ("dataset.", "scenario.", "seed=", "compute.precision=", "compute.allow_")
@@ -48,19 +44,17 @@ def _listed(names: Iterable[str]) -> str:
     return ",".join(name if plain.fullmatch(name) else f"'{name}'" for name in dict.fromkeys(names))
 
 
-def advice(cfg: "DictConfig", missing: Sequence[str]) -> str:
-    """Say what makes the runs that are missing of some scenarios."""
-    from mico_exp.config.compose import of_challenge, preset_cell
+def advice(missing: Sequence[tuple[str, str]], cells: Sequence[str | None]) -> str:
+    """Say what makes the runs that are missing.
 
-    configs = of_challenge(cfg)
-    datasets = [str(configs[name].dataset.name) for name in missing]
-    scenarios = [
-        name.removeprefix(f"{dataset}_") for name, dataset in zip(missing, datasets, strict=True)
-    ]
+    Args:
+        missing: data set and scenario of each, by their options.
+        cells: the one that is wanted of each, ``loss/1``; None for any.
+    """
+    datasets, scenarios = zip(*missing, strict=True)
     grid = GRID.split()
-    if cfg.preset.cells is not None:
-        cells = [str(preset_cell(cfg, name)).split("/") for name in missing]
-        metrics, formulas = zip(*cells, strict=True)
+    if wanted := [cell.split("/") for cell in cells if cell is not None]:
+        metrics, formulas = zip(*wanted, strict=True)
         grid = [f"metric={_listed(metrics)}", f"formula={_listed(formulas)}"]
     return f"Run: {sweep(datasets, scenarios, grid, given())}"
 

@@ -1,13 +1,14 @@
 """The metrics and formulas that may be chosen: which there are, what they mean, what they do.
 
-Beside `choices`, the one place below the commands that reads a configuration.
+Beside `compose`, the one place below the commands that reads a configuration.
 """
 
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -22,7 +23,7 @@ from mico_exp.attacks.evidence import Attack
 from mico_exp.common.errors import InputError, first_line, printable
 from mico_exp.common.fingerprints import digest
 from mico_exp.config import variants
-from mico_exp.config.compose import make
+from mico_exp.config.making import make
 from mico_exp.config.moved import check_places
 from mico_exp.config.typed import quote_choices
 from mico_exp.scores.inference import GRADIENTS, LOGITS, Metric, family_of
@@ -111,28 +112,9 @@ def is_of(groups: Collection[str], override: str) -> bool:
     return override.lstrip("+~").partition("=")[0].split(".")[0] in groups
 
 
-def metrics_of_cell(cfg: DictConfig) -> dict[str, Metric]:
-    """Make the metrics that the chosen cell is made of: one, or for ``all`` all that make sense.
-
-    `metrics` narrows ``all`` to a list.
-    """
-    _check_name(cfg, "metric")
-    if cfg.metric.name == COMBINED:
-        if (names := narrowed(cfg)) is not None:
-            return dict(_made_metrics(_allowed(names, cfg)))
-        return all_metrics(disclosed=cfg.scenario.disclose_training)
-    return {cfg.metric.name: make(cfg.metric.function)}
-
-
 def single_metrics() -> list[str]:
     """Names of all metrics but the one that stands for several."""
     return [name for name in option_names("metric") if name != COMBINED]
-
-
-def narrowed(cfg: DictConfig) -> list[str] | None:
-    """Names that `metrics` narrows ``all`` to; None where it does not."""
-    names = named_metrics(cfg)
-    return None if not names or COMBINED in names or cfg.metrics == COMBINED else names
 
 
 def _sensible(names: Iterable[str], disclosed: bool) -> list[str]:
@@ -143,7 +125,7 @@ def _sensible(names: Iterable[str], disclosed: bool) -> list[str]:
     return [name for name in names if disclosed or "disclosure" not in _needs_of_metric(name)]
 
 
-def _allowed(names: list[str], cfg: DictConfig) -> list[str]:
+def _allowed(names: Sequence[str], scenario: str, disclosed: bool) -> Sequence[str]:
     """Names given in `metrics`, all of which the scenario lets be computed.
 
     Raises:
@@ -151,9 +133,8 @@ def _allowed(names: list[str], cfg: DictConfig) -> list[str]:
     """
     if not names:
         raise InputError("`metrics` must name at least one metric, got none.")
-    disclosed = cfg.scenario.disclose_training
     if refused := [name for name in names if name not in _sensible(names, disclosed)]:
-        reason = REASONS["disclosure"].format(scenario=f"scenario={cfg.scenario.name}")
+        reason = REASONS["disclosure"].format(scenario=f"scenario={scenario}")
         raise InputError(f"`metrics` names {refused[0]}: {reason}.")
     return names
 
@@ -166,30 +147,20 @@ def _needs_of_metric(name: str) -> tuple[str, ...]:
         return ()
 
 
-def pass_metrics(cfg: DictConfig) -> dict[str, Metric]:
-    """Make the metrics that a pass through a model computes: those of the sweep, or `metrics`.
-
-    Those of one family come from the same pass, so a later cell finds its scores ready.
-    """
-    chosen = metrics_of_cell(cfg)
-    named = named_metrics(cfg)
-    if COMBINED in named:
-        named = single_metrics()
-    others = [name for name in named if name not in chosen]
-    return chosen | dict(_made_metrics(_sensible(others, cfg.scenario.disclose_training)))
-
-
-def named_metrics(cfg: DictConfig) -> list[str]:
+def named_metrics(wanted: Any) -> list[str]:
     """Names in `metrics`, which are computed beside the chosen one.
+
+    Args:
+        wanted: its value.
 
     Raises:
         InputError: it is no list of options.
     """
-    known, wanted = option_names("metric"), cfg.metrics
     if wanted is None:
         return []
     if wanted == COMBINED:
         return single_metrics()
+    known = option_names("metric")
     names = list(wanted) if OmegaConf.is_list(wanted) else [wanted]
     unknown = [str(name) for name in names if name not in known]
     if unknown:
@@ -206,13 +177,13 @@ def all_metrics(*, disclosed: bool) -> dict[str, Metric]:
 
 def extracted_metrics(cfg: DictConfig) -> dict[str, Metric]:
     """Make the metrics that `extract` is to compute: those in `metrics`, or all of a family."""
-    disclosed = cfg.scenario.disclose_training
+    disclosed = bool(cfg.scenario.disclose_training)
     if cfg.metrics in (LOGITS, GRADIENTS):
         every = all_metrics(disclosed=disclosed)
         return {name: one for name, one in every.items() if family_of(one) == cfg.metrics}
     if cfg.metrics == COMBINED:
         return all_metrics(disclosed=disclosed)
-    return dict(_made_metrics(_allowed(named_metrics(cfg), cfg)))
+    return dict(_made_metrics(_allowed(named_metrics(cfg.metrics), cfg.scenario.name, disclosed)))
 
 
 def _made_metrics(names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
@@ -242,11 +213,91 @@ def option_of(group: str, name: str, *overrides: str) -> Any:
     return composed(quote_choices(typed, [group]), *overrides)  # as a sweep's jobs have it
 
 
-def formula(cfg: DictConfig) -> Formula | Attack:
-    """Make the chosen formula."""
-    _check_name(cfg, "formula")
-    function: Formula | Attack = make(cfg.formula.function)
+@dataclass(frozen=True)
+class Choice:
+    """The metric or the formula of a cell, before it is made.
+
+    name: of its option.
+    label: with what was set otherwise than in its option file: ``rmia_offline[a=0.5]`` is another
+        column of the grid than ``rmia_offline``.
+    changes: overrides that make the option file what it is here.
+    function: `_target_` and arguments; None for ``metric=all``, which stands for several.
+    narrowed: names that `metrics` narrows ``all`` to; None where it does not.
+    """
+
+    name: str
+    label: str
+    changes: Sequence[str]
+    function: Mapping[str, Any] | None
+    narrowed: Sequence[str] | None = None
+
+
+def choice(cfg: DictConfig, group: str) -> Choice:
+    """Read the chosen metric or formula.
+
+    Raises:
+        InputError: it is not its option file with other arguments.
+    """
+    _check_name(cfg, group)
+    name = str(cfg[group].name)
+    if _is_combined(group, name):
+        named = named_metrics(cfg.metrics)
+        names = None if not named or COMBINED in named or cfg.metrics == COMBINED else named
+        return Choice(name, combined_label(names), _narrowing(names), None, names)
+    function = _plain(cfg[group].function)
+    changed = variants.changed(group, name, _function(group, name), function)
+    changes = variants.overrides(group, changed)
+    return Choice(name, variants.label(name, changed), changes, function)
+
+
+def written(chosen: Choice) -> str:
+    """Changes of a chosen metric or formula as `logged_code` reads them."""
+    return json.dumps(list(chosen.changes))
+
+
+def metrics_of(metric: Choice, scenario: str, disclosed: bool) -> dict[str, Metric]:
+    """Make the metrics of a cell: the chosen one, or all that ``all`` stands for.
+
+    Raises:
+        InputError: one needs disclosed training sets, and `scenario` keeps them.
+    """
+    if metric.function is not None:
+        return {metric.name: make(metric.function)}
+    if metric.narrowed is None:
+        return all_metrics(disclosed=disclosed)
+    return dict(_made_metrics(_allowed(metric.narrowed, scenario, disclosed)))
+
+
+def formula_of(chosen: Choice) -> Formula | Attack:
+    """Make the formula of a cell."""
+    function: Formula | Attack = make(chosen.function)
     return function
+
+
+def code(chosen: Choice, metrics: Iterable[str] = ()) -> str:
+    """Hash of what a chosen metric or formula does, arguments included.
+
+    Runs of other code are other experiments, whatever they are called.
+
+    Args:
+        chosen: what.
+        metrics: names of those that were made for it, where it is ``metric=all``.
+    """
+    if chosen.function is None:
+        return _combined_code(tuple(metrics))
+    return variants.code(chosen.function)
+
+
+def pass_metrics(
+    chosen: Mapping[str, Metric], named: Sequence[str], disclosed: bool
+) -> dict[str, Metric]:
+    """Make the metrics that a pass through a model computes: the chosen, and those of the sweep.
+
+    Those of one family come from the same pass, so a later cell finds its scores ready.
+    """
+    names = single_metrics() if COMBINED in named else named
+    others = [name for name in names if name not in chosen]
+    return {**chosen, **dict(_made_metrics(_sensible(others, disclosed)))}
 
 
 def _check_name(cfg: DictConfig, group: str) -> None:
@@ -264,42 +315,18 @@ def _check_name(cfg: DictConfig, group: str) -> None:
         )
 
 
-def label(cfg: DictConfig, group: str) -> str:
-    """Name of the chosen metric or formula, with what was set otherwise than in its option file.
-
-    ``rmia_offline[a=0.5]`` is another column of the grid than ``rmia_offline``.
-    """
-    name = str(cfg[group].name)
-    if _is_combined(group, name):
-        return combined_label(narrowed(cfg))
-    return variants.label(name, _changed(cfg, group))
-
-
 def combined_label(names: Sequence[str] | None) -> str:
     """Name of ``all``, or of what it is narrowed to."""
-    return COMBINED if names is None else f"{COMBINED}[metrics=[{','.join(names)}]]"
+    return COMBINED if names is None else f"{COMBINED}[{_narrowing(names)[0]}]"
 
 
-def changes(cfg: DictConfig, group: str) -> list[str]:
-    """Overrides that make a metric's or formula's option file what it is here.
-
-    Raises:
-        InputError: it is not its option file with other arguments.
-    """
-    if _is_combined(group, cfg[group].name):
-        names = narrowed(cfg)
-        return [] if names is None else [f"metrics=[{','.join(names)}]"]
-    return variants.overrides(group, _changed(cfg, group))
+def _narrowing(names: Sequence[str] | None) -> list[str]:
+    """Overrides that narrow ``all``."""
+    return [] if names is None else [f"metrics=[{','.join(names)}]"]
 
 
 def _is_combined(group: str, name: str) -> bool:
     return group == "metric" and name == COMBINED
-
-
-def _changed(cfg: DictConfig, group: str) -> dict[str, Any]:
-    _check_name(cfg, group)
-    name = str(cfg[group].name)
-    return variants.changed(group, name, _function(group, name), _plain(cfg[group].function))
 
 
 def _function(group: str, name: str) -> Any:
@@ -311,16 +338,6 @@ def _plain(option: Any) -> Any:
     plain = OmegaConf.to_container(option, resolve=True)
     check_places(plain)
     return plain
-
-
-def code(cfg: DictConfig, group: str) -> str:
-    """Hash of what the chosen metric or formula does, arguments included.
-
-    Runs of other code are other experiments, whatever they are called.
-    """
-    if _is_combined(group, cfg[group].name):
-        return _combined_code(tuple(metrics_of_cell(cfg)))
-    return variants.code(_plain(cfg[group].function))
 
 
 @cache

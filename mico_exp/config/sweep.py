@@ -3,10 +3,10 @@
 import logging
 import sys
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
@@ -14,9 +14,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mico_exp.common.errors import InputError
-
-if TYPE_CHECKING:
-    from mico_exp.runs.tracking import Tracker
+from mico_exp.config.compose import plots
+from mico_exp.config.options import option_names, option_of
+from mico_exp.results.plots import heatmap
+from mico_exp.results.selection import newest
+from mico_exp.runs import provenance
+from mico_exp.runs.cells_alike import Cell, candidate, cells, judge, order_of, sizes_of
+from mico_exp.runs.record import SweepRecord, cells_of
+from mico_exp.runs.tracking import Tracker, reach
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +48,6 @@ class Sweep(Callback):
 
         The first pass through a model computes them all.
         """
-        from mico_exp.config.compose import plots
-        from mico_exp.runs.tracking import reach
-
         try:
             reach(Path.cwd())
             shown = plots(config)
@@ -67,8 +69,6 @@ class Sweep(Callback):
 
 def finish() -> None:
     """Draw the heatmaps of this process's sweep, if there is one, and say where its runs are."""
-    from mico_exp.runs.tracking import Tracker
-
     while _running:
         grid = _running.pop()
         try:
@@ -87,31 +87,34 @@ def _challenges(folder: Path) -> list[str]:
     return list(dict.fromkeys(str(one.challenge) for one in configs))
 
 
-def draw_heatmaps(tracker: "Tracker", challenge: str, grid: Grid) -> None:
+def draw_heatmaps(tracker: Tracker, challenge: str, grid: Grid) -> None:
     """Draw the grid of every scenario of a sweep, beside its jobs and in a run of its own."""
-    from mico_exp.results.plots import heatmap
-    from mico_exp.results.selection import newest
-    from mico_exp.runs import provenance
-    from mico_exp.runs.cells_alike import candidate, judge, order_of, scenario_of, sizes_of
-
-    runs = sorted(tracker.finished({"kind": "cell", "sweep": grid.name}), key=scenario_of)
-    scenarios = {name: list(group) for name, group in groupby(runs, key=scenario_of)}
+    found = sorted(cells(tracker.finished(cells_of(challenge, grid.name))), key=_folder)
+    scenarios = {name: list(group) for name, group in groupby(found, key=_folder)}
     if not any(len(group) > 1 for group in scenarios.values()):
         return
-    tags = {"kind": "sweep", "challenge": challenge, "sweep": grid.name}
-    tags["code_version"] = provenance.code_version()
-    with tracker.run("sweep", tags) as run:
+    record = SweepRecord(challenge, grid.name, provenance.code_version())
+    with tracker.run(record.name, record.to_run().tags) as run:
         for name, group in scenarios.items():
-            cells = newest(map(candidate, group), grid.metrics, grid.formulas)
-            selected = judge(tracker, cells, allow_unreadable=True)  # it only draws
+            candidates = newest(map(candidate, group), grid.metrics, grid.formulas)
+            selected = judge(tracker, candidates, allow_unreadable=True)  # it only draws
             path = grid.folder / f"heatmap_{name}.png"
             rows, columns = order_of(selected, grid.metrics, grid.formulas)
-            shape = int(group[0].params["train_models"]), 2 * int(group[0].params["len_challenge"])
-            heatmap(name, selected, rows, columns, sizes_of(*shape)).savefig(path)
+            one = group[0].record
+            sizes = sizes_of(one.models["train"], 2 * (one.len_challenge or 0))
+            heatmap(name, selected, rows, columns, sizes).savefig(path)
             (run.artifacts / path.name).write_bytes(path.read_bytes())
-            run.params[f"{name}/cells"] = len(selected.cells)
-            run.metrics[f"{name}/tpr_at_fpr_0.1"] = selected.verdict.tpr
+            record = replace(
+                record,
+                cells={**record.cells, name: len(selected.cells)},
+                best={**record.best, name: selected.verdict.tpr},
+            )
+        run.note(record.to_run())
     log.info("Heatmaps: %s", grid.folder / "heatmap_*.png")
+
+
+def _folder(cell: Cell) -> str:
+    return cell.record.folder
 
 
 def swept(group: str, config: DictConfig) -> list[str]:
@@ -126,8 +129,6 @@ def swept(group: str, config: DictConfig) -> list[str]:
         if override.key_or_group == group:
             value: Any = override.value()
             if isinstance(value, Glob):
-                from mico_exp.config.options import option_names
-
                 names = value.filter(option_names(group))
             else:
                 values = value.list if isinstance(value, ChoiceSweep) else [value]
@@ -137,8 +138,6 @@ def swept(group: str, config: DictConfig) -> list[str]:
 
 def _real_name(group: str, name: str) -> str:
     """Name that an option gives itself: ``formula=midpoint`` is 0."""
-    from mico_exp.config.options import option_names, option_of
-
     if name not in option_names(group):
         return name  # Hydra itself will refuse it
     return str(option_of(group, name)[group].name)

@@ -22,7 +22,6 @@ from mico_exp.results.statistics import intervals
 Predicted = NDArray[np.float32]
 Membership = NDArray[np.bool_]
 Predictions = Mapping[str, Predicted]
-PREDICTIONS_FILE = "predictions.npz"
 SOLUTION = "train_solution"  # in that file: membership at the train models' points
 SHOWN_AS = {"train": "val", "dev": "dev", "final": "final"}  # train targets validate, left out
 log = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """Figures from arrays, in one style that survives grey print and colour blindness."""
 
+import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -196,6 +197,13 @@ def _against_counts(
     axes.plot(middle, median, ".-", linewidth=1, label=f"{name}: median", **CLASS_STYLE[name])
     axes.fill_between(middle, low, high, alpha=0.2, linewidth=0, label="middle 80 %",
                       **CLASS_STYLE[name])  # fmt: skip
+
+
+def png(figure: Figure) -> bytes:
+    """Write a plot as a PNG image."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def heatmap(

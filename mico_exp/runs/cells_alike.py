@@ -12,35 +12,38 @@ import numpy as np
 
 from mico_exp.common.errors import InputError
 from mico_exp.common.identity import CellIdentity
-from mico_exp.results.cell import PREDICTIONS_FILE, Membership, Predicted, read_validation
+from mico_exp.results.cell import Membership, Predicted, read_validation
 from mico_exp.results.scoring import RANKING_FPR, roc
 from mico_exp.results.selection import Candidate, Selected, make_rule, selected
 from mico_exp.results.statistics import RESAMPLES, compare
+from mico_exp.runs.record import PREDICTIONS, VALIDATED_TPR, CellRecord
 from mico_exp.runs.tracking import LoggedRun, Tracker
 
 log = logging.getLogger(__name__)
-VALIDATED = f"val/tpr_at_fpr_{RANKING_FPR}"
 
 
-def scenario_of(run: LoggedRun) -> str:
-    """Folder of the scenario that a run attacked, such as ``digits_inf``."""
-    return f"{run.params.get('dataset')}_{run.params.get('scenario')}"
+class Cell(NamedTuple):
+    """A run of a cell, and its record."""
+
+    run: LoggedRun
+    record: CellRecord
 
 
-def cell_of(run: LoggedRun) -> str:
-    """Cell of a run within its scenario, ``loss/1``."""
-    return f"{run.params.get('metric')}/{run.params.get('formula')}"
+def cells(runs: Iterable[LoggedRun]) -> list[Cell]:
+    """Read the record of each run."""
+    return [Cell(run, CellRecord.from_run(run)) for run in runs]
 
 
-def candidate(run: LoggedRun) -> Candidate:
-    """Take a finished run as a candidate."""
+def candidate(cell: Cell) -> Candidate:
+    """Take the run of a finished cell as a candidate."""
+    run, record = cell
     return Candidate(
         run_id=run.id,
-        scenario=scenario_of(run),
-        metric=run.params.get("metric", ""),
-        formula=run.params.get("formula", ""),
+        scenario=record.folder,
+        metric=record.metric,
+        formula=record.formula,
         started=run.started,
-        content=run.tags.get("content", ""),
+        content=record.identity.content,
         figures={name: one for name, one in run.metrics.items() if math.isfinite(one)},
     )
 
@@ -48,31 +51,31 @@ def candidate(run: LoggedRun) -> Candidate:
 class Sorted(NamedTuple):
     """Runs of a scenario that are of the present, and why others are not.
 
-    reasons: how many runs are left out for what. broken: runs that say what none from here would,
+    reasons: how many runs are left out for what. broken: cells that say what none from here would,
     and what that is.
     """
 
     present: list[Candidate]
     reasons: Counter[str]
-    broken: list[tuple[LoggedRun, str]]
+    broken: list[tuple[Cell, str]]
 
 
-def sort_out(runs: Iterable[LoggedRun], expected: Callable[[LoggedRun], CellIdentity]) -> Sorted:
+def sort_out(some: Iterable[Cell], expected: Callable[[CellRecord], CellIdentity]) -> Sorted:
     """Tell runs of the present from others; `expected` gives what a run hangs on if it is one.
 
     That raises an `InputError` where a run says what no run from here would.
     """
     found = Sorted([], Counter(), [])
-    for run in runs:
+    for cell in some:
         try:
-            others = expected(run).differences(CellIdentity.of_tags(run.tags))
+            others = expected(cell.record).differences(cell.record.identity)
         except InputError as error:
-            found.broken.append((run, str(error)))
+            found.broken.append((cell, str(error)))
             continue
         if others:
             found.reasons[" and ".join(others)] += 1
         else:
-            found.present.append(candidate(run))
+            found.present.append(candidate(cell))
     return found
 
 
@@ -125,21 +128,21 @@ def halvings(resamples: int) -> int:
 
 def _check_best(candidates: Sequence[Candidate], unusable: Mapping[str, str], rule: str) -> None:
     """Stop where a cell that the rule might take, as it was logged, cannot be used."""
-    best = max(candidates, key=lambda one: _logged(one, VALIDATED))
-    enough = _logged(best, VALIDATED) - (0 if rule == "max" else _logged_error(best))
-    for one in sorted(candidates, key=lambda one: -_logged(one, VALIDATED)):
-        if one.run_id in unusable and not _logged(one, VALIDATED) < enough:
+    best = max(candidates, key=lambda one: _logged(one, VALIDATED_TPR))
+    enough = _logged(best, VALIDATED_TPR) - (0 if rule == "max" else _logged_error(best))
+    for one in sorted(candidates, key=lambda one: -_logged(one, VALIDATED_TPR)):
+        if one.run_id in unusable and not _logged(one, VALIDATED_TPR) < enough:
             standing = "the best" if one is best else "one within a standard error of the best"
             raise InputError(
                 f"{one.scenario}: {standing} cell as it was logged, {one.cell} with TPR "
-                f"{_logged(one, VALIDATED):.4f}, cannot be used: {unusable[one.run_id]} Run it "
+                f"{_logged(one, VALIDATED_TPR):.4f}, cannot be used: {unusable[one.run_id]} Run it "
                 "again, or go on without it by selection.allow_unreadable=true."
             )
 
 
 def _logged_error(one: Candidate) -> float:
     """Standard error of a cell's TPR by its logged 95 % interval; infinite without one."""
-    low, high = (one.figures.get(f"{VALIDATED}_{end}", math.nan) for end in ("low", "high"))
+    low, high = (one.figures.get(f"{VALIDATED_TPR}_{end}", math.nan) for end in ("low", "high"))
     return math.inf if math.isnan(high - low) else (high - low) / (2 * 1.96)
 
 
@@ -157,7 +160,7 @@ def _validation(
         InputError: they cannot be read, are of other models, or give another TPR than was logged.
     """
     with tempfile.TemporaryDirectory() as folder:
-        told, found = read_validation(tracker.artifact(one.run_id, PREDICTIONS_FILE, Path(folder)))
+        told, found = read_validation(tracker.artifact(one.run_id, PREDICTIONS, Path(folder)))
     expected = told if solution is None else solution
     if found.shape != expected.shape:
         raise InputError(
@@ -165,7 +168,7 @@ def _validation(
         )
     if not np.array_equal(told, expected):
         raise InputError("its predictions are for another membership than the train models have.")
-    logged, value = _logged(one, VALIDATED), roc(expected, found).tpr_at(RANKING_FPR)
+    logged, value = _logged(one, VALIDATED_TPR), roc(expected, found).tpr_at(RANKING_FPR)
     if not abs(logged - value) < 1e-9:
         raise InputError(
             f"its predictions give TPR {value:.4f} in validation, where it logged {logged:.4f}."

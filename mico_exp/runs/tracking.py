@@ -26,6 +26,7 @@ from packaging.version import Version
 from mico_exp.common.atomic import exclusive
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.common.redaction import clean, clean_logs, shown
+from mico_exp.runs.record import BEST_FIRST, CELLS, COLUMNS, ERROR, Entries
 
 log = logging.getLogger(__name__)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -35,15 +36,6 @@ MAX_TAG = 5000  # MLflow refuses longer values
 UI = "http://127.0.0.1:5000"  # where `mlflow ui` answers
 VIEWS_SINCE = Version("3.15")  # runs tables with columns of one's own, by their address
 VIEW = "mico_exp"
-COLUMNS = [
-    "params.`scenario`",
-    "params.`metric`",
-    "params.`formula`",
-    "metrics.`val/tpr_at_fpr_0.1`",
-    "metrics.`val/tpr_at_fpr_0.1_low`",
-    "metrics.`val/tpr_at_fpr_0.1_high`",
-    "metrics.`val/auc`",
-]
 
 
 @dataclass
@@ -56,16 +48,19 @@ class Run:
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
+    def note(self, entries: Entries) -> None:
+        """Take what a record tells, in place of what an earlier one told."""
+        self.params |= entries.params
+        self.metrics |= entries.metrics
+        self.tags |= entries.tags
+
 
 @dataclass(frozen=True)
-class LoggedRun:
-    """A finished run as MLflow has it."""
+class LoggedRun(Entries):
+    """A run that has ended, as MLflow has it; `started` in milliseconds since 1970."""
 
     id: str
     started: int
-    params: dict[str, str]
-    metrics: dict[str, float]
-    tags: dict[str, str]
 
 
 def reach(folder: Path) -> None:
@@ -153,7 +148,7 @@ class Tracker:
                 yield run
             except Exception as error:
                 status = "FAILED"
-                run.tags["error"] = clean(f"{type(error).__name__}: {error}")[:MAX_TAG]
+                run.tags[ERROR] = clean(f"{type(error).__name__}: {error}")[:MAX_TAG]
                 raise
             except BaseException:
                 status = "KILLED"
@@ -189,10 +184,7 @@ class Tracker:
 
     def failed(self, tags: Mapping[str, str]) -> list[LoggedRun]:
         """All failed runs that carry these tags, the newest first; why is in the tag ``error``."""
-        found = self._search("FAILED", tags)
-        for run in found:  # others may have logged more than is shown
-            run.tags["error"] = clean(run.tags.get("error", ""))
-        return found
+        return self._search("FAILED", tags)
 
     def _search(self, status: str, tags: Mapping[str, str]) -> list[LoggedRun]:
         conditions = [f"attributes.status = '{status}'"]
@@ -225,8 +217,8 @@ class Tracker:
         state = {
             "selectedColumns": COLUMNS,
             "columnOrder": COLUMNS,
-            "searchFilter": "tags.kind = 'cell'",
-            "orderByKey": "metrics.`val/tpr_at_fpr_0.1`",
+            "searchFilter": CELLS,
+            "orderByKey": BEST_FIRST,
             "orderByAsc": False,
         }
         now = int(time.time() * 1000)
@@ -247,9 +239,13 @@ class Tracker:
 
 
 def _logged(run: StoredRun) -> LoggedRun:
-    data = run.data
+    data = run.data  # of an error others may have logged more than is to be shown
     return LoggedRun(
-        run.info.run_id, run.info.start_time, dict(data.params), dict(data.metrics), dict(data.tags)
+        dict(data.params),
+        dict(data.metrics),
+        {key: clean(text) if key == ERROR else text for key, text in data.tags.items()},
+        run.info.run_id,
+        run.info.start_time,
     )
 
 

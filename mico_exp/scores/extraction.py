@@ -87,6 +87,7 @@ class Extraction:
         processor: where and how models run.
         workers: who runs them.
         known: phase → each model's sample of known members and non-members.
+        files: what is known of the models' files; its own look at them if None.
         allow_nan: go on where models have weights or scores that are not finite. Their scores
             are NaN then, and calibration leaves them out.
         allow_outliers: go on without models that are far from the others (`Vitals.outliers`),
@@ -104,6 +105,7 @@ class Extraction:
         workers: Workers | None = None,
         known: Mapping[str, Sequence[KnownSample]] | None = None,
         *,
+        files: FileFingerprints | None = None,
         allow_nan: bool = False,
         allow_outliers: bool = False,
     ) -> None:
@@ -113,6 +115,7 @@ class Extraction:
         self.known, self.allow_nan = dict(known or {}), allow_nan
         self.allow_outliers = allow_outliers
         self.name = scenario.path
+        self._files = files or FileFingerprints(store.fingerprints(self.name))
         self._sound: set[Path] = set()  # folders of models that have been checked
         self._states: dict[Path, State] = {}  # of small ones, that need not be read again
 
@@ -344,9 +347,8 @@ class Extraction:
 
     def tasks(self, metrics: Mapping[str, Metric]) -> Iterator[Task]:
         """Every model with the points that it is needed at, and the present addresses."""
-        files = FileFingerprints(self.store.fingerprints(self.name))
         definitions = {name: definition(metric) for name, metric in metrics.items()}
-        with files:
+        with self._files as files:
             for phase, folders in self.scenario.phases.items():
                 for row, folder in enumerate(folders):
                     content = digest(*fingerprint(folder.path, files).files)

@@ -1,0 +1,307 @@
+"""One scenario as a command works with it: each part is made and checked once, when it is needed.
+
+What a configuration says of it has been read by `compose`; nothing here knows a configuration.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from mico_exp.attacks.calibration import Calibrated
+from mico_exp.attacks.evidence import Evidence
+from mico_exp.challenge.datasets import Records
+from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_points, known_sample
+from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.tree import Scenario, load_scenario, scenario_folder
+from mico_exp.common.errors import InputError
+from mico_exp.common.fingerprints import FileFingerprints, definition
+from mico_exp.common.identity import CellIdentity
+from mico_exp.config.making import make
+from mico_exp.models.architectures import Architecture
+from mico_exp.models.building import Recipe, build, check_built_from, is_complete, untrained
+from mico_exp.results.cell import evaluate
+from mico_exp.runs import provenance
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.inference import Metric, Processor
+from mico_exp.scores.soundness import check_records, check_training
+from mico_exp.scores.store import ScoreStore
+from mico_exp.scores.vitals import Vitals
+from mico_exp.scores.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set's records come from; loaded once in a process, whoever asks.
+
+    name: of the data set.
+    option: `dataset.records`, as YAML.
+    told: how many records there must be; None where that is not told.
+    """
+
+    name: str
+    option: str
+    told: int | None
+
+    @cached_property
+    def records(self) -> Records:
+        """The records.
+
+        Raises:
+            InputError: they cannot be loaded, or are more or fewer than is told.
+        """
+        loaded = _loaded(self.option)
+        if self.told is not None and self.told != (found := len(loaded.labels)):
+            raise InputError(
+                f"`dataset.num_records` must be the number of records, {self.told!r} as told, but "
+                f"{found} were loaded: seeds point into all of them. Are {self.name}'s records "
+                "complete?"
+            )
+        return loaded
+
+    def check_steady(self) -> None:
+        """Load the records once more, before long work, and compare; once in a process.
+
+        Raises:
+            InputError: they are others.
+        """
+        _check_steady(self.option)
+
+
+@cache
+def _loaded(option: str) -> Records:
+    loaded: Records = make(OmegaConf.create(option))
+    check_records(loaded)
+    return loaded
+
+
+@cache
+def _check_steady(option: str) -> None:
+    first, again = _loaded(option), make(OmegaConf.create(option))
+    if again.fingerprint != first.fingerprint:
+        raise InputError(
+            "`dataset.records` must give the same records in the same order every time, got others "
+            "when they were loaded again: its loader is not deterministic. Does it shuffle without "
+            "a seed?"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """A scenario of a challenge, where everything of it is, and how its models run.
+
+    challenge: the submission that it belongs to.
+    dataset, scenario: names of the options.
+    epsilon: that its models are said to have been trained with, None without privacy.
+    disclosed: whether training sets are, by the scenario's option; None where it has none.
+    known_members, known_nonmembers: how many known records of each kind are drawn where training
+        sets are disclosed; None for no sample.
+    expected: phase → models that there should be.
+    recipe: how it is built, given its sizes; None where its models come from elsewhere.
+    """
+
+    challenge: str
+    dataset: str
+    scenario: str
+    root: Path
+    store: ScoreStore
+    source: Source
+    architecture: Architecture
+    len_training: int
+    len_challenge: int
+    epsilon: float | None
+    disclosed: bool | None
+    known_members: int | None
+    known_nonmembers: int | None
+    expected: Mapping[str, int]
+    recipe: Callable[[Sizes], Recipe] | None
+    processor: Processor
+    workers: Workers
+    allow_nan: bool
+    allow_outliers: bool
+
+    @property
+    def name(self) -> str:
+        """Folder of the scenario, such as ``digits_inf``."""
+        return f"{self.dataset}_{self.scenario}"
+
+    @property
+    def path(self) -> str:
+        """Where it lies in the competition's tree: ``digits/digits_inf``."""
+        return f"{self.challenge}/{self.name}"
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return scenario_folder(self.root, self.challenge, self.name)
+
+    @property
+    def records(self) -> Records:
+        """The data set; see `Source.records`."""
+        return self.source.records
+
+    def sizes(self, num_records: int | None) -> Sizes:
+        """Sizes of the data set, of so many records.
+
+        Raises:
+            InputError: there cannot be any like that.
+        """
+        if type(num_records) is not int:
+            raise InputError(
+                f"`dataset.num_records` must be a whole number, got {num_records!r}: nothing else "
+                "tells how many records there are."
+            )
+        return Sizes(num_records, self.len_training, self.len_challenge)
+
+    def build(self) -> bool | None:
+        """Build what is missing; says whether anything was, None if it cannot be built here.
+
+        Raises:
+            InputError: it was built from other records or otherwise, or cannot be built.
+        """
+        loaded = self.records
+        try:
+            check_built_from(self.folder, loaded)
+        except InputError:
+            self.source.check_steady()  # which says more, if it is not
+            raise
+        if self.recipe is None:
+            return None
+        how = self.recipe(self.sizes(len(loaded.labels)))
+        if not is_complete(self.root, how):
+            self.source.check_steady()
+            check_training(untrained(how), loaded)
+        return build(self.root, how, loaded)
+
+    @cached_property
+    def found(self) -> Scenario:
+        """The scenario as it lies on disk.
+
+        Raises:
+            InputError: it is not there, or not whole.
+        """
+        sizes = self.sizes(len(self.records.labels))
+        return load_scenario(self.root, self.challenge, self.name, sizes)
+
+    @cached_property
+    def points(self) -> ChallengePoints:
+        """Its challenge points, found once for all cells in turn: 200 splits take a while."""
+        return _points(_SameContent(self.found))
+
+    @cached_property
+    def known(self) -> Mapping[str, list[KnownSample]] | None:
+        """The sample of known members and non-members, where training sets are disclosed."""
+        if self.known_members is None or self.known_nonmembers is None:
+            return None
+        return _known(_SameContent(self.found), self.known_members, self.known_nonmembers)
+
+    def extraction_at(self, found: Scenario, points: ChallengePoints) -> Extraction:
+        """Open the scores of some of its models, at some points."""
+        return Extraction(
+            found,
+            points,
+            self.records,
+            self.architecture,
+            self.store,
+            self.processor,
+            self.workers,
+            self.known,
+            files=self._files,
+            allow_nan=self.allow_nan,
+            allow_outliers=self.allow_outliers,
+        )
+
+    @cached_property
+    def extraction(self) -> Extraction:
+        """Its scores."""
+        return self.extraction_at(self.found, self.points)
+
+    @cached_property
+    def identity(self) -> CellIdentity:
+        """What a cell hangs on, but for its metric and formula."""
+        return CellIdentity(
+            content=self.check_content(),
+            network_code=self.architecture.key,
+            metric_code="",
+            formula_code="",
+            package_code=package_code(),
+            precision=self.processor.precision,
+            known_sample=self._known_sample,
+            allow_nan=json.dumps(self.allow_nan),
+            allow_outliers=json.dumps(self.allow_outliers),
+        )
+
+    def check_content(self) -> str:
+        """Look at all that an attacker is given; says its hash.
+
+        Raises:
+            InputError: a model's weights are damaged, or two models hold equal ones.
+        """
+        return provenance.content(self.found, self.records, self._files)
+
+    @cached_property
+    def _files(self) -> FileFingerprints:
+        return FileFingerprints(self.store.fingerprints(self.path))
+
+    @property
+    def _known_sample(self) -> str:
+        """How many known members and non-members are drawn, as JSON."""
+        if self.known_members is None:
+            return json.dumps(None)
+        counts = {"members": self.known_members, "nonmembers": self.known_nonmembers}
+        return json.dumps(counts, sort_keys=True)
+
+    @property
+    def discloses(self) -> bool:
+        """Whether training sets are disclosed, by its option where there is one."""
+        return self.found.discloses if self.disclosed is None else self.disclosed
+
+    def evidence(self, metrics: Mapping[str, Metric]) -> Evidence | None:
+        """Read what is known of it by some metrics; None if any score is missing."""
+        scores = {}
+        for name, metric in metrics.items():
+            if (found := self.extraction.read(name, metric)) is None:
+                return None
+            scores[name] = found
+        labels = self.records.labels[self.points.unique].numpy()
+        return Evidence(scores, self.points, labels, self.extraction.known)
+
+
+@cache
+def package_code() -> str:
+    """Hash of the package's code from scores to figures."""
+    parts = (evaluate, Evidence, Calibrated, challenge_points, known_sample, Vitals)
+    return definition(parts)  # attributes of what it is given are not followed from a function
+
+
+class _SameContent:
+    """A scenario as a key of a cache: equal where all sizes, folders and seeds are."""
+
+    def __init__(self, found: Scenario) -> None:
+        self.scenario = found
+
+    def __hash__(self) -> int:
+        return hash(self.scenario.path)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _SameContent) and self.scenario == other.scenario
+
+
+@lru_cache(maxsize=1)
+def _points(key: _SameContent) -> ChallengePoints:
+    return challenge_points(key.scenario)
+
+
+@lru_cache(maxsize=1)
+def _known(key: _SameContent, members: int, nonmembers: int) -> dict[str, list[KnownSample]] | None:
+    try:
+        return known_sample(key.scenario, _points(key), members, nonmembers)
+    except InputError as error:
+        log.warning("%s No sample of known members is taken.", error)
+        return None
