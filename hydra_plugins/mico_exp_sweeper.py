@@ -3,6 +3,7 @@
 Hydra takes sweepers from this package alone, which it imports at every start: what is heavy waits.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -30,7 +31,6 @@ class GridSweeper(BasicSweeper):
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
         """List each job's overrides, in batches."""
-        from mico_exp.cli import CommandError
         from mico_exp.common.errors import InputError
         from mico_exp.config.options import sensible_cells
         from mico_exp.config.typed import groups, quote_choices
@@ -41,7 +41,7 @@ class GridSweeper(BasicSweeper):
         try:
             sensible = sensible_cells(jobs, self.meaningless)
         except InputError as error:
-            raise CommandError(str(error)) from None
+            sys.exit(str(error))
         return list(BasicSweeper.split_overrides_to_chunks(sensible, max_batch_size))
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:

@@ -5,7 +5,7 @@ A command's module is imported once it runs, so that ``--help`` needs no more th
 
 import gc
 import importlib
-import logging
+import math
 import sys
 from typing import Any
 
@@ -17,13 +17,14 @@ from omegaconf import DictConfig
 
 from mico_exp.common.errors import InputError
 from mico_exp.common.signals import end_on_signals, ended_by
-from mico_exp.config.typed import OPTIONS, groups, quote_choices
-
-log = logging.getLogger(__name__)
+from mico_exp.config.typed import OPTIONS, check_choice, groups, quote_choices
 
 
 class CommandError(CompactHydraException):
-    """An `InputError` in the form that Hydra prints as one line."""
+    """An `InputError` of a job elsewhere, in the form that Hydra prints without a traceback."""
+
+
+_failed: list[str] = []  # errors of this process's jobs, in their order
 
 
 def launch(name: str, config: str | None = None, words: str | None = None) -> None:
@@ -34,7 +35,10 @@ def launch(name: str, config: str | None = None, words: str | None = None) -> No
         config: the command's own name if None.
         words: key that a word which is no override stands for: ``list`` is ``action=list``.
     """
-    sys.argv[1:] = _arranged(sys.argv[1:], words)
+    try:
+        sys.argv[1:] = _arranged(sys.argv[1:], words)
+    except InputError as error:
+        sys.exit(str(error))
     app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config or name)
     end_on_signals()
     gc.set_threshold(50_000, 20, 50)  # a million imported objects stay: looking less saves 0.6 s
@@ -49,27 +53,51 @@ def launch(name: str, config: str | None = None, words: str | None = None) -> No
             sys.exit(128 + number)
         _finish_sweep()  # Hydra does not, where a job has failed
         raise
+    if _failed:
+        if len(_failed) > 1:
+            print(f"{len(_failed)} jobs have failed, for what is said above.", file=sys.stderr)
+        sys.exit(1)
 
 
 def _run(name: str, cfg: DictConfig) -> Any:
+    """Run a command; what is wrong is said once, and a sweep goes on with its other jobs."""
     try:
         return importlib.import_module(f"mico_exp.commands.{name}").command(cfg)
     except InputError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            # Hydra goes on with the sweep, and reports one error at its end
-            log.error("%s", error)
-        raise CommandError(str(error)) from None
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(str(error))
+        if not _is_plain_sweep():
+            raise CommandError(str(error)) from None
+        if str(error) not in _failed:
+            print(error, file=sys.stderr)
+        _failed.append(str(error))
+        return math.nan
+
+
+def _is_plain_sweep() -> bool:
+    """Tell whether jobs run in this process, for a sweeper that takes nothing from their ends.
+
+    Another sweeper or launcher learns of a failure by what is raised.
+    """
+    chosen = HydraConfig.get().runtime.choices
+    launcher, sweeper = chosen["hydra/launcher"], chosen["hydra/sweeper"]
+    return launcher == "basic" and sweeper in ("basic", "grid")
 
 
 def _arranged(arguments: list[str], words: str | None) -> list[str]:
     """Arguments as Hydra takes them.
 
     argparse refuses overrides on both sides of a flag, so flags that stand alone go first.
+
+    Raises:
+        InputError: an option is chosen in a way that cannot be.
     """
     given = [
         f"{words}={text}" if words and text.isidentifier() else quote_choices(text, groups())
         for text in arguments
     ]
+    for text in given:
+        check_choice(text)
     return sorted(given, key=lambda text: not _stands_alone(text))
 
 

@@ -1,5 +1,7 @@
 """What a sweep's jobs are told of it."""
 
+import re
+
 import pytest
 from commands import run
 from hydra import compose, initialize_config_dir
@@ -91,6 +93,45 @@ def test_hydras_own_sweeper(tmp_path):
     one = ["metric=loss", "scenario='inf'", *SMALL, "hydra/sweeper=basic"]
     done = run("mico_exp", *one, "formula=0,1", "-m", cwd=tmp_path)
     assert done.stdout.count("validation TPR@0.1FPR") == 2
+
+
+def test_optunas_sweeper_searches_by_what_a_cell_gives(tmp_path):
+    """The validation TPR, to be made as large as it gets."""
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.direction=maximize"]
+    search += ["hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=0"]
+    options = ["metric=loss", "formula=choice(0,1,2)", "scenario='inf'", *SMALL]
+    done = run("mico_exp", *search, *options, "hydra.sweep.dir=swept", "-m", cwd=tmp_path)
+    given = [float(one) for one in re.findall(r"TPR@0\.1FPR ([\d.]+)", done.stdout)]
+    assert len(given) == 3
+    found = OmegaConf.load(tmp_path / "swept" / "optimization_results.yaml")
+    assert found.best_value == pytest.approx(max(given), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("metric=[loss,confidence]", "a sweep takes metric=loss,confidence -m."),
+        ("formula=own/mine,0", "formula=own/mine: an option must lie in formula/ itself"),
+    ],
+)
+def test_choices_that_no_cell_can_be(tmp_path, typed, told):
+    """One line, before anything is composed or begun."""
+    done = run("mico_exp", typed, "-m", cwd=tmp_path, status=1)
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_wrong_with_all_jobs_is_said_once(tmp_path):
+    done = run("mico_exp.build", "dataset=cifar10", cwd=tmp_path, status=1)
+    reason = "dataset `cifar10` has no recipe: it cannot be built here."
+    assert (done.stdout + done.stderr).count(reason) == 1
+    assert done.stderr.splitlines() == [reason, "3 jobs have failed, for what is said above."]
+    one = run("mico_exp.build", "dataset=cifar10", "scenario=hi", cwd=tmp_path, status=1)
+    assert one.stderr == f"{reason}\n"
+    alone = run("mico_exp", "seed=-1", "metric=loss", cwd=tmp_path, status=1)
+    assert alone.stderr == "`seed` must be a whole number of at least 0, got -1.\n"
 
 
 def test_what_is_no_database_is_told_before_the_sweep(tmp_path):

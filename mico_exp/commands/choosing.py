@@ -104,7 +104,7 @@ def _here(setup: Setup) -> Here:
 def _advice(setups: Sequence[Setup], selection: Selection) -> str:
     """Say what makes the runs that are missing of some scenarios."""
     wanted = [selection.preset_cell(one.name) for one in setups]
-    return advice([(one.dataset, one.scenario) for one in setups], wanted)
+    return advice([one.options for one in setups], wanted)
 
 
 def finished_cells(challenge: str, tracker: Tracker) -> list[Cell]:

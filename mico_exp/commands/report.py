@@ -21,7 +21,7 @@ from mico_exp.challenge.tree import Scenario
 from mico_exp.commands.choosing import Chosen, Here, choose, describe_rule, find_scenarios
 from mico_exp.common.atomic import write_text
 from mico_exp.config import advice, compose
-from mico_exp.config.compose import Selection
+from mico_exp.config.compose import Challenge, Selection
 from mico_exp.config.options import option_names
 from mico_exp.results.cell import Membership, Predicted
 from mico_exp.results.plots import SCENARIO_STYLES, Curve, heatmap, png, roc_figure
@@ -44,7 +44,8 @@ def command(cfg: DictConfig) -> None:
     shown = [_scenario(name, one, scenarios[name]) for name, one in chosen.items()]
     rocs = _rocs(challenge.name, scenarios, chosen)
     path = how.folder / f"{challenge.name}.html"
-    write_text(path, _page(challenge.name, selection, shown, rocs, _commands(chosen)))
+    commands = _commands(challenge, chosen)
+    write_text(path, _page(challenge.name, selection, shown, rocs, commands))
     print(f"Report: {path.absolute().as_uri()}")
 
 
@@ -198,13 +199,13 @@ def _embedded(image: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
-def _commands(chosen: Mapping[str, Chosen]) -> list[str]:
+def _commands(challenge: Challenge, chosen: Mapping[str, Chosen]) -> list[str]:
     """Say what to type to have all this again: the sweeps, then the choice, then this report."""
     sweeps: dict[tuple[str, ...], dict[str, list[str]]] = {}
-    for one in chosen.values():
+    for name, one in chosen.items():
         for verdict in one.selected.cells:
             record = one.runs[verdict.run_id].record
-            key = record.dataset, record.scenario, *_overrides(record)
+            key = (*challenge.setups[name].options, *_overrides(record))
             metric, formula = (label.partition("[")[0] for label in (record.metric, record.formula))
             sweeps.setdefault(key, {}).setdefault(metric, []).append(formula)
     typed = [text for text in HydraConfig.get().overrides.task if not text.startswith("reports=")]

@@ -20,8 +20,20 @@ GRID = "metric=loss,confidence formula=0,1,2"
 
 
 def command(module: str, *words: str) -> str:
-    """Write a command with this session's folder of options: ``python -m mico_exp …``."""
-    return " ".join(["python -m", module, *map(shlex.quote, [*_config_dir(), *words])])
+    """Write a command with this session's folder of options: ``python -m mico_exp …``.
+
+    A main configuration of one's own is repeated where the command is the one that runs.
+    """
+    flags = [*_config_dir(), *_config_name(module)]
+    return " ".join(["python -m", module, *map(shlex.quote, [*flags, *words])])
+
+
+def _config_name(module: str) -> list[str]:
+    """``--config-name`` as it was given here, if it was and this is the same command."""
+    job = HydraConfig.get().job
+    usual = "config" if job.name == "mico_exp" else job.name
+    here = module.removeprefix("mico_exp.") == job.name
+    return [f"--config-name={job.config_name}"] if here and job.config_name != usual else []
 
 
 def _config_dir() -> list[str]:

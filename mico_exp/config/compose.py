@@ -8,7 +8,7 @@ configuration is said here, before anything is read or built.
 import math
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -166,13 +166,13 @@ def challenge(cfg: DictConfig) -> Challenge:
     """
     job = HydraConfig.get()
     given = [text for text in job.overrides.task if not text.startswith("dataset=")]
-    datasets = cfg.datasets or [job.runtime.choices["dataset"]]
+    datasets = _names(cfg.datasets) or [job.runtime.choices["dataset"]]
     found = {}
     for dataset in datasets:
         overrides = [*given, f"dataset={dataset}"]
         composed: Any = compose(config_name=job.job.config_name, overrides=overrides)
-        for name in cfg.scenarios:
-            one = setup(composed, str(name))
+        for name in _names(cfg.scenarios):
+            one = replace(setup(composed, name), options=(dataset, name))
             found[one.name] = one
     return Challenge(cfg.challenge, root(cfg), found)
 
@@ -182,9 +182,12 @@ def challenge(cfg: DictConfig) -> Challenge:
 
 def setup(cfg: DictConfig, scenario: str | None = None) -> Setup:
     """Make a scenario as a command works with it: the chosen one, or that of a name."""
+    choices = HydraConfig.get().runtime.choices
     option: Any = cfg.scenario if scenario is None else _scenario(scenario)
+    typed = _typed()
     asked = scenario is None or "known_sample" in cfg  # other commands look at no sample
     members, nonmembers = _known_sample(cfg, option) if asked else (None, None)
+    built = option is not None and (scenario is None or "recipe" in typed)
     return Setup(
         challenge=cfg.challenge,
         dataset=cfg.dataset.name,
@@ -200,12 +203,36 @@ def setup(cfg: DictConfig, scenario: str | None = None) -> Setup:
         known_members=members,
         known_nonmembers=nonmembers,
         expected=dict(cfg.dataset.phases),
-        recipe=recipe(cfg) if scenario is None else None,
-        processor=Processor(cfg.compute.device, cfg.compute.precision, cfg.compute.batch_size),
-        workers=make(cfg.compute.workers),
-        allow_nan=_switch(cfg.compute, "allow_nan"),
-        allow_outliers=_switch(cfg.compute, "allow_outliers"),
+        recipe=recipe(cfg, option) if built else None,
+        options=(choices["dataset"], choices.get("scenario") or str(scenario)),
+        typed=typed,
+        **_computing(cfg),
     )
+
+
+def _computing(cfg: DictConfig) -> dict[str, Any]:
+    """Where and how models run, for a command that runs any."""
+    if "compute" not in cfg:
+        return {}
+    how = cfg.compute
+    return {
+        "processor": Processor(how.device, how.precision, how.batch_size),
+        "workers": make(how.workers),
+        "allow_nan": _switch(how, "allow_nan"),
+        "allow_outliers": _switch(how, "allow_outliers"),
+    }
+
+
+def _typed() -> frozenset[str]:
+    """Which of ``phases`` and ``recipe`` of the data set were set on the command line."""
+    keys = (text.lstrip("+").partition("=")[0] for text in HydraConfig.get().overrides.task)
+    parts = (key.split(".") for key in keys if key.startswith("dataset."))
+    return frozenset({"phases", "recipe"} & {part[1] for part in parts})
+
+
+def _names(value: Any) -> list[str]:
+    """Names that were given as a list, or as one."""
+    return [str(one) for one in value] if OmegaConf.is_list(value) else [str(value)] * bool(value)
 
 
 def source(cfg: DictConfig) -> Source:
@@ -249,8 +276,8 @@ def epsilon(option: DictConfig) -> float | None:
     return value
 
 
-def recipe(cfg: DictConfig) -> Callable[[Sizes], Recipe] | None:
-    """How the chosen scenario is built; None for a data set whose models come from elsewhere.
+def recipe(cfg: DictConfig, option: DictConfig) -> Callable[[Sizes], Recipe] | None:
+    """How a scenario of an option is built; None for a data set whose models come from elsewhere.
 
     Raises:
         InputError: no build can be like that, or meet the privacy that is asked for.
@@ -262,18 +289,18 @@ def recipe(cfg: DictConfig) -> Callable[[Sizes], Recipe] | None:
         raise InputError(f"`dataset.model` must be an MLP to be built, got {type(mlp).__name__}.")
     if set(cfg.dataset.phases) != set(PHASES):
         raise InputError(f"`dataset.phases` must name {PHASES}, got {list(cfg.dataset.phases)}.")
-    asked = epsilon(cfg.scenario)
-    privacy = None if asked is None else PrivacyTarget(asked, cfg.scenario.delta, how.clip_norm)
+    asked = epsilon(option)
+    privacy = None if asked is None else PrivacyTarget(asked, option.delta, how.clip_norm)
     return partial(
         _recipe,
         challenge=cfg.challenge,
-        scenario=f"{cfg.dataset.name}_{cfg.scenario.name}",
-        seed=cfg.seed,
+        scenario=f"{cfg.dataset.name}_{option.name}",
+        seed=cfg.get("seed", 0),  # which other commands do not compare
         models={phase: cfg.dataset.phases[phase] for phase in PHASES},
         widths=tuple(mlp.widths),
         plan=Plan(how.steps, how.batch_size, make(how.optimizer)),
         privacy=privacy,
-        disclose_training=cfg.scenario.disclose_training,
+        disclose_training=option.disclose_training,
     )
 
 

@@ -33,8 +33,8 @@ COMBINED = "all"  # the metric that stands for several
 CELL = ("metric", "formula", "scenario")  # groups that a cell is of
 REASONS = {
     COMBINED: "it combines metrics, so it takes metric=all",
-    "probability": "it compares probabilities, which {metric} are not (metric=confidence)",
-    "disclosure": "it needs disclosed training sets, and {scenario} keeps them (scenario=ddp)",
+    "probability": "it compares probabilities, which {metric} are not",
+    "disclosure": "it needs disclosed training sets, and {scenario} keeps them",
 }
 
 
@@ -53,10 +53,32 @@ def refusal(metric: DictConfig, formula: DictConfig, scenario: DictConfig) -> st
                 raise InputError(f"`needs` of {option.name} must be of {known}, got {need}.")
             if need not in given:
                 what = "metric" if option is metric else "formula"
-                return f"{what}={option.name}: {REASONS[need].format(**words)}"
+                reason = REASONS[need].format(**words)
+                return f"{what}={option.name}: {reason}{_offered_by(need)}"
     if COMBINED in given and COMBINED not in (formula.get("needs") or ()):
         return f"formula={formula.name}: it takes one metric, not metric={metric.name}"
     return None
+
+
+@cache
+def _offered_by(need: str) -> str:
+    """Say which options offer what is needed, where that is not said already."""
+    if need == COMBINED:
+        return ""
+    group = "scenario" if need == "disclosure" else "metric"
+    names = [name for name in option_names(group) if _offers(group, name, need)]
+    return f" ({group}={','.join(names)})" if names else ""
+
+
+def _offers(group: str, name: str, need: str) -> bool:
+    """Tell whether an option offers something; one that cannot be composed offers nothing."""
+    try:
+        option = option_of(group, name)[group]
+    except Exception:
+        return False
+    if group == "scenario":
+        return bool(option.disclose_training)
+    return need in (option.get("gives") or ())
 
 
 def check_cell(cfg: DictConfig) -> None:
@@ -135,7 +157,7 @@ def _allowed(names: Sequence[str], scenario: str, disclosed: bool) -> Sequence[s
         raise InputError("`metrics` must name at least one metric, got none.")
     if refused := [name for name in names if name not in _sensible(names, disclosed)]:
         reason = REASONS["disclosure"].format(scenario=f"scenario={scenario}")
-        raise InputError(f"`metrics` names {refused[0]}: {reason}.")
+        raise InputError(f"`metrics` names {refused[0]}: {reason}{_offered_by('disclosure')}.")
     return names
 
 

@@ -6,7 +6,7 @@ What a configuration says of it has been read by `compose`; nothing here knows a
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
@@ -23,7 +23,14 @@ from mico_exp.common.fingerprints import FileFingerprints, definition
 from mico_exp.common.identity import CellIdentity
 from mico_exp.config.making import make
 from mico_exp.models.architectures import Architecture
-from mico_exp.models.building import Recipe, build, check_built_from, is_complete, untrained
+from mico_exp.models.building import (
+    Recipe,
+    build,
+    check_built_by,
+    check_built_from,
+    is_complete,
+    untrained,
+)
 from mico_exp.results.cell import evaluate
 from mico_exp.runs import provenance
 from mico_exp.scores.extraction import Extraction
@@ -31,7 +38,7 @@ from mico_exp.scores.inference import Metric, Processor
 from mico_exp.scores.soundness import check_records, check_training
 from mico_exp.scores.store import ScoreStore
 from mico_exp.scores.vitals import Vitals
-from mico_exp.scores.workers import Workers
+from mico_exp.scores.workers import Local, Workers
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +111,9 @@ class Setup:
         sets are disclosed; None for no sample.
     expected: phase → models that there should be.
     recipe: how it is built, given its sizes; None where its models come from elsewhere.
+    options: names of the options of data set and scenario, as they are typed.
+    typed: ``phases`` and ``recipe``, where they were set on the command line: both are compared
+        with what is there.
     """
 
     challenge: str
@@ -121,10 +131,12 @@ class Setup:
     known_nonmembers: int | None
     expected: Mapping[str, int]
     recipe: Callable[[Sizes], Recipe] | None
-    processor: Processor
-    workers: Workers
-    allow_nan: bool
-    allow_outliers: bool
+    options: tuple[str, str]
+    typed: frozenset[str]
+    processor: Processor = field(default_factory=Processor)
+    workers: Workers = field(default_factory=Local)
+    allow_nan: bool = False
+    allow_outliers: bool = False
 
     @property
     def name(self) -> str:
@@ -187,7 +199,21 @@ class Setup:
             InputError: it is not there, or not whole.
         """
         sizes = self.sizes(len(self.records.labels))
-        return load_scenario(self.root, self.challenge, self.name, sizes)
+        found = load_scenario(self.root, self.challenge, self.name, sizes)
+        if "phases" in self.typed:
+            self._check_phases(found)
+        if "recipe" in self.typed and self.recipe is not None:
+            check_built_by(self.folder, self.recipe(sizes), self.records)
+        return found
+
+    def _check_phases(self, found: Scenario) -> None:
+        """Compare the numbers of models that were typed with those that are there."""
+        for phase, count in self.expected.items():
+            if count != (there := len(found.phases.get(phase, ()))):
+                raise InputError(
+                    f"`dataset.phases.{phase}` is {count!r}, but {self.folder} holds {there} "
+                    f"{phase} models."
+                )
 
     @cached_property
     def points(self) -> ChallengePoints:

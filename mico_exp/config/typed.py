@@ -9,6 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
+from mico_exp.common.errors import InputError
+
+CELL_GROUPS = ("metric", "formula")  # whose options name a cell
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT_OPTIONS = PACKAGE.parent / "conf"
 OPTIONS = CHECKOUT_OPTIONS if CHECKOUT_OPTIONS.is_dir() else PACKAGE / "conf"
@@ -37,6 +40,32 @@ def quote_choices(argument: str, groups: Sequence[str] | set[str]) -> str:
         return argument
     key = argument.partition("=")[0]
     return f"{key}={','.join(names)}"
+
+
+def check_choice(argument: str) -> None:
+    """Refuse an override that chooses a metric or formula in a way that Hydra takes, but no cell.
+
+    Raises:
+        InputError: it is a list, or names an option in a subfolder; says what to type instead.
+    """
+    if argument.startswith("-") or "=" not in argument:
+        return
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return
+    group, value = override.key_or_group, override.value()
+    if group not in groups() or override.is_delete():
+        return
+    if isinstance(value, list):
+        names = ",".join(map(str, value))
+        raise InputError(f"{argument}: a list chooses no option; a sweep takes {group}={names} -m.")
+    values = value.list if isinstance(value, ChoiceSweep) else [value]
+    if group in CELL_GROUPS and (inside := [str(one) for one in values if "/" in str(one)]):
+        raise InputError(
+            f"{group}={inside[0]}: an option must lie in {group}/ itself, as its name is half of a "
+            f"cell's, {group}={inside[0].rpartition('/')[2]}."
+        )
 
 
 def _option_names(override: Override) -> list[str] | None:

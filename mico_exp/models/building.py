@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,16 +197,35 @@ def _check_record(folder: Path, recipe: Recipe, records: Records) -> None:
             f"{folder} holds models but no {RECORD}, so `mico_exp.build` did not make it. "
             "Choose another `paths.data`."
         )
+    _compare(folder, _read_record(path), recipe, records)
+    check_built_from(folder, records)
+
+
+def check_built_by(folder: Path, recipe: Recipe, records: Records) -> None:
+    """Compare a recipe, all of it but the seed, with that by which a scenario was built.
+
+    Raises:
+        InputError: it is another one, or none is recorded.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        raise InputError(
+            f"{folder} holds no {RECORD}: `dataset.recipe` cannot be compared with how its models "
+            "were made."
+        )
     found = _read_record(path)
+    _compare(folder, {**found, "seed": recipe.seed}, recipe, records)
+
+
+def _compare(folder: Path, found: dict[str, Any], recipe: Recipe, records: Records) -> None:
     wanted = json.loads(json.dumps(recipe.description(records)))
     del wanted[FINGERPRINT]  # older builds have none
     for key, value in wanted.items():
         if found.get(key) != value:
             raise InputError(
-                f"{folder} was built with {key} = {found.get(key)}, but {value} is asked for. "
+                f"{folder} was built with {key} = {found.get(key)!r}, but {value!r} is asked for. "
                 "Choose another `paths.data`, or delete that folder to build it anew."
             )
-    check_built_from(folder, records)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -318,25 +337,50 @@ def _accuracy(mlps: StackedMLP, records: Records, splits: list[Split]) -> list[f
 
 def _write_model(root: Path, recipe: Recipe, chunk: _Chunk, number: int) -> None:
     i = number - chunk.first
-    seeds, split = chunk.folders[i], chunk.splits[i]
-    assert split.solution is not None
+    prefix = DP_PREFIX if recipe.privacy else ""
+    state = {prefix + name: tensor for name, tensor in chunk.states[i].items()}
+    told = {"accuracy": f"{chunk.accuracy[i]:.4f}"}
+    if chunk.epsilon is not None:
+        told["epsilon"] = f"{chunk.epsilon:.4f}"
     folder, truth = _places(root, recipe, number)
+    seeds, disclosed = chunk.folders[i], recipe.disclose_training
+    write_model(folder, truth, seeds, chunk.splits[i], state, told, disclose_training=disclosed)
+
+
+def write_model(
+    folder: Path,
+    truth: Path | None,
+    seeds: ModelFolder,
+    split: Split,
+    state: Mapping[str, torch.Tensor],
+    told: Mapping[str, str],
+    *,
+    disclose_training: bool,
+) -> None:
+    """Write a model's folder, whole or not at all, and apart the truth of a dev or final one.
+
+    Args:
+        folder: ``…/train/model_K``; one that is there stays as it is.
+        truth: file of a dev or final model's solution; None for a train model, which discloses it.
+        seeds: of its membership.
+        split: what they mean.
+        state: its weights.
+        told: more files by their names, ``accuracy`` and ``epsilon``.
+        disclose_training: also where there is a truth to be told.
+    """
+    assert split.solution is not None
     if truth:
         write_text(truth, write_solution(split.solution))
     if folder.is_dir():
         return
-    prefix = DP_PREFIX if recipe.privacy else ""
-    state = {prefix + name: tensor for name, tensor in chunk.states[i].items()}
-    files = {"seed_challenge": str(seeds.seed_challenge), "accuracy": f"{chunk.accuracy[i]:.4f}"}
-    if chunk.epsilon is not None:
-        files["epsilon"] = f"{chunk.epsilon:.4f}"
-    if recipe.disclose_training or not truth:
+    files = {"seed_challenge": str(seeds.seed_challenge), **told}
+    if disclose_training or not truth:
         files["seed_training"] = str(seeds.seed_training)
     if not truth:
         files["seed_membership"] = str(seeds.seed_membership)
         files["solution.csv"] = write_solution(split.solution).strip()
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(dict(state), buffer)
     with new_folder(folder) as unfinished:
         (unfinished / "model.pt").write_bytes(buffer.getvalue())
         for name, content in files.items():
