@@ -178,7 +178,7 @@ def _log_result(result: "Result", run: "Run") -> None:
 
 def _log_figures(cfg: "DictConfig", scenario: "Scenario", result: "Result", run: "Run") -> None:
     from mico_exp.config import options
-    from mico_exp.results.plots import PHASE_STYLE, Curve, roc_figure, scores_figure
+    from mico_exp.results.plots import PHASE_STYLE, Curve, roc_plot, scores_plot
     from mico_exp.results.scoring import RANKING_FPR
 
     names = (options.label(cfg, group) for group in ("metric", "formula"))
@@ -190,10 +190,10 @@ def _log_figures(cfg: "DictConfig", scenario: "Scenario", result: "Result", run:
         phase = "train" if name == "validation" else name
         points = result.predictions[phase].size
         curves.append(Curve(name, curve, points, PHASE_STYLE[name], *shown))
-    roc_figure(title, curves).savefig(run.artifacts / "roc.png")
+    roc_plot(title, curves).savefig(run.artifacts / "roc.png")
     curve = result.curves["validation"]
     threshold = float(curve.threshold[curve.place(RANKING_FPR)])
-    figure = scores_figure(
+    figure = scores_plot(
         f"{title} (validation)", solution, predictions, result.out_models, threshold
     )
     figure.savefig(run.artifacts / "scores.png")

@@ -191,11 +191,11 @@ def _rocs(
 
 
 def _roc(challenge: str, phase: str, curves: Sequence["Curve"]) -> dict[str, str]:
-    from mico_exp.results.plots import roc_figure
+    from mico_exp.results.plots import roc_plot
 
     rates = "; ".join(f"{one.label}: TPR {one.roc.tpr_at(0.1):.3f}" for one in curves)
     return {
-        "source": _embedded(roc_figure(f"{challenge}: chosen cells, {phase}", curves)),
+        "source": _embedded(roc_plot(f"{challenge}: chosen cells, {phase}", curves)),
         "alt": f"ROC curves in {phase}, linear and logarithmic. At FPR 0.1, {rates}.",
         "caption": f"{phase.capitalize()}, with 95 % intervals over models; points mark the "
         "official false positive rates on every curve.",
