@@ -110,7 +110,7 @@ def verdict(cell, tpr, like=False):
     )
 
 
-def test_a_heatmap_names_every_cell_frames_the_chosen_and_marks_its_likes():
+def test_a_heatmap_names_every_cell_frames_the_chosen_and_marks_its_ties():
     cells = [verdict("loss/0", 0.2, like=True), verdict("loss/1", 0.1), verdict("other/1", 0.22)]
     best = Candidate("run", "digits_inf", "other", "1", 0, "", {})
     grid = Selected(best, cells[2], cells, 0.2, (0.1, 0.3))

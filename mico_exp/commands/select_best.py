@@ -113,8 +113,9 @@ def _log(
 def table(challenge: str, chosen: dict[str, Chosen]) -> Table:
     """Lay out the selection for a terminal."""
     caption = (
-        "95 % intervals over models. Honest: chosen on half of the models, scored on the other. "
-        "Like it: other cells that cannot be told from the chosen one."
+        "Below each TPR its 95 % interval over models. The nested estimate is of the choice "
+        "itself, made on half of the models and scored on the other. Ties are cells that cannot be "
+        "told from the chosen one."
     )
     result = Table(
         title=f"Chosen cell of every scenario of {challenge}: TPR@0.1FPR",
@@ -125,7 +126,8 @@ def table(challenge: str, chosen: dict[str, Chosen]) -> Table:
     for title in ("scenario", "cell"):
         result.add_column(title, overflow="fold")  # a cell's name is typed again: never cut
     known = [p for p in ("dev", "final") if any(p in one.came_out for one in chosen.values())]
-    for title in ["validation", "honest", "best in", "like it", "val AUC", *known]:
+    figures = ["validation", "nested\nestimate", "P(best)", "ties\nwith", "val\nAUC", *known]
+    for title in figures:  # in two lines where the figures below are shorter: 100 columns in all
         result.add_column(title, justify="right")
     for name, one in chosen.items():
         result.add_row(*_row(name, one, known))
@@ -146,6 +148,6 @@ def _row(name: str, chosen: Chosen, phases: list[str]) -> list[str]:
 
 
 def with_interval(value: float, interval: tuple[float, float]) -> str:
-    """Write a figure with its interval."""
+    """Write a figure, and below it its interval."""
     low, high = (f"{bound:.3f}".removeprefix("0") for bound in interval)
-    return f"{value:.4f} ({low}–{high})"
+    return f"{value:.4f}\n{low}–{high}"
