@@ -48,7 +48,7 @@ def draw_run(folder: Path, truth, predictions, out_models) -> None:
     """The plots of one run, with dev and final beside validation."""
     curve = roc(truth, predictions)
     halves = {"dev": slice(0, 50), "final": slice(50, 100)}
-    curves = [Curve("validation", curve, truth.size, PHASE_STYLE["validation"], truth, predictions)]
+    curves = [Curve("validation", curve, truth.size, PHASE_STYLE["train"], truth, predictions)]
     for name, some in halves.items():
         one = roc(truth[some], predictions[some])
         curves.append(Curve(name, one, truth[some].size, PHASE_STYLE[name]))

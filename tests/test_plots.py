@@ -23,7 +23,7 @@ def world():
 def curves(world):
     curve = roc(*world)
     return [
-        Curve("validation", curve, 1000, PHASE_STYLE["validation"], *world),
+        Curve("validation", curve, 1000, PHASE_STYLE["train"], *world),
         Curve("final", curve, 1000, PHASE_STYLE["final"]),
     ]
 
@@ -100,7 +100,7 @@ def test_constant_scores_can_be_drawn(world):
     threshold = float(curve.threshold[curve.place(0.1)])
     assert threshold == np.inf
     drawn(scores_plot("title", truth, constant, np.zeros(truth.shape, int), threshold))
-    shown = Curve("validation", curve, 1000, PHASE_STYLE["validation"], truth, constant)
+    shown = Curve("validation", curve, 1000, PHASE_STYLE["train"], truth, constant)
     drawn(roc_plot("title", [shown]))
 
 

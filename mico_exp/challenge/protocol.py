@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mico_exp.challenge.phases import PHASES as PHASES  # handed on
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError
 
-PHASES = ("train", "dev", "final")
 MAX_SEED = 2**63 - 1
 
 

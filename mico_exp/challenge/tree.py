@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_exp.challenge.protocol import MAX_SEED, PHASES, Sizes, Split, permutation, split
+from mico_exp.challenge.phases import PHASES, SUBMITTED
+from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split, permutation, split
 from mico_exp.common.errors import InputError
 
 
@@ -312,7 +313,7 @@ def read_truth(root: Path, scenario: Scenario) -> dict[str, NDArray[np.bool_]]:
     part of a phase would not be the official ones.
     """
     truth = {}
-    for phase in ("dev", "final"):
+    for phase in SUBMITTED:
         base = scenario_folder(truth_folder(root), scenario.challenge, scenario.name) / phase
         paths = [base / m.path.name / "solution.csv" for m in scenario.phases.get(phase, ())]
         known = [path for path in paths if path.exists()]

@@ -177,6 +177,7 @@ def _log_result(result: "Result", run: "Run") -> None:
 
 
 def _log_figures(cfg: "DictConfig", scenario: "Scenario", result: "Result", run: "Run") -> None:
+    from mico_exp.challenge.phases import CALLED
     from mico_exp.config import options
     from mico_exp.results.plots import PHASE_STYLE, Curve, roc_plot, scores_plot
     from mico_exp.results.scoring import RANKING_FPR
@@ -185,13 +186,12 @@ def _log_figures(cfg: "DictConfig", scenario: "Scenario", result: "Result", run:
     title = "{}: metric {}, formula {}".format(scenario.name, *names)
     solution, predictions = result.truth["train"], result.predictions["train"]
     curves = []
-    for name, curve in result.curves.items():
-        shown = (solution, predictions) if name == "validation" else (None, None)
-        phase = "train" if name == "validation" else name
+    for phase, curve in result.curves.items():
+        shown = (solution, predictions) if phase == "train" else (None, None)
         points = result.predictions[phase].size
-        curves.append(Curve(name, curve, points, PHASE_STYLE[name], *shown))
+        curves.append(Curve(CALLED[phase], curve, points, PHASE_STYLE[phase], *shown))
     roc_plot(title, curves).savefig(run.artifacts / "roc.png")
-    curve = result.curves["validation"]
+    curve = result.curves["train"]
     threshold = float(curve.threshold[curve.place(RANKING_FPR)])
     figure = scores_plot(
         f"{title} (validation)", solution, predictions, result.out_models, threshold

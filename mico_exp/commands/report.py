@@ -179,15 +179,17 @@ def _rocs(
     cfg: "DictConfig", scenarios: Mapping[str, "Here"], chosen: Mapping[str, "Chosen"]
 ) -> list[dict[str, str]]:
     """Draw the chosen cells of all scenarios, in validation and where final is known."""
-    curves: dict[str, list[Curve]] = {"validation": [], "final": []}
+    from mico_exp.challenge.phases import CALLED
+
+    curves: dict[str, list[Curve]] = {"train": [], "final": []}
     for place, (name, one) in enumerate(chosen.items()):
         label, here = f"{name}, {one.selected.best.cell}", scenarios[name]
-        known = {"validation": here.solution}
+        known = {"train": here.solution}
         known |= {"final": here.truth["final"]} if "final" in one.came_out else {}
         for phase, solution in known.items():
-            predictions = one.predictions["train" if phase == "validation" else phase]
+            predictions = one.predictions[phase]
             curves[phase].append(_curve(label, place, solution, predictions))
-    return [_roc(cfg.challenge, phase, group) for phase, group in curves.items() if group]
+    return [_roc(cfg.challenge, CALLED[phase], group) for phase, group in curves.items() if group]
 
 
 def _roc(challenge: str, phase: str, curves: Sequence["Curve"]) -> dict[str, str]:

@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 
 def command(cfg: "DictConfig") -> None:
     """Select, package and log."""
-    from mico_exp.results.submission import PHASES, write_submission
+    from mico_exp.challenge.phases import SUBMITTED
+    from mico_exp.results.submission import write_submission
     from mico_exp.runs.tracking import Tracker
 
     check_selection(cfg)  # what is wrong with it is said first
     scenarios = find_scenarios(cfg)
     for here in scenarios.values():
-        if absent := [phase for phase in PHASES if phase not in here.scenario.phases]:
+        if absent := [phase for phase in SUBMITTED if phase not in here.scenario.phases]:
             raise InputError(
                 f"{here.scenario.path} has no {absent[0]} models, which a submission must hold."
             )

@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from mico_exp.challenge.datasets import Records, inputs_at
-from mico_exp.challenge.protocol import MAX_SEED, PHASES, Sizes, Split
+from mico_exp.challenge.phases import PHASES
+from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split
 from mico_exp.challenge.tree import (
     ModelFolder,
     model_folders,

@@ -24,7 +24,7 @@ Membership = NDArray[np.bool_]
 Predictions = Mapping[str, Predicted]
 PREDICTIONS_FILE = "predictions.npz"
 SOLUTION = "train_solution"  # in that file: membership at the train models' points
-SHOWN_AS = {"train": "val", "dev": "dev", "final": "final"}  # train targets validate, left out
+SHOWN_AS = {"train": "val", "dev": "dev", "final": "final"}  # in the names of figures
 log = logging.getLogger(__name__)
 
 
@@ -36,7 +36,7 @@ class Result:
     truth: phase → (T, P) membership, where it is known and has both classes.
     figures: by name: official figures (``val/auc``), their 95 % intervals over models
         (``val/auc_low``, ``val/auc_high``), operating points, rates of the fall-backs.
-    curves: ROC by phase, ``validation`` first.
+    curves: ROC by phase, ``train`` first.
     out_models: (T, P) how many models beside the target were not trained on a validation point.
     """
 
@@ -75,7 +75,7 @@ def evaluate(
         curve = roc(solution, predictions[phase])
         values = _figures(solution, predictions[phase], curve)
         found |= {f"{SHOWN_AS[phase]}/{figure}": value for figure, value in values.items()}
-        curves["validation" if phase == "train" else phase] = curve
+        curves[phase] = curve
     return Result(predictions, known, found, curves, calibrated["train"].out_models)
 
 

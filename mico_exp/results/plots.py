@@ -23,7 +23,7 @@ logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it reports every fo
 # Okabe & Ito's colours, told apart with any colour vision; the line style says it once more.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 PHASE_STYLE: dict[str, dict[str, Any]] = {
-    "validation": {"color": BLUE, "linestyle": "-"},
+    "train": {"color": BLUE, "linestyle": "-"},
     "dev": {"color": ORANGE, "linestyle": "--"},
     "final": {"color": GREEN, "linestyle": "-."},
 }
