@@ -71,12 +71,12 @@ def _examine(
         estimate,
         examine,
     )
-    from mico_exp.scores.inference import evaluator_on
+    from mico_exp.scores.inference import runner_on
 
     records, evaluator = None, None
     made = compose.architecture(cfg)
     try:
-        evaluator = evaluator_on(compose.processor(cfg))
+        evaluator = runner_on(compose.processor(cfg))
         records = compose.records(cfg)
         compose.check_steady(cfg)
     except InputError as error:

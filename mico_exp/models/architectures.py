@@ -61,7 +61,7 @@ class Stacked(Protocol):
 
 
 class StackedMLP:
-    """M multilayer perceptrons evaluated together.
+    """M multilayer perceptrons run together.
 
     parameters: weight (M, out, in) and bias (M, out) of every layer in turn.
     """

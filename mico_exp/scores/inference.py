@@ -112,21 +112,21 @@ class Work:
 
     def __call__(self, shard: Shard) -> dict[str, Floats]:
         """Scores (M, P) of the shard by metric."""
-        evaluator = evaluator_on(self.processor)
+        runner = runner_on(self.processor)
         if all(family_of(metric) == LOGITS for metric in self.metrics.values()):
-            models = evaluator.load(self.architecture, shard.folders, shard.states)
-            return evaluator.scores(models, self.records, shard.points, self.metrics)
+            models = runner.load(self.architecture, shard.folders, shard.states)
+            return runner.scores(models, self.records, shard.points, self.metrics)
         rows = []
         for i, (folder, points) in enumerate(zip(shard.folders, shard.points, strict=True)):
-            model = evaluator.load_one(
+            model = runner.load_one(
                 self.architecture, folder, shard.states[i] if shard.states else None
             )
             known = shard.known[i] if shard.known else None
-            rows.append(evaluator.gradient_scores(model, self.records, points, self.metrics, known))
+            rows.append(runner.gradient_scores(model, self.records, points, self.metrics, known))
         return {name: np.stack([row[name] for row in rows]) for name in self.metrics}
 
 
-class Evaluator:
+class ModelRunner:
     """Runs models on one device, and learns how large a batch may be.
 
     Raises:
@@ -316,9 +316,9 @@ class Evaluator:
 
 
 @cache
-def evaluator_on(processor: Processor) -> Evaluator:
-    """Open the one evaluator of this process, which remembers what batches fit."""
-    return Evaluator(processor)
+def runner_on(processor: Processor) -> ModelRunner:
+    """Open the one runner of this process, which remembers what batches fit."""
+    return ModelRunner(processor)
 
 
 def reference_of(metric: GradientMetric, records: int, known: Indices | None = None) -> Indices:
