@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from mico_exp.attacks.calibration import Calibrated
 from mico_exp.attacks.evidence import Attack, Evidence
-from mico_exp.attacks.features import FEWEST_FORMS, Forms, NormalScores, check_known
+from mico_exp.attacks.features import FEWEST_FORMS, Forms, NormalScores, check_scored
 from mico_exp.attacks.folds import (
     FEWEST_FOLDS,
     Folds,
@@ -96,7 +96,7 @@ class Stack(Attack):
     def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
         """Calibrated scores of every phase."""
         folds = Folds.of(evidence.points, self.folds, self.fewest_folds)
-        check_known(evidence)
+        check_scored(evidence)
         forms = Forms(evidence, folds)
         lessons = Lessons(evidence.points, folds, forms, NormalScores)
         return _calibrated(evidence, cross_fit(lessons, self.learner(forms.names)))
@@ -209,7 +209,7 @@ class Quantile(Attack):
 
     def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
         """Calibrated scores of every phase."""
-        check_known(evidence)
+        check_scored(evidence)
         folds = Folds.of(evidence.points, self.folds)
         lessons = Lessons(evidence.points, folds, _Described(evidence, folds))
         return _calibrated(evidence, cross_fit(lessons, self._learn))

@@ -85,9 +85,9 @@ class Scenario:
 
 
 def check_solution(
-    model: ModelFolder, sizes: Sizes, path: Path, known: Split | None = None
+    model: ModelFolder, sizes: Sizes, path: Path, drawn: Split | None = None
 ) -> None:
-    """Compare a solution.csv with a model's seeds, where both are there; `known` is its split.
+    """Compare a solution.csv with a model's seeds, where both are there; `drawn` is its split.
 
     Raises:
         InputError: they disagree, or the file is malformed.
@@ -95,7 +95,7 @@ def check_solution(
     if not path.exists():
         return
     found = read_solution(path, 2 * sizes.challenge)
-    expected = (known or model.split(sizes)).solution
+    expected = (drawn or model.split(sizes)).solution
     if expected is not None and not np.array_equal(found, expected):
         raise InputError(
             f"{path} disagrees with the seeds of {model.path.name}. Check `len_training` "

@@ -126,7 +126,7 @@ def _vitals(
     from mico_exp.challenge.points import challenge_points
     from mico_exp.config import compose
 
-    if (known := compose.extraction(cfg, scenario, points, records).known_vitals()) is not None:
+    if (known := compose.extraction(cfg, scenario, points, records).stored_vitals()) is not None:
         return known, points.solution
     some = replace(scenario, phases={"train": scenario.phases["train"][:MODELS_ASKED]})
     own = challenge_points(some)

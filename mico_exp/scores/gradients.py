@@ -43,13 +43,13 @@ from mico_exp.scores.backprop import (
 class View:
     """What a metric sees of one model at P points.
 
-    trace: a forward pass. labels: (P,) int64. known: (P,) True where the record is among those
-    that the reference consisted of.
+    trace: a forward pass. labels: (P,) int64. told: (P,) True where the record is among the known
+    members that the metric was told as its reference; nowhere for a metric that is told none.
     """
 
     trace: Trace
     labels: Tensor
-    known: Tensor
+    told: Tensor
     _sent: dict[float | None, list[Layer]] = field(default_factory=dict)  # metrics share them
 
     def of_loss(self) -> list[Layer]:
@@ -161,8 +161,8 @@ class GradAlignment(GradientMetric):
             for label in view.labels.unique().tolist():
                 same = view.labels == label
                 part = total(at(layers, same), torch.ones_like(layers[0].inputs[same, 0, 0]))
-                known = sums.get(label)
-                sums[label] = [a + b for a, b in zip(known, part, strict=True)] if known else part
+                before = sums.get(label)
+                sums[label] = [a + b for a, b in zip(before, part, strict=True)] if before else part
                 counts[label] = counts.get(label, 0) + int(same.sum())
         return {label: [part / counts[label] for part in sums[label]] for label in sums}
 
@@ -391,8 +391,8 @@ class DisclosedKronecker(Kronecker):
         """Coefficient (P,) of each point, times the mean of ‖g‖²."""
         layers = self.layers(view)
         found = along(layers, prepared.direction)
-        if view.known.any():
-            parts = zip(prepared.curvatures, at(layers, view.known), strict=True)
+        if view.told.any():
+            parts = zip(prepared.curvatures, at(layers, view.told), strict=True)
             leverage = torch.stack([one.leverage(layer) for one, layer in parts]).sum(dim=0)
-            found[view.known] += prepared.own * leverage
+            found[view.told] += prepared.own * leverage
         return found * prepared.scale

@@ -88,14 +88,14 @@ class Shard:
     """Models that run at once.
 
     folders: of the M models. points: (M, P) records that each is asked at. states: their weights,
-    where they have been read already. known: records that each was surely trained on, where a
-    metric wants them.
+    where they have been read already. members: records that each was surely trained on, where a
+    metric is to be told them.
     """
 
     folders: tuple[Path, ...]
     points: Indices
     states: tuple[State, ...] | None = None
-    known: tuple[Indices, ...] | None = None
+    members: tuple[Indices, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +121,8 @@ class Work:
             model = runner.load_one(
                 self.architecture, folder, shard.states[i] if shard.states else None
             )
-            known = shard.known[i] if shard.known else None
-            rows.append(runner.gradient_scores(model, self.records, points, self.metrics, known))
+            told = shard.members[i] if shard.members else None
+            rows.append(runner.gradient_scores(model, self.records, points, self.metrics, told))
         return {name: np.stack([row[name] for row in rows]) for name in self.metrics}
 
 
@@ -201,7 +201,7 @@ class ModelRunner:
         records: Records,
         points: Indices,
         metrics: Mapping[str, GradientMetric],
-        known: Indices | None = None,
+        members: Indices | None = None,
     ) -> dict[str, Floats]:
         """Compute metrics of one model's gradients at points (P,); each metric's scores are (P,).
 
@@ -213,7 +213,7 @@ class ModelRunner:
             records: the data set.
             points: where it is asked.
             metrics: of gradients.
-            known: records that the model was surely trained on, for metrics that want them.
+            members: records that the model was surely trained on, for metrics that are told them.
 
         Raises:
             InputError: a single point does not fit; or names the first that the model fails at.
@@ -227,8 +227,10 @@ class ModelRunner:
         per_size *= LAYERS_OF_A_TRACE
         prepared, observed = {}, {}
         for name, metric in metrics.items():
-            seen = reference_of(metric, len(records.labels), known)
-            total = len(known) if metric.disclosed and known is not None else len(records.labels)
+            seen = reference_of(metric, len(records.labels), members)
+            total = len(records.labels)
+            if metric.disclosed and members is not None:
+                total = len(members)
             if (key := metric.observation) not in observed:
                 with _named(name):
                     observed[key] = self._observed(metric, model, records, seen, per_size)
@@ -240,9 +242,9 @@ class ModelRunner:
             view = self._view(model, records, points[some])
             for name, metric in metrics.items():
                 state, told = prepared[name]
-                known = torch.from_numpy(np.isin(points[some], told)).to(self.device)
+                is_told = torch.from_numpy(np.isin(points[some], told)).to(self.device)
                 with _named(name):
-                    values = metric.score(replace(view, known=known), state)
+                    values = metric.score(replace(view, told=is_told), state)
                 _check_shape(name, values, view.trace.logits)
                 found[name][some] = values.double().cpu().numpy()
 
@@ -321,15 +323,15 @@ def runner_on(processor: Processor) -> ModelRunner:
     return ModelRunner(processor)
 
 
-def reference_of(metric: GradientMetric, records: int, known: Indices | None = None) -> Indices:
+def reference_of(metric: GradientMetric, records: int, members: Indices | None = None) -> Indices:
     """Records (N,) that a metric wants to see first, ascending: always the same of the same.
 
     Raises:
-        MetricError: it wants known members, and there are none.
+        MetricError: it is to be told known members, and there are none.
     """
-    if metric.disclosed and known is None:
+    if metric.disclosed and members is None:
         raise MetricError("a metric of known members needs a scenario that discloses them.")
-    among = known if metric.disclosed and known is not None else np.arange(records)
+    among = members if metric.disclosed and members is not None else np.arange(records)
     if metric.reference is None or metric.reference >= len(among):
         return np.sort(among)
     return np.sort(np.random.default_rng(0).permutation(among)[: metric.reference])
