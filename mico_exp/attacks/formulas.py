@@ -1,26 +1,13 @@
 """Calibration formulas: a target's score at a point against its shadow models' scores there.
 
-Every formula takes
-
-    score   (…, P)     the target model's score at each of its points, higher = more member-like
-    shadow  (…, S, P)  the same metric under the shadow models
-    is_in   (…, S, P)  True where the shadow model was trained on the point
-    is_out  (…, S, P)  True where it serves as one that was not
-
-and returns (…, P), again higher = more member-like. A plain function sees at least one model on
-either side: `calibration` lets one side stand in for the other where there are too few. One that
-is marked by `sees_gaps` sees the models as they are, n_I and n_O of them, either of which may be
-0; it returns its scores together with (…, P) True where it had to do with less than it wants.
-
+What each takes and returns, and what `sees_gaps` means, is written at `calibration.Formula`.
 What is common to them is in `sides`. One small file in ``conf/formula`` makes a formula a choice.
 """
-
-from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 from scipy.special import log_ndtr
 
+from mico_exp.attacks.calibration import sees_gaps
 from mico_exp.attacks.sides import (
     PRIOR_SCORES,
     Side,
@@ -39,15 +26,8 @@ from mico_exp.attacks.sides import (
 from mico_exp.common.arrays import Floats, Mask
 from mico_exp.common.errors import InputError
 
-Function = TypeVar("Function", bound=Callable[..., object])
 SCALES = ("all", "within", "shrunk", "pooled")
 CENTRES = ("mean", "median")
-
-
-def sees_gaps(function: Function) -> Function:
-    """Mark a formula that copes with points that have no in or no out models."""
-    function.sees_gaps = True  # type: ignore[attr-defined]
-    return function
 
 
 @sees_gaps
@@ -74,7 +54,7 @@ def offset(
     arXiv 2111.08440, §3).
 
     Args:
-        score: and the three that follow, as above.
+        score: and the three that follow, as in `calibration.Formula`.
         shadow: a model that stands on both sides counts twice.
         is_in: at least one in every column.
         is_out: at least one in every column.
@@ -141,7 +121,7 @@ def lira_online(
     falling back. Where nothing has any spread the result is 0.
 
     Args:
-        score: and the three that follow, as above.
+        score: and the three that follow, as in `calibration.Formula`.
         shadow: best on the metric ``logit``, whose scores are nearly normal.
         is_in: any number in a column.
         is_out: any number in a column.

@@ -54,7 +54,7 @@ def evaluate(
 
     Args:
         evidence: scores of the metric, or of several for an attack that takes several.
-        formula: see `mico_exp.attacks.formulas`; or an attack on all the evidence.
+        formula: of any kind that `calibration.Formula` names.
         truth: (T, P) membership of dev and final models, where known; used for figures alone.
 
     Raises:

@@ -38,6 +38,7 @@ from mico_exp.scores.inference import (
     Shard,
     Work,
     family_of,
+    is_told_members,
     reference_of,
 )
 from mico_exp.scores.metrics import logit, margin
@@ -453,11 +454,6 @@ class Extraction:
 def inference_code() -> str:
     """Hash of the package's code that runs models and computes what they give."""
     return definition(Work)
-
-
-def is_told_members(metric: Metric) -> bool:
-    """Tell whether a metric is to be told known members of the very model."""
-    return bool(getattr(metric, "disclosed", False))
 
 
 def progress(title: str, total: int, unit: str = "model") -> "tqdm[Any]":

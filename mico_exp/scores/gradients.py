@@ -69,6 +69,9 @@ class View:
 class GradientMetric(ABC):
     """A metric that asks for the gradients of one model.
 
+    `score` is all that has to be written. What else it wants it says by the others, and by default
+    it wants nothing. What other metrics there are is said at `metrics.LogitMetric`.
+
     reference: how many records of the data set it wants to see first, always the same ones; 0 for
         none and None for all.
     disclosed: they are to be the known members of the very model, where those are disclosed.

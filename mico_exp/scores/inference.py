@@ -25,10 +25,9 @@ from mico_exp.models.weights import load_state, not_finite, weights_file
 from mico_exp.scores.backprop import trace
 from mico_exp.scores.batching import Batches, out_of_memory
 from mico_exp.scores.gradients import GradientMetric, View
-from mico_exp.scores.metrics import OfScaledLogit, scaled_logit
+from mico_exp.scores.metrics import LogitMetric, OfScaledLogit, scaled_logit
 
 Answer = TypeVar("Answer")
-LogitMetric = Callable[[Tensor, Tensor], Tensor]
 Metric = LogitMetric | GradientMetric
 LOGITS, GRADIENTS = "logits", "gradients"
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -39,6 +38,11 @@ LAYERS_OF_A_TRACE = 8  # it keeps about so many times what the largest layer giv
 def family_of(metric: Metric) -> str:
     """Family of a metric: ``logits`` or ``gradients``."""
     return GRADIENTS if isinstance(metric, GradientMetric) else LOGITS
+
+
+def is_told_members(metric: Metric) -> bool:
+    """Tell whether a metric is to be told known members of the very model."""
+    return isinstance(metric, GradientMetric) and metric.disclosed
 
 
 @dataclass(frozen=True)
