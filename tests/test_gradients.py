@@ -248,10 +248,19 @@ def test_the_reference_is_always_the_same_and_part_of_a_larger_one():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: gradients.Kronecker(damping=0), "`damping` must be a number above 0, got 0"),
-        (lambda: gradients.Representer(temperature=-1.0), "`temperature` must be a number above 0"),
+        (
+            lambda: gradients.Kronecker(damping=0),
+            "`damping` must be .* above 0, got 0",
+        ),
+        (
+            lambda: gradients.Representer(temperature=-1.0),
+            "`temperature` must be .* above 0",
+        ),
         (lambda: gradients.Kronecker(damping=float("nan")), "got nan"),
-        (lambda: gradients.GradAlignment(reference=0), "`reference` must be null or a whole"),
+        (
+            lambda: gradients.GradAlignment(reference=0),
+            "`reference` must be .* 1 or null",
+        ),
         (lambda: gradients.Representer(reference=2.5), "got 2.5"),
     ],
 )

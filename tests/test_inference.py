@@ -151,8 +151,14 @@ def test_coarser_precision_is_asked_for(cnn, images):
     ("options", "message"),
     [
         ({"precision": "float16"}, r"`compute\.precision` must be one of float32, tf32, bfloat16"),
-        ({"batch_size": "abc"}, r"`compute\.batch_size` must be a positive whole number, got abc"),
-        ({"batch_size": 0}, r"`compute\.batch_size` must be a positive whole number, got 0"),
+        (
+            {"batch_size": "abc"},
+            r"`compute\.batch_size` must be a whole number .* null, got 'abc'",
+        ),
+        (
+            {"batch_size": 0},
+            r"`compute\.batch_size` must be a whole number .* null, got 0",
+        ),
     ],
 )
 def test_options_that_are_wrong(options, message):

@@ -23,6 +23,7 @@ from mico_exp.attacks.sides import (
     side,
     variance_of,
 )
+from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Mask
 from mico_exp.common.errors import InputError
 
@@ -83,10 +84,9 @@ def offset(
 
 
 def _check_offset(w: float | str, k: float, centre: str, scale: str) -> None:
-    if w != "counts" and not (isinstance(w, (int, float)) and 0 <= w <= 1):
-        raise InputError(f"`w` must be in [0, 1] or counts, got {w}.")
-    if not (isinstance(k, (int, float)) and 0 <= k < np.inf):
-        raise InputError(f"`k` must be at least 0, got {k}.")
+    if w != "counts":
+        require.within("w", w, 0, 1, other="counts")
+    require.at_least("k", k, 0)
     for name, value, known in (("centre", centre, CENTRES), ("scale", scale, SCALES)):
         if value not in known:
             raise InputError(f"`{name}` must be one of {', '.join(known)}, got {value}.")
@@ -313,8 +313,7 @@ def ratio_offline(
     score: Floats, shadow: Floats, is_in: Mask, is_out: Mask, *, a: float
 ) -> tuple[Floats, Mask]:
     """r = p/p̄ of `rmia_offline`, and where there are no out models."""
-    if not (isinstance(a, (int, float)) and 0 <= a <= 1):
-        raise InputError(f"`a` must be in [0, 1], got {a}.")
+    require.within("a", a, 0, 1)
     _check_probability(score)
     inside, outside = side(shadow, is_in), side(shadow, is_out)
     _, below = means(inside, outside, np.zeros_like(score))

@@ -14,7 +14,6 @@ records still have a direction.
 Axes: P points, T positions, F inputs and O outputs of a layer, C classes, N reference records.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from mico_exp.common import require
 from mico_exp.common.errors import InputError
 from mico_exp.scores.backprop import (
     Direction,
@@ -103,14 +103,9 @@ class GradientMetric(ABC):
         """Score (P,) of the points, higher = more member-like."""
 
 
-def _check_number(name: str, value: float, least: float = 0.0) -> None:
-    if not (isinstance(value, (int, float)) and least < value < math.inf):
-        raise InputError(f"`{name}` must be a number above {least:g}, got {value}.")
-
-
 def _check_reference(value: int | None) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise InputError(f"`reference` must be null or a whole number of at least 1, got {value}.")
+    if value is not None:
+        require.whole("reference", value, 1, other="null")
 
 
 def loss_signal(logits: Tensor, labels: Tensor) -> Tensor:
@@ -201,8 +196,8 @@ class _OfLogit(GradientMetric):
     reference: int | None = 2000
 
     def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature)
-        _check_number("damping", self.damping)
+        require.above("temperature", self.temperature, 0)
+        require.above("damping", self.damping, 0)
         _check_reference(self.reference)
 
     def layers(self, view: View) -> list[Layer]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mico_exp.challenge.datasets import Inputs, Records, inputs_at
+from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices
 from mico_exp.common.errors import InputError, MetricError, first_line
 from mico_exp.models.architectures import Alone, Architecture, Stacked, State, fill, stack
@@ -63,9 +64,8 @@ class Processor:
             raise InputError(
                 f"`compute.precision` must be one of {', '.join(PRECISIONS)}, got {self.precision}."
             )
-        size = self.batch_size
-        if size is not None and (type(size) is not int or size < 1):
-            raise InputError(f"`compute.batch_size` must be a positive whole number, got {size}.")
+        if self.batch_size is not None:
+            require.whole("compute.batch_size", self.batch_size, 1, other="null")
 
 
 def open_device(name: str) -> torch.device:
