@@ -29,7 +29,7 @@ from mico_exp.config import options
 from mico_exp.config.making import make
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results.cell import calibrate_phases
-from mico_exp.scores.inference import GRADIENTS, Evaluator, Processor, family_of
+from mico_exp.scores.inference import GRADIENTS, ModelRunner, Processor, family_of
 from mico_exp.scores.table import Scores
 
 MODELS, ROUNDS = 20, 3
@@ -70,10 +70,10 @@ def measure(cfg: Any) -> None:
     records, scenario, points = setup.records, setup.found, setup.points
     extraction = setup.extraction
     metrics = options.all_metrics(disclosed=False)
-    evaluator = Evaluator(Processor("cpu"))
+    runner = ModelRunner(Processor("cpu"))
     folders = [model.path for model in scenario.phases["train"][:MODELS]]
-    models = [evaluator.load_one(extraction.architecture, path) for path in folders]
-    stacked = evaluator.load(extraction.architecture, folders)
+    models = [runner.load_one(extraction.architecture, path) for path in folders]
+    stacked = runner.load(extraction.architecture, folders)
     every = np.broadcast_to(points.unique, (MODELS, len(points.unique)))
     print(f"metrics, seconds a model at {len(points.unique)} points")
     for name, metric in metrics.items():
@@ -81,12 +81,11 @@ def measure(cfg: Any) -> None:
         if family_of(metric) == GRADIENTS:
             found = seconds(
                 lambda some=some: [
-                    evaluator.gradient_scores(model, records, points.unique, some)
-                    for model in models
+                    runner.gradient_scores(model, records, points.unique, some) for model in models
                 ]
             )
         else:
-            found = seconds(lambda some=some: evaluator.scores(stacked, records, every, some))
+            found = seconds(lambda some=some: runner.scores(stacked, records, every, some))
         told(name, [one / MODELS for one in found])
     for one in extraction.compute(metrics):
         print(f"{one.family}: {one.models} models in {one.seconds:.1f} s")

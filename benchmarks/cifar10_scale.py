@@ -25,7 +25,7 @@ from torchvision import transforms
 from mico_exp.challenge import datasets
 from mico_exp.models.architectures import CNN, Alone, Architecture
 from mico_exp.scores import metrics
-from mico_exp.scores.inference import Evaluator, Processor
+from mico_exp.scores.inference import ModelRunner, Processor
 
 IMAGES, BATCH, REPEATS = 2048, 56, 5
 
@@ -60,13 +60,13 @@ def main() -> None:
     pixels = random.integers(256, size=(IMAGES, 32, 32, 3), dtype=np.uint8)
     labels = torch.from_numpy(random.integers(10, size=IMAGES))
     records = datasets.Images(pixels, labels, datasets.CIFAR10_MEAN, datasets.CIFAR10_STD)
-    evaluator = Evaluator(Processor(sys.argv[1] if len(sys.argv) > 1 else "auto"))
-    device, every = evaluator.device, torch.arange(IMAGES)
+    runner = ModelRunner(Processor(sys.argv[1] if len(sys.argv) > 1 else "auto"))
+    device, every = runner.device, torch.arange(IMAGES)
     print(f"{device}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as temporary:
         torch.manual_seed(0)
         torch.save(CNN().state_dict(), Path(temporary) / "model.pt")
-        models = evaluator.load(Architecture.of(CNN()), [Path(temporary)])
+        models = runner.load(Architecture.of(CNN()), [Path(temporary)])
     assert isinstance(models, Alone)
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
     ready = records.inputs(every).to(device).contiguous(memory_format=layout)
@@ -75,7 +75,7 @@ def main() -> None:
     batch = BATCH if device.type == "cpu" else IMAGES
 
     def extraction() -> None:
-        evaluator.scores(models, records, np.arange(IMAGES)[None], {"loss": metrics.loss})
+        runner.scores(models, records, np.arange(IMAGES)[None], {"loss": metrics.loss})
 
     def bare() -> None:
         for some in ready.split(batch):

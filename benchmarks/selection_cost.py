@@ -1,9 +1,9 @@
-"""What intervals, figures, the choice among 300 cells and the report cost.
+"""What intervals, plots, the choice among 300 cells and the report cost.
 
     .venv/bin/python benchmarks/selection_cost.py
 
 1. 1,000 draws of 100 models × 200 points, for TPR at six FPRs and AUC;
-2. a run's two figures, with the interval's band, drawn and saved;
+2. a run's two plots, with the interval's band, drawn and saved;
 3. 300 cells of 100 models × 200 points, logged as MLflow runs, read back and compared;
 4. `python -m mico_exp.report` after the sweep of 18 runs on the embedded challenge.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from mico_exp.results.cell import write_predictions
-from mico_exp.results.plots import PHASE_STYLE, Curve, roc_figure, scores_figure
+from mico_exp.results.plots import PHASE_STYLE, Curve, roc_plot, scores_plot
 from mico_exp.results.scoring import RANKING_FPR, roc
 from mico_exp.results.statistics import intervals
 from mico_exp.runs.cells_alike import candidate, cells, judge
@@ -46,17 +46,17 @@ def timed(action) -> list[float]:
 
 
 def draw_run(folder: Path, truth, predictions, out_models) -> None:
-    """The figures of one run, with dev and final beside validation."""
+    """The plots of one run, with dev and final beside validation."""
     curve = roc(truth, predictions)
     halves = {"dev": slice(0, 50), "final": slice(50, 100)}
-    curves = [Curve("validation", curve, truth.size, PHASE_STYLE["validation"], truth, predictions)]
+    curves = [Curve("validation", curve, truth.size, PHASE_STYLE["train"], truth, predictions)]
     for name, some in halves.items():
         one = roc(truth[some], predictions[some])
         curves.append(Curve(name, one, truth[some].size, PHASE_STYLE[name]))
-    roc_figure("digits_inf: metric loss, formula 0", curves).savefig(folder / "roc.png")
+    roc_plot("digits_inf: metric loss, formula 0", curves).savefig(folder / "roc.png")
     threshold = float(curve.threshold[curve.place(RANKING_FPR)])
-    figure = scores_figure("digits_inf", truth, predictions, out_models, threshold)
-    figure.savefig(folder / "scores.png")
+    plot = scores_plot("digits_inf", truth, predictions, out_models, threshold)
+    plot.savefig(folder / "scores.png")
 
 
 def log_cells(tracker: Tracker, random) -> None:
@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         found = timed(lambda: draw_run(folder, truth, predictions, out_models))
-        print(f"figures of a run               {spread(found)}   0.35")
+        print(f"plots of a run                 {spread(found)}   0.35")
         tracker = Tracker("digits", folder)
         log_cells(tracker, random)
         print(f"choice among {CELLS} cells        {spread(timed(lambda: choose(tracker)))}   30")

@@ -16,7 +16,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from mico_exp.challenge.datasets import Sentences
 from mico_exp.models.architectures import Alone, TextClassifier
 from mico_exp.scores import metrics
-from mico_exp.scores.inference import Evaluator, Processor
+from mico_exp.scores.inference import ModelRunner, Processor
 
 SENTENCES, LONGEST, BATCH, REPEATS = 384, 67, 32, 3
 
@@ -55,12 +55,12 @@ def main() -> None:
         vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, num_labels=2
     )
     model = TextClassifier(RobertaForSequenceClassification(shape)).eval()
-    records, evaluator = sentences(), Evaluator(Processor())
+    records, runner = sentences(), ModelRunner(Processor())
     points = np.arange(SENTENCES)[None]
     ratios, rates = [], []
     for _ in range(REPEATS + 1):
         started = time.perf_counter()
-        ours = evaluator.scores(Alone(model), records, points, {"loss": metrics.loss})["loss"][0]
+        ours = runner.scores(Alone(model), records, points, {"loss": metrics.loss})["loss"][0]
         middle = time.perf_counter()
         theirs = padded(model, records)
         ended = time.perf_counter()

@@ -9,8 +9,9 @@ import pytest
 from conftest import GOLDEN, SIZES
 
 from mico_exp.challenge import protocol
+from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.points import challenge_points
-from mico_exp.challenge.protocol import PHASES, Sizes
+from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import (
     EpsilonRange,
     ModelFolder,

@@ -100,7 +100,7 @@ def test_a_cluster_that_is_not_there(extraction_by):
     "options", [{"num_gpus": -1}, {"jobs_per_gpu": 0}, {"num_workers": 0}, {"num_gpus": "all"}]
 )
 def test_options_that_are_wrong(options):
-    with pytest.raises(InputError, match="num_gpus must be"):
+    with pytest.raises(InputError, match=f"`compute.{next(iter(options))}` must be a whole number"):
         Ray(**options)
 
 

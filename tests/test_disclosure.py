@@ -207,9 +207,9 @@ def test_a_model_without_known_non_members(world):
 
 
 def test_arguments_out_of_range(world):
-    with pytest.raises(InputError, match="`strength` must be above 0, got 0"):
+    with pytest.raises(InputError, match="`strength` must be a finite number above 0, got 0"):
         DensityRatio(strength=0)
-    with pytest.raises(InputError, match="`gamma` must be at least 1"):
+    with pytest.raises(InputError, match="`gamma` must be a finite number of at least 1"):
         DisclosedRMIA(0.9)(positive(world[0]))
     with pytest.raises(InputError, match="scores must be in"):
         DisclosedRMIA()(world[0])

@@ -19,7 +19,7 @@ from mico_exp.models.building import build
 from mico_exp.runs.tracking import Tracker
 from mico_exp.scores import estimate, gradients, metrics
 from mico_exp.scores.extraction import Extraction
-from mico_exp.scores.inference import Evaluator, Processor
+from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.store import ScoreStore
 
 ARCHITECTURE = Architecture.of(MLP([64, 16, 10]))
@@ -240,7 +240,7 @@ def test_the_cost_is_of_the_right_size(built, digits):
     scenario = load_scenario(built, "digits", "digits_inf", SIZES)
     points = challenge_points(scenario)
     wanted = {"loss": metrics.loss, "logit": metrics.logit, "confidence": metrics.confidence}
-    where = scenario, points, digits, ARCHITECTURE, Evaluator(Processor("cpu"))
+    where = scenario, points, digits, ARCHITECTURE, ModelRunner(Processor("cpu"))
     cost = estimate.estimate(*where, wanted)
     assert cost.points == len(points.unique)
     assert cost.store_bytes == (12 * len(points.unique) + 5 * 20) * 3 * 12

@@ -39,16 +39,16 @@ def open_extraction(tree, digits, tmp_path):
 
 
 @pytest.fixture
-def evaluated(monkeypatch):
-    """How many model × point pairs were really evaluated."""
+def ran(monkeypatch):
+    """How many model × point pairs really ran."""
     seen = []
-    real = inference.Evaluator.scores
+    real = inference.ModelRunner.scores
 
     def counting(self, models, records, points, metrics):
         seen.append(points.size)
         return real(self, models, records, points, metrics)
 
-    monkeypatch.setattr(inference.Evaluator, "scores", counting)
+    monkeypatch.setattr(inference.ModelRunner, "scores", counting)
     return seen
 
 
@@ -76,19 +76,19 @@ def test_scores_are_each_models_at_its_points(open_extraction, digits, name):
                     np.testing.assert_allclose(scores.shadow[t], expected, atol=1e-5)
 
 
-def test_only_what_is_needed_and_only_once(open_extraction, evaluated):
+def test_only_what_is_needed_and_only_once(open_extraction, ran):
     job = open_extraction()
     job.compute(METRICS)
-    assert sum(evaluated) == 12 * len(job.points.unique) + 5 * 20
+    assert sum(ran) == 12 * len(job.points.unique) + 5 * 20
     open_extraction().compute(METRICS)
-    assert sum(evaluated) == 12 * len(job.points.unique) + 5 * 20
+    assert sum(ran) == 12 * len(job.points.unique) + 5 * 20
 
 
-def test_a_changed_model_recomputes_its_columns_alone(open_extraction, evaluated, tree):
+def test_a_changed_model_recomputes_its_columns_alone(open_extraction, ran, tree):
     job = open_extraction()
     job.compute(METRICS)
     before = job.read("loss", metrics.loss)
-    evaluated.clear()
+    ran.clear()
     path = tree / "digits" / "digits_inf" / "train" / "model_4" / "model.pt"
     state = torch.load(path, weights_only=True)
     state["mlp.0.weight"] += 0.1
@@ -96,17 +96,17 @@ def test_a_changed_model_recomputes_its_columns_alone(open_extraction, evaluated
     changed = open_extraction()
     assert changed.read("loss", metrics.loss) is None
     changed.compute(METRICS)
-    assert evaluated == [len(job.points.unique)]
+    assert ran == [len(job.points.unique)]
     after = changed.read("loss", metrics.loss)
     differ = (after.shadow != before.shadow).any(axis=1)
     assert differ.tolist() == [i == 4 for i in range(12)]
 
 
-def test_new_points_are_added_without_redoing_the_old(open_extraction, evaluated, tree):
+def test_new_points_are_added_without_redoing_the_old(open_extraction, ran, tree):
     job = open_extraction()
     job.compute(METRICS)
     old = job.points.unique
-    evaluated.clear()
+    ran.clear()
     seed = tree / "digits" / "digits_inf" / "dev" / "model_13" / "seed_challenge"
     seed.write_text("12345")
     changed = open_extraction()
@@ -114,7 +114,7 @@ def test_new_points_are_added_without_redoing_the_old(open_extraction, evaluated
     new = np.setdiff1d(changed.points.unique, old)
     own = np.setdiff1d(changed.points.of_phase["dev"][1], job.points.of_phase["dev"][1])
     assert 0 < len(new) <= 20
-    assert sum(evaluated) == 12 * len(new) + len(own)
+    assert sum(ran) == 12 * len(new) + len(own)
     assert changed.read("loss", metrics.loss).own["dev"].shape == (3, 20)
 
 
@@ -125,7 +125,7 @@ def test_another_metric_of_the_same_name_is_another_column(open_extraction):
     assert job.read("loss", metrics.confidence) is None
 
 
-def test_an_interruption_keeps_finished_models(open_extraction, evaluated, monkeypatch):
+def test_an_interruption_keeps_finished_models(open_extraction, ran, monkeypatch):
     monkeypatch.setattr(extraction, "MODELS_AT_ONCE", 4)
     job = open_extraction()
     real, calls = job.store.write, []
@@ -139,9 +139,9 @@ def test_an_interruption_keeps_finished_models(open_extraction, evaluated, monke
     monkeypatch.setattr(job.store, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         job.compute(METRICS)
-    evaluated.clear()
+    ran.clear()
     open_extraction().compute(METRICS)
-    assert sum(evaluated) == 6 * len(job.points.unique) + 5 * 20
+    assert sum(ran) == 6 * len(job.points.unique) + 5 * 20
 
 
 def break_models(tree, *places):
@@ -152,22 +152,22 @@ def break_models(tree, *places):
         torch.save(state, path)
 
 
-def test_models_that_diverged_are_counted_and_refused(open_extraction, evaluated, tree):
+def test_models_that_diverged_are_counted_and_refused(open_extraction, ran, tree):
     break_models(tree, "train/model_4", "dev/model_13")
     message = r"2 of 17 models have weights that are not finite.*model_4 \(7 of 1210 weights\)"
     with pytest.raises(InputError, match=message):
         open_extraction().compute(METRICS)
-    assert evaluated == []
+    assert ran == []
 
 
-def test_damaged_weights_are_refused_before_any_model_runs(open_extraction, evaluated, tree):
+def test_damaged_weights_are_refused_before_any_model_runs(open_extraction, ran, tree):
     path = tree / "digits" / "digits_inf" / "final" / "model_16" / "model.pt"
     content = bytearray(path.read_bytes())
     content[content.index(b"data/0") + 500] ^= 16  # of a weight: the file still loads
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"model_16/model\.pt.*differs from its checksum"):
         open_extraction().compute(METRICS)
-    assert evaluated == []
+    assert ran == []
 
 
 def test_models_that_diverged_count_for_nothing_when_asked(open_extraction, tree):
@@ -236,7 +236,7 @@ def test_a_metric_of_the_wrong_shape_is_named(open_extraction):
 
 
 def test_vitals_are_what_each_model_gives_at_its_own_points_and_taken_once(
-    open_extraction, digits, evaluated
+    open_extraction, digits, ran
 ):
     job = open_extraction()
     found = job.look()
@@ -250,15 +250,15 @@ def test_vitals_are_what_each_model_gives_at_its_own_points_and_taken_once(
             expected = metrics.logit(logits, labels)
             np.testing.assert_allclose(found.logit[phase][t], expected, atol=1e-4)
             assert np.array_equal(found.right[phase][t], logits.argmax(dim=1) == labels)
-    asked = len(evaluated)
+    asked = len(ran)
     again = open_extraction().look()
-    assert len(evaluated) == asked
+    assert len(ran) == asked
     assert all(np.array_equal(again.logit[phase], rows) for phase, rows in found.logit.items())
     path = job.scenario.phases["dev"][0].path / "model.pt"
     state = torch.load(path, weights_only=True)
     torch.save({name: tensor * 1.01 for name, tensor in state.items()}, path)
     open_extraction().look()
-    assert len(evaluated) > asked  # another model, other vitals
+    assert len(ran) > asked  # another model, other vitals
 
 
 def test_damaged_vitals_are_taken_anew(open_extraction, caplog):

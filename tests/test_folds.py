@@ -34,7 +34,7 @@ def test_points_have_folds_only_where_train_models_share_some(evidence):
 
 @pytest.mark.parametrize("folds", [2, 1, 0, 12, 3.0, True, None])
 def test_fewer_models_than_folds(evidence, folds):
-    with pytest.raises(InputError, match="`folds` must be a whole number from 3 to the number of "):
+    with pytest.raises(InputError, match="`folds` must be a whole number from 3 to "):
         Folds.of(evidence.points, folds)
 
 

@@ -93,7 +93,7 @@ def test_nothing_lies_strictly_below_0(fpr):
         lambda x: statistics.roc_band(truth[None], [[0.9, 0.5, 0.1]], [0.1, x]),
     ):
         with pytest.raises(
-            InputError, match=r"^`fpr` must be above 0, got (0|0\.0|-0\.1|nan|-inf)\.$"
+            InputError, match=r"^`fpr` must be a number above 0, got (0|0\.0|-0\.1|nan|-inf)\.$"
         ):
             ask(fpr)
 

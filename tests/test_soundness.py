@@ -22,7 +22,7 @@ from mico_exp.models.architectures import MLP, Alone, Architecture, bare, can_st
 from mico_exp.models.building import untrained
 from mico_exp.scores import estimate, gradients, metrics, soundness
 from mico_exp.scores.extraction import Extraction
-from mico_exp.scores.inference import Evaluator, Processor, reference_of
+from mico_exp.scores.inference import ModelRunner, Processor, reference_of
 from mico_exp.scores.store import ScoreStore
 
 COUNT, WIDTH, CLASSES = 60, 5, 4
@@ -465,10 +465,10 @@ def test_all_metrics_of_log_probabilities_and_dictionaries_are_those_of_logits(h
     for given in ("logits", habit):
         torch.manual_seed(0)
         network = Net(given).eval().requires_grad_(False)
-        evaluator = Evaluator(Processor("cpu"))
+        runner = ModelRunner(Processor("cpu"))
         of_logits = {metric.__name__: metric for metric in ALL_METRICS}
-        scores = evaluator.scores(Alone(network), Own(), EVERY[None], of_logits)
-        scores |= evaluator.gradient_scores(network, Own(), EVERY, GRADIENT_METRICS)
+        scores = runner.scores(Alone(network), Own(), EVERY[None], of_logits)
+        scores |= runner.gradient_scores(network, Own(), EVERY, GRADIENT_METRICS)
         found.append(scores)
     for name, expected in found[0].items():
         np.testing.assert_allclose(found[1][name], expected, rtol=2e-4, atol=2e-5, err_msg=name)
@@ -557,7 +557,7 @@ def test_an_error_in_the_pass_names_the_record(digits):
     network.forward = forward
     message = "^the model fails at record 31: IndexError: index out of range in self$"
     with pytest.raises(InputError, match=message):
-        Evaluator(Processor("cpu")).scores(
+        ModelRunner(Processor("cpu")).scores(
             Alone(network), digits, np.arange(100)[None], {"loss": metrics.loss}
         )
 
@@ -621,7 +621,7 @@ def test_records_to_be_trained_on_that_are_something_else(digits, spoil, message
 def test_the_doctor_tells_the_same(built, digits, spoil, message):
     scenario = load_scenario(built, "digits", "digits_inf", SIZES)
     points = challenge_points(scenario)
-    where = Architecture.of(MLP([64, 16, 10])), Evaluator(Processor("cpu"))
+    where = Architecture.of(MLP([64, 16, 10])), ModelRunner(Processor("cpu"))
     assert estimate.check_soundness(scenario, points, digits, *where) == []
     spoilt = Features(*spoil(digits.features, digits.labels))
     (finding,) = estimate.check_soundness(scenario, points, spoilt, *where)

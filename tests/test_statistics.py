@@ -210,7 +210,7 @@ def test_intervals_cover_the_truth_where_models_are_drawn():
 
 def test_the_winners_curse_and_its_repair():
     errors = simulation.curse(20)
-    naive, honest = errors.mean(axis=0) / errors.std(axis=0, ddof=1)
+    naive, nested = errors.mean(axis=0) / errors.std(axis=0, ddof=1)
     assert naive > 1
-    assert abs(honest) <= 0.25 + 2 / np.sqrt(20)  # with what 20 repetitions leave open
+    assert abs(nested) <= 0.25 + 2 / np.sqrt(20)  # with what 20 repetitions leave open
     assert abs(errors[:, 1].mean()) < errors[:, 0].mean() / 5

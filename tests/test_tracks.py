@@ -25,7 +25,7 @@ from mico_exp.models.architectures import CNN, MLP, Architecture, TextClassifier
 from mico_exp.results import cell
 from mico_exp.scores import metrics
 from mico_exp.scores.extraction import Extraction
-from mico_exp.scores.inference import Evaluator, Processor
+from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.store import ScoreStore
 
 TRACKS = ("cifar10", "purchase100", "sst2")
@@ -235,9 +235,9 @@ def test_known_members_of_ddp_are_extracted_as_well(tree, tmp_path, dataset):
             assert 0 < (~sample.is_member).sum() <= 6
             assert set(sample.points[~sample.is_member]) <= set(split.evaluation)
             assert set(sample.points) <= set(job.points.unique)
-            evaluator = Evaluator(Processor("cpu"))
-            one = evaluator.load(job.architecture, [model.path])
-            alone = evaluator.scores(one, records, sample.points[None], {"loss": metrics.loss})
+            runner = ModelRunner(Processor("cpu"))
+            one = runner.load(job.architecture, [model.path])
+            alone = runner.scores(one, records, sample.points[None], {"loss": metrics.loss})
             np.testing.assert_allclose(found, alone["loss"][0], atol=1e-5)
     assert scores.own["dev"].shape == (COUNTS["dev"], 12)
 

@@ -14,7 +14,7 @@ from mico_exp.models.building import build
 from mico_exp.models.weights import load_state
 from mico_exp.scores import gradients, inference, metrics
 from mico_exp.scores.extraction import Extraction
-from mico_exp.scores.inference import Evaluator, Processor
+from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.store import ScoreStore
 
 NORM, KFAC = gradients.GradNorm(), gradients.Kronecker(reference=100)
@@ -94,8 +94,8 @@ def test_known_members_of_each_very_model(opened, digits):
         folder, own = job.scenario.phases[phase][0], job.points.of_phase[phase][0]
         known = np.sort(folder.split(SIZES).training)
         assert not np.isin(own, known).any()
-        model = Evaluator(Processor("cpu")).load_one(job.architecture, folder.path)
-        found = Evaluator(Processor("cpu")).gradient_scores(
+        model = ModelRunner(Processor("cpu")).load_one(job.architecture, folder.path)
+        found = ModelRunner(Processor("cpu")).gradient_scores(
             model, digits, own, {"told": TOLD}, known
         )["told"]
         np.testing.assert_allclose(scores.own[phase][0], found, rtol=1e-4, atol=1e-6)
@@ -162,9 +162,9 @@ def test_running_out_of_memory_halves_the_batch(digits, monkeypatch):
     torch.manual_seed(0)
     model, points = MLP([64, 16, 10]).eval().requires_grad_(False), np.arange(60)
     wanted = {"norm": NORM, "alignment": gradients.GradAlignment(reference=100), "kfac": KFAC}
-    expected = Evaluator(Processor("cpu")).gradient_scores(model, digits, points, wanted)
+    expected = ModelRunner(Processor("cpu")).gradient_scores(model, digits, points, wanted)
     monkeypatch.setattr(inference, "trace", scarce)
-    found = Evaluator(Processor("cpu")).gradient_scores(model, digits, points, wanted)
+    found = ModelRunner(Processor("cpu")).gradient_scores(model, digits, points, wanted)
     for name in wanted:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5)
     assert max(seen) == 100  # the reference, which is begun anew

@@ -6,7 +6,7 @@ Axes: T target models, S train (shadow) models, P challenge points of a target, 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,51 @@ from numpy.typing import NDArray
 from mico_exp.common.arrays import Floats, Mask
 from mico_exp.common.errors import InputError
 
-Formula = Callable[[Floats, Floats, Mask, Mask], Floats | tuple[Floats, Mask]]
+Function = TypeVar("Function", bound=Callable[..., object])
 FEWEST_OUT = 2  # the winner's threshold: with fewer out models, in models stand in for them
 LEAST_DISTINCT = 0.99  # of the scores, that must be so in float32
 TARGETS_AT_ONCE = 8  # keeps the gathered (T, S, P) arrays within the processor's cache
+
+
+class Formula(Protocol):
+    """What judges a target's scores by its shadow models' scores at the same points.
+
+    What can be chosen as a formula is one of three:
+
+    - A plain function, the usual case, which nothing marks. It returns scores (…, P). It sees at
+      least one model on either side: one side stands in for the other where there are too few
+      (`stand_in`).
+    - A function that is marked by `sees_gaps`. It sees the models as they are, n_I and n_O of
+      them, either of which may be 0, and returns its scores together with (…, P) True where it
+      had to do with less than it wants.
+    - An `evidence.Attack`, no function of this form: it is given all the evidence on a scenario,
+      since it looks at more than one point at a time, or learns from the train models.
+
+    Scores are higher = more member-like, those that it takes and those that it returns.
+    """
+
+    def __call__(
+        self, score: Floats, shadow: Floats, is_in: Mask, is_out: Mask, /
+    ) -> Floats | tuple[Floats, Mask]:
+        """Calibrate the scores of targets, which are the leading axes.
+
+        Args:
+            score: (…, P) the target model's score at each of its points.
+            shadow: (…, S, P) the same metric under the shadow models.
+            is_in: (…, S, P) True where the shadow model was trained on the point.
+            is_out: (…, S, P) True where it serves as one that was not.
+        """
+
+
+def sees_gaps(function: Function) -> Function:
+    """Mark a formula that copes with points that have no in or no out models."""
+    function.sees_gaps = True  # type: ignore[attr-defined]
+    return function
+
+
+def copes_with_gaps(formula: Any) -> bool:
+    """Tell whether a formula is marked by `sees_gaps`, and wants the models without stand-ins."""
+    return getattr(formula.func if isinstance(formula, partial) else formula, "sees_gaps", False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +98,7 @@ def calibrate(
     """Calibrate every target's scores against the train models.
 
     Args:
-        formula: see `mico_exp.attacks.formulas`.
+        formula: plain, or one that sees gaps.
         own: (T, P) each target's scores at its own points; NaN where the model has none. There,
             and where no shadow model has a score, the result is the median of all others.
         shadow: (S, U) scores of the train models at all points; NaN takes no part.
@@ -92,11 +133,6 @@ def calibrate(
     _check_finite(scores)
     rate, out_rate, in_rate = map(float, fell_back / max(own.size, 1))
     return Calibrated(scores, out_models, rate, out_rate, in_rate, keeps_order=gaps)
-
-
-def copes_with_gaps(formula: Any) -> bool:
-    """Tell whether a formula wants the models as they are, without stand-ins."""
-    return getattr(formula.func if isinstance(formula, partial) else formula, "sees_gaps", False)
 
 
 def shadows_of(

@@ -23,6 +23,7 @@ from mico_exp.attacks.evidence import Attack, Evidence, Known
 from mico_exp.attacks.folds import Folds, Hidden
 from mico_exp.attacks.formulas import offset, ratio_online
 from mico_exp.attacks.sides import share_below, side
+from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices, Mask
 from mico_exp.common.errors import InputError
 
@@ -123,8 +124,7 @@ class DensityRatio(Attack):
     """
 
     def __init__(self, base: Formula = MIDPOINT, strength: float = 100.0, folds: int = 5) -> None:
-        if not (isinstance(strength, (int, float)) and 0 < strength < np.inf):
-            raise InputError(f"`strength` must be above 0, got {strength}.")
+        require.above("strength", strength, 0)
         self.base, self.strength, self.folds = base, float(strength), folds
 
     def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:

@@ -88,7 +88,7 @@ class Evidence:
         """Calibrate models' scores at their challenge points and at their known ones, together.
 
         Args:
-            formula: see `mico_exp.attacks.formulas`.
+            formula: plain, or one that sees gaps.
             scores: of one metric.
             phase: of the models.
             targets: which of them; None for all.
@@ -123,10 +123,10 @@ class Evidence:
 
 
 class Attack(ABC):
-    """An attack that looks at more than one point at a time, or learns from the train models.
+    """A formula that looks at more than one point at a time, or learns from the train models.
 
-    Where it learns, validation scores are cross-fitted: no train model is scored by what was
-    learnt from its own membership.
+    What other formulas there are is said at `calibration.Formula`. Where it learns, validation
+    scores are cross-fitted: no train model is scored by what was learnt from its own membership.
     """
 
     @abstractmethod

@@ -36,7 +36,7 @@ def forms(score: Floats, inside: Side, outside: Side) -> Floats:
     midpoint = score - (above + below) / 2
     found = {
         "midpoint": midpoint,
-        "centred": midpoint - _mean_of_known(midpoint),
+        "centred": midpoint - _mean_of_finite(midpoint),
         "in_mean": score - above,
         "out_mean": score - below,
         "standardized": divide(midpoint, np.sqrt(variance_of(inside, outside, "shrunk"))),
@@ -47,11 +47,11 @@ def forms(score: Floats, inside: Side, outside: Side) -> Floats:
     return np.stack([found[name] for name in FORMS], axis=-1)
 
 
-def _mean_of_known(values: Floats) -> Floats:
+def _mean_of_finite(values: Floats) -> Floats:
     """Mean (…, 1) over the points that are not NaN; 0 where none is."""
-    known = ~np.isnan(values)
-    total = np.where(known, values, 0).sum(axis=-1, keepdims=True)
-    return total / np.maximum(np.count_nonzero(known, axis=-1, keepdims=True), 1)
+    there = ~np.isnan(values)
+    total = np.where(there, values, 0).sum(axis=-1, keepdims=True)
+    return total / np.maximum(np.count_nonzero(there, axis=-1, keepdims=True), 1)
 
 
 class Forms:
@@ -75,10 +75,10 @@ class Forms:
         parts = []
         for name, scores in self.evidence.scores.items():
             own = scores.own[phase][targets]
-            known = np.isfinite(own)
+            finite = np.isfinite(own)
             sides = self.sides[name].without(hidden, columns)
-            found = forms(np.where(known, own, np.nan), *sides)
-            found[~known] = np.nan  # of a form that gives 0 where there is no spread, too
+            found = forms(np.where(finite, own, np.nan), *sides)
+            found[~finite] = np.nan  # of a form that gives 0 where there is no spread, too
             parts.append(found)
         return np.concatenate(parts, axis=-1)
 
@@ -101,8 +101,8 @@ class NormalScores:
         """Transform (N, F)."""
         found = np.empty(features.shape)
         for i, (values, levels) in enumerate(self.ranks):
-            known = np.isfinite(features[:, i])
-            found[:, i] = np.where(known, np.interp(features[:, i], values, levels), 0)
+            finite = np.isfinite(features[:, i])
+            found[:, i] = np.where(finite, np.interp(features[:, i], values, levels), 0)
         return found
 
 
@@ -114,7 +114,7 @@ def _ranks(values: Floats) -> tuple[Floats, Floats]:
     return distinct, np.bincount(place, LEVELS) / np.bincount(place)
 
 
-def check_known(evidence: Evidence) -> None:
+def check_scored(evidence: Evidence) -> None:
     """Warn of metrics that have no score under any train model: they teach nothing.
 
     Raises:

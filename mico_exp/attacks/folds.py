@@ -31,8 +31,8 @@ import numpy as np
 
 from mico_exp.attacks.sides import Side, joined, side
 from mico_exp.challenge.points import ChallengePoints
+from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices, Mask
-from mico_exp.common.errors import InputError
 
 FEWEST_FOLDS = 3  # one is scored, one is learnt from, and the others' models are its shadows
 POINT_FOLDS = 2  # where train models share points
@@ -61,11 +61,7 @@ class Folds:
         """
         columns = points.columns("train")
         models = len(columns)
-        if type(count) is not int or not fewest <= count <= models:
-            raise InputError(
-                f"`folds` must be a whole number from {fewest} to the number of train models, "
-                f"{models}, got {count}."
-            )
+        require.whole("folds", count, fewest, models, advice=f"; there are {models} train models")
         of_model = np.random.default_rng(0).permutation(models) % count
         shared = len(np.unique(columns)) < columns.size
         order = np.random.default_rng(1).permutation(len(points.unique))

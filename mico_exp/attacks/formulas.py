@@ -1,26 +1,13 @@
 """Calibration formulas: a target's score at a point against its shadow models' scores there.
 
-Every formula takes
-
-    score   (…, P)     the target model's score at each of its points, higher = more member-like
-    shadow  (…, S, P)  the same metric under the shadow models
-    is_in   (…, S, P)  True where the shadow model was trained on the point
-    is_out  (…, S, P)  True where it serves as one that was not
-
-and returns (…, P), again higher = more member-like. A plain function sees at least one model on
-either side: `calibration` lets one side stand in for the other where there are too few. One that
-is marked by `sees_gaps` sees the models as they are, n_I and n_O of them, either of which may be
-0; it returns its scores together with (…, P) True where it had to do with less than it wants.
-
+What each takes and returns, and what `sees_gaps` means, is written at `calibration.Formula`.
 What is common to them is in `sides`. One small file in ``conf/formula`` makes a formula a choice.
 """
-
-from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 from scipy.special import log_ndtr
 
+from mico_exp.attacks.calibration import sees_gaps
 from mico_exp.attacks.sides import (
     PRIOR_SCORES,
     Side,
@@ -36,18 +23,12 @@ from mico_exp.attacks.sides import (
     side,
     variance_of,
 )
+from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Mask
 from mico_exp.common.errors import InputError
 
-Function = TypeVar("Function", bound=Callable[..., object])
 SCALES = ("all", "within", "shrunk", "pooled")
 CENTRES = ("mean", "median")
-
-
-def sees_gaps(function: Function) -> Function:
-    """Mark a formula that copes with points that have no in or no out models."""
-    function.sees_gaps = True  # type: ignore[attr-defined]
-    return function
 
 
 @sees_gaps
@@ -74,7 +55,7 @@ def offset(
     arXiv 2111.08440, §3).
 
     Args:
-        score: and the three that follow, as above.
+        score: and the three that follow, as in `calibration.Formula`.
         shadow: a model that stands on both sides counts twice.
         is_in: at least one in every column.
         is_out: at least one in every column.
@@ -103,10 +84,9 @@ def offset(
 
 
 def _check_offset(w: float | str, k: float, centre: str, scale: str) -> None:
-    if w != "counts" and not (isinstance(w, (int, float)) and 0 <= w <= 1):
-        raise InputError(f"`w` must be in [0, 1] or counts, got {w}.")
-    if not (isinstance(k, (int, float)) and 0 <= k < np.inf):
-        raise InputError(f"`k` must be at least 0, got {k}.")
+    if w != "counts":
+        require.within("w", w, 0, 1, other="counts")
+    require.at_least("k", k, 0)
     for name, value, known in (("centre", centre, CENTRES), ("scale", scale, SCALES)):
         if value not in known:
             raise InputError(f"`{name}` must be one of {', '.join(known)}, got {value}.")
@@ -141,7 +121,7 @@ def lira_online(
     falling back. Where nothing has any spread the result is 0.
 
     Args:
-        score: and the three that follow, as above.
+        score: and the three that follow, as in `calibration.Formula`.
         shadow: best on the metric ``logit``, whose scores are nearly normal.
         is_in: any number in a column.
         is_out: any number in a column.
@@ -333,8 +313,7 @@ def ratio_offline(
     score: Floats, shadow: Floats, is_in: Mask, is_out: Mask, *, a: float
 ) -> tuple[Floats, Mask]:
     """r = p/p̄ of `rmia_offline`, and where there are no out models."""
-    if not (isinstance(a, (int, float)) and 0 <= a <= 1):
-        raise InputError(f"`a` must be in [0, 1], got {a}.")
+    require.within("a", a, 0, 1)
     _check_probability(score)
     inside, outside = side(shadow, is_in), side(shadow, is_out)
     _, below = means(inside, outside, np.zeros_like(score))

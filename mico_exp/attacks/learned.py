@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from mico_exp.attacks.calibration import Calibrated
 from mico_exp.attacks.evidence import Attack, Evidence
-from mico_exp.attacks.features import FEWEST_FORMS, Forms, NormalScores, check_known
+from mico_exp.attacks.features import FEWEST_FORMS, Forms, NormalScores, check_scored
 from mico_exp.attacks.folds import (
     FEWEST_FOLDS,
     Folds,
@@ -29,6 +29,7 @@ from mico_exp.attacks.folds import (
     Predict,
     cross_fit,
 )
+from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices, Mask
 from mico_exp.common.errors import InputError
 
@@ -90,13 +91,13 @@ class Stack(Attack):
     fewest_folds = FEWEST_FOLDS
 
     def __init__(self, c: float = 0.03, folds: int = 5) -> None:
-        _check_positive("c", c)
+        require.above("c", c, 0)
         self.c, self.folds = c, folds
 
     def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
         """Calibrated scores of every phase."""
         folds = Folds.of(evidence.points, self.folds, self.fewest_folds)
-        check_known(evidence)
+        check_scored(evidence)
         forms = Forms(evidence, folds)
         lessons = Lessons(evidence.points, folds, forms, NormalScores)
         return _calibrated(evidence, cross_fit(lessons, self.learner(forms.names)))
@@ -105,11 +106,6 @@ class Stack(Attack):
         """How it learns from features with these names, (metric, form)."""
         one = Logistic(self.c)
         return lambda lessons: lambda point_fold: one(*lessons.rows(point_fold))
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and 0 < value < np.inf):
-        raise InputError(f"`{name}` must be above 0, got {value}.")
 
 
 class StackSearch(Stack):
@@ -132,16 +128,15 @@ class StackSearch(Stack):
         self, cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1), folds: int = 5, inner: int = 2
     ) -> None:
         for c in cs:
-            _check_positive("cs", c)
+            require.above("cs", c, 0)
         if not cs:
             raise InputError("`cs` must name at least one strength, got none.")
         self.cs, self.folds, self.inner = tuple(cs), folds, inner
 
     def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
         """Calibrated scores of every phase."""
-        most = self.folds - 1
-        if type(self.inner) is not int or not 1 <= self.inner <= most:
-            raise InputError(f"`inner` must be a whole number from 1 to {most}, got {self.inner}.")
+        require.whole("folds", self.folds, self.fewest_folds)
+        require.whole("inner", self.inner, 1, self.folds - 1)
         return super().__call__(evidence)
 
     def learner(self, names: Sequence[tuple[str, str]]) -> Learn:
@@ -203,13 +198,12 @@ class Quantile(Attack):
     """
 
     def __init__(self, alpha: float = 0.1, folds: int = 5) -> None:
-        if not (isinstance(alpha, float) and 0 < alpha < 1):
-            raise InputError(f"`alpha` must be in (0, 1), got {alpha}.")
+        require.between("alpha", alpha, 0, 1)
         self.alpha, self.folds = alpha, folds
 
     def __call__(self, evidence: Evidence) -> dict[str, Calibrated]:
         """Calibrated scores of every phase."""
-        check_known(evidence)
+        check_scored(evidence)
         folds = Folds.of(evidence.points, self.folds)
         lessons = Lessons(evidence.points, folds, _Described(evidence, folds))
         return _calibrated(evidence, cross_fit(lessons, self._learn))

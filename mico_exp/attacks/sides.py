@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import gammaln
 
+from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Mask
 from mico_exp.common.errors import InputError
 
@@ -174,14 +175,12 @@ def predictive(one: Side, mean: Floats, pooled: Floats, kappa: float, nu: float)
 def check_prior(kappa: float, nu: float) -> None:
     """Refuse a prior that is worth no score."""
     for name, value in (("kappa", kappa), ("nu", nu)):
-        if not (isinstance(value, (int, float)) and 0 < value < np.inf):
-            raise InputError(f"`{name}` must be above 0, got {value}.")
+        require.above(name, value, 0)
 
 
 def share_below(ratio: Floats, population: Floats, gamma: float) -> Floats:
     """Share of the population (…, Z) with r(z) ≤ r(x)/γ, for every r(x) (…, P)."""
-    if not (isinstance(gamma, (int, float)) and 1 <= gamma < np.inf):
-        raise InputError(f"`gamma` must be at least 1, got {gamma}.")
+    require.at_least("gamma", gamma, 1)
     flat = ratio.reshape(-1, ratio.shape[-1]) / gamma
     rows = population.reshape(-1, population.shape[-1])
     found = [

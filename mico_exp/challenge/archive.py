@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from mico_exp.challenge.phases import PHASES
 from mico_exp.common.atomic import exclusive
 from mico_exp.common.errors import InputError, first_line
 
-PHASES = ("train", "dev", "final")  # as of `challenge`, which imports torch
 CHUNK = 1 << 22
 DAMAGED = (
     zipfile.BadZipFile,

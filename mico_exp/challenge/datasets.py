@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mico_exp.common import require
 from mico_exp.common.arrays import Indices
 from mico_exp.common.atomic import write_array
 from mico_exp.common.errors import InputError, first_line
@@ -218,12 +219,13 @@ def purchase_like(
         seed: of all that is drawn.
 
     Raises:
-        InputError: a size is below 1, or a deviation below 0.
+        InputError: a size is below 1, or a deviation or the seed below 0.
     """
-    sizes = {"records": records, "rank": rank}
-    for name, value in {**sizes, "spread": spread, "noise": noise}.items():
-        if not value >= (least := int(name in sizes)):
-            raise InputError(f"`{name}` must be at least {least}, got {value}.")
+    require.whole("records", records, 1)
+    require.whole("rank", rank, 1)
+    require.at_least("spread", spread, 0)
+    require.at_least("noise", noise, 0)
+    require.whole("seed", seed, 0)
     draw = np.random.default_rng(seed)
     popularity = draw.normal(-1.6, 1, PURCHASE_FEATURES)
     loadings = draw.normal(0, rank**-0.5, (rank, PURCHASE_FEATURES))

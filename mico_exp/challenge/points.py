@@ -51,13 +51,13 @@ def challenge_points(scenario: Scenario) -> ChallengePoints:
     for phase, models in scenario.phases.items():
         for row, model in enumerate(models):
             if phase == "train":
-                known = disclosed(model, sizes)
-                solution[row] = known.solution
-                trained_on.append(np.packbits(known.trained_on(sizes.records)))
+                split = disclosed(model, sizes)
+                solution[row] = split.solution
+                trained_on.append(np.packbits(split.trained_on(sizes.records)))
             else:
-                known = model.split(sizes)
+                split = model.split(sizes)
                 check_solution(model, sizes, model.path / "solution.csv")
-            of_phase[phase][row] = known.challenge
+            of_phase[phase][row] = split.challenge
     unique = np.unique(np.concatenate([points.ravel() for points in of_phase.values()]))
     is_member = np.empty((len(trained_on), len(unique)), dtype=bool)
     for row, bits in enumerate(trained_on):
@@ -89,14 +89,14 @@ def known_training(scenario: Scenario, phase: str) -> KnownTraining:
     member = np.zeros((len(models), scenario.sizes.records), dtype=bool)
     nonmember = np.zeros_like(member)
     for row, model in enumerate(models):
-        known = model.split(scenario.sizes)
-        if known.training is None or known.evaluation is None:
+        split = model.split(scenario.sizes)
+        if split.training is None or split.evaluation is None:
             raise InputError(
                 f"{model.path / 'seed_training'} is missing: {scenario.path} does not disclose "
                 f"the training sets of its {phase} models."
             )
-        member[row, known.training] = True
-        nonmember[row, known.evaluation] = True
+        member[row, split.training] = True
+        nonmember[row, split.evaluation] = True
     return KnownTraining(member, nonmember)
 
 
@@ -148,6 +148,6 @@ def disclosed(model: ModelFolder, sizes: Sizes) -> Split:
     for name in ("seed_training", "seed_membership"):
         if getattr(model, name) is None:
             raise InputError(f"{model.path / name} is missing: a train model must disclose it.")
-    known = model.split(sizes)
-    check_solution(model, sizes, model.path / "solution.csv", known)
-    return known
+    split = model.split(sizes)
+    check_solution(model, sizes, model.path / "solution.csv", split)
+    return split

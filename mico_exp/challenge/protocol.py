@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mico_exp.challenge.phases import PHASES as PHASES  # handed on
+from mico_exp.common import require
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError
 
-PHASES = ("train", "dev", "final")
 MAX_SEED = 2**63 - 1
 
 
@@ -27,12 +28,12 @@ class Sizes:
     challenge: int
 
     def __post_init__(self) -> None:
-        for name, value in (("len_training", self.training), ("len_challenge", self.challenge)):
-            if type(value) is not int:
-                raise InputError(f"`{name}` must be a whole number, got {value!r}.")
-        if self.challenge < 1 or self.training < self.challenge:
+        require.whole("num_records", self.records, 1)
+        require.whole("len_training", self.training, 1)
+        require.whole("len_challenge", self.challenge, 1)
+        if self.training < self.challenge:
             raise InputError(
-                "`len_training` must be at least `len_challenge`, and that at least 1, "
+                "`len_training` must be at least `len_challenge`, "
                 f"got {self.training} and {self.challenge}."
             )
         if self.records < self.training + self.challenge:

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_exp.challenge.protocol import MAX_SEED, PHASES, Sizes, Split, permutation, split
+from mico_exp.challenge.phases import PHASES, SUBMITTED
+from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split, permutation, split
 from mico_exp.common.errors import InputError
 
 
@@ -84,9 +85,9 @@ class Scenario:
 
 
 def check_solution(
-    model: ModelFolder, sizes: Sizes, path: Path, known: Split | None = None
+    model: ModelFolder, sizes: Sizes, path: Path, drawn: Split | None = None
 ) -> None:
-    """Compare a solution.csv with a model's seeds, where both are there; `known` is its split.
+    """Compare a solution.csv with a model's seeds, where both are there; `drawn` is its split.
 
     Raises:
         InputError: they disagree, or the file is malformed.
@@ -94,7 +95,7 @@ def check_solution(
     if not path.exists():
         return
     found = read_solution(path, 2 * sizes.challenge)
-    expected = (known or model.split(sizes)).solution
+    expected = (drawn or model.split(sizes)).solution
     if expected is not None and not np.array_equal(found, expected):
         raise InputError(
             f"{path} disagrees with the seeds of {model.path.name}. Check `len_training` "
@@ -312,7 +313,7 @@ def read_truth(root: Path, scenario: Scenario) -> dict[str, NDArray[np.bool_]]:
     part of a phase would not be the official ones.
     """
     truth = {}
-    for phase in ("dev", "final"):
+    for phase in SUBMITTED:
         base = scenario_folder(truth_folder(root), scenario.challenge, scenario.name) / phase
         paths = [base / m.path.name / "solution.csv" for m in scenario.phases.get(phase, ())]
         known = [path for path in paths if path.exists()]

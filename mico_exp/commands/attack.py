@@ -11,13 +11,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from mico_exp.challenge.phases import CALLED
 from mico_exp.challenge.tree import read_truth
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.terminal import warn_once
 from mico_exp.config import compose, options
 from mico_exp.config.compose import Cell
 from mico_exp.results.cell import Result, evaluate, write_predictions
-from mico_exp.results.plots import PHASE_STYLE, Curve, roc_figure, scores_figure
+from mico_exp.results.plots import PHASE_STYLE, Curve, roc_plot, scores_plot
 from mico_exp.results.scoring import RANKING_FPR
 from mico_exp.runs.record import (
     CONFIGURATION,
@@ -151,15 +152,14 @@ def _draw(scenario: str, record: CellRecord, result: Result, run: Run) -> None:
     title = f"{scenario}: metric {record.metric}, formula {record.formula}"
     solution, predictions = result.truth["train"], result.predictions["train"]
     curves = []
-    for name, curve in result.curves.items():
-        shown = (solution, predictions) if name == "validation" else (None, None)
-        phase = "train" if name == "validation" else name
+    for phase, curve in result.curves.items():
+        shown = (solution, predictions) if phase == "train" else (None, None)
         points = result.predictions[phase].size
-        curves.append(Curve(name, curve, points, PHASE_STYLE[name], *shown))
-    roc_figure(title, curves).savefig(run.artifacts / ROC_PLOT)
-    curve = result.curves["validation"]
+        curves.append(Curve(CALLED[phase], curve, points, PHASE_STYLE[phase], *shown))
+    roc_plot(title, curves).savefig(run.artifacts / ROC_PLOT)
+    curve = result.curves["train"]
     threshold = float(curve.threshold[curve.place(RANKING_FPR)])
-    figure = scores_figure(
+    figure = scores_plot(
         f"{title} (validation)", solution, predictions, result.out_models, threshold
     )
     figure.savefig(run.artifacts / SCORES_PLOT)

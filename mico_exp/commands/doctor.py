@@ -29,7 +29,7 @@ from mico_exp.scores.estimate import (
     estimate,
     examine,
 )
-from mico_exp.scores.inference import evaluator_on
+from mico_exp.scores.inference import runner_on
 from mico_exp.scores.vitals import Vitals
 
 MODELS_ASKED = 20  # of train, where a doctor is the first to ask
@@ -69,7 +69,7 @@ def _examine(setup: Setup, findings: list[Finding]) -> tuple[list[PhaseReport], 
     """Examine one scenario; appends what it finds to `findings`."""
     records, evaluator = None, None
     try:
-        evaluator = evaluator_on(setup.processor)
+        evaluator = runner_on(setup.processor)
         records = setup.records
         setup.source.check_steady()
     except InputError as error:
@@ -102,7 +102,7 @@ def _examine(setup: Setup, findings: list[Finding]) -> tuple[list[PhaseReport], 
 
 def _vitals(setup: Setup, scenario: Scenario, points: ChallengePoints) -> tuple[Vitals, Mask]:
     """Vitals that were taken before, or of some train models; membership of the latter's points."""
-    if (known := setup.extraction_at(scenario, points).known_vitals()) is not None:
+    if (known := setup.extraction_at(scenario, points).stored_vitals()) is not None:
         return known, points.solution
     some = replace(scenario, phases={"train": scenario.phases["train"][:MODELS_ASKED]})
     own = challenge_points(some)

@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mico_exp.challenge.archive import PHASES, put_in_place, unpack, verify_md5
+from mico_exp.challenge.archive import put_in_place, unpack, verify_md5
 from mico_exp.challenge.hub import Hub
+from mico_exp.challenge.phases import PHASES
 from mico_exp.common.atomic import exclusive
 from mico_exp.common.errors import InputError
 from mico_exp.common.signals import end_on_signals

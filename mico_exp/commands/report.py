@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import DictConfig
 
+from mico_exp.challenge.phases import CALLED
 from mico_exp.challenge.tree import Scenario
 from mico_exp.commands.choosing import Chosen, Here, choose, describe_rule, find_scenarios
 from mico_exp.common.atomic import write_text
@@ -24,7 +25,7 @@ from mico_exp.config import advice, compose
 from mico_exp.config.compose import Challenge, Selection
 from mico_exp.config.options import option_names
 from mico_exp.results.cell import Membership, Predicted
-from mico_exp.results.plots import SCENARIO_STYLES, Curve, heatmap, png, roc_figure
+from mico_exp.results.plots import SCENARIO_STYLES, Curve, heatmap, png, roc_plot
 from mico_exp.results.scoring import roc
 from mico_exp.results.selection import Selected
 from mico_exp.runs import provenance
@@ -168,21 +169,21 @@ def _rocs(
     challenge: str, scenarios: Mapping[str, Here], chosen: Mapping[str, Chosen]
 ) -> list[dict[str, str]]:
     """Draw the chosen cells of all scenarios, in validation and where final is known."""
-    curves: dict[str, list[Curve]] = {"validation": [], "final": []}
+    curves: dict[str, list[Curve]] = {"train": [], "final": []}
     for place, (name, one) in enumerate(chosen.items()):
         label, here = f"{name}, {one.selected.best.cell}", scenarios[name]
-        known = {"validation": here.solution}
+        known = {"train": here.solution}
         known |= {"final": here.truth["final"]} if "final" in one.came_out else {}
         for phase, solution in known.items():
-            predictions = one.predictions["train" if phase == "validation" else phase]
+            predictions = one.predictions[phase]
             curves[phase].append(_curve(label, place, solution, predictions))
-    return [_roc(challenge, phase, group) for phase, group in curves.items() if group]
+    return [_roc(challenge, CALLED[phase], group) for phase, group in curves.items() if group]
 
 
 def _roc(challenge: str, phase: str, curves: Sequence[Curve]) -> dict[str, str]:
     rates = "; ".join(f"{one.label}: TPR {one.roc.tpr_at(0.1):.3f}" for one in curves)
     return {
-        "source": _embedded(png(roc_figure(f"{challenge}: chosen cells, {phase}", curves))),
+        "source": _embedded(png(roc_plot(f"{challenge}: chosen cells, {phase}", curves))),
         "alt": f"ROC curves in {phase}, linear and logarithmic. At FPR 0.1, {rates}.",
         "caption": f"{phase.capitalize()}, with 95 % intervals over models; points mark the "
         "official false positive rates on every curve.",

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from mico_exp.challenge.phases import SUBMITTED
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import show
 from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, figures
-from mico_exp.results.submission import PHASES, read_submission, submitted_models
+from mico_exp.results.submission import read_submission, submitted_models
 
 COLUMNS = {f"tpr_at_fpr_{x}": f"TPR @{x}" for x in OFFICIAL_FPRS} | {
     "auc": "AUC",
@@ -40,7 +41,7 @@ def score_submission(path: Path, truth: Path) -> dict[str, dict[str, Figures]]:
     solutions = _solutions(truth, models)
     predictions = read_submission(path, longest=max(map(len, solutions.values())))
     _check_lengths(path, truth, predictions, solutions)
-    result: dict[str, dict[str, Figures]] = {phase: {} for phase in PHASES}
+    result: dict[str, dict[str, Figures]] = {phase: {} for phase in SUBMITTED}
     for (phase, scenario), names in _scenarios(models).items():
         members, values = ([of[name] for name in names] for of in (solutions, predictions))
         result[phase][scenario] = figures(np.concatenate(members), np.concatenate(values))

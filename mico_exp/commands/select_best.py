@@ -14,6 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.table import Table
 
+from mico_exp.challenge.phases import SUBMITTED
 from mico_exp.commands.choosing import (
     Chosen,
     Here,
@@ -27,7 +28,7 @@ from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import as_text, show
 from mico_exp.config import compose
 from mico_exp.config.compose import Selection
-from mico_exp.results.submission import PHASES, write_submission
+from mico_exp.results.submission import write_submission
 from mico_exp.runs import provenance
 from mico_exp.runs.record import TABLE, SelectionRecord
 from mico_exp.runs.tracking import Tracker
@@ -39,7 +40,7 @@ def command(cfg: DictConfig) -> None:
     challenge, selection = how.challenge, how.selection
     scenarios = find_scenarios(challenge, selection)
     for here in scenarios.values():
-        if absent := [phase for phase in PHASES if phase not in here.scenario.phases]:
+        if absent := [phase for phase in SUBMITTED if phase not in here.scenario.phases]:
             raise InputError(
                 f"{here.scenario.path} has no {absent[0]} models, which a submission must hold."
             )
@@ -105,8 +106,9 @@ def _record(challenge: str, selection: Selection, chosen: Mapping[str, Chosen]) 
 def table(challenge: str, chosen: Mapping[str, Chosen]) -> Table:
     """Lay out the selection for a terminal."""
     caption = (
-        "95 % intervals over models. Honest: chosen on half of the models, scored on the other. "
-        "Like it: other cells that cannot be told from the chosen one."
+        "Below each TPR its 95 % interval over models. The nested estimate is of the choice "
+        "itself, made on half of the models and scored on the other. Ties are cells that cannot be "
+        "told from the chosen one."
     )
     result = Table(
         title=f"Chosen cell of every scenario of {challenge}: TPR@0.1FPR",
@@ -117,7 +119,8 @@ def table(challenge: str, chosen: Mapping[str, Chosen]) -> Table:
     for title in ("scenario", "cell"):
         result.add_column(title, overflow="fold")  # a cell's name is typed again: never cut
     known = [p for p in ("dev", "final") if any(p in one.came_out for one in chosen.values())]
-    for title in ["validation", "honest", "best in", "like it", "val AUC", *known]:
+    figures = ["validation", "nested\nestimate", "P(best)", "ties\nwith", "val\nAUC", *known]
+    for title in figures:  # in two lines where the figures below are shorter: 100 columns in all
         result.add_column(title, justify="right")
     for name, one in chosen.items():
         result.add_row(*_row(name, one, known))
@@ -138,6 +141,6 @@ def _row(name: str, chosen: Chosen, phases: Sequence[str]) -> list[str]:
 
 
 def with_interval(value: float, interval: tuple[float, float]) -> str:
-    """Write a figure with its interval."""
+    """Write a figure, and below it its interval."""
     low, high = (f"{bound:.3f}".removeprefix("0") for bound in interval)
-    return f"{value:.4f} ({low}–{high})"
+    return f"{value:.4f}\n{low}–{high}"

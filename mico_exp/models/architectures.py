@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,24 @@ class MLP(nn.Module):
         return StackedMLP([torch.stack([state[name] for state in states]) for name in names])
 
 
+class Offers(Protocol):
+    """What a model may offer beside its logits. Most offer none of it, and need not.
+
+    A model itself is an `nn.Module` whose file holds its state dict, and that gives logits (P, C)
+    of inputs (P, …), or what `logits_of` takes them out of. `can_stack`, `traced_part` and
+    `ignored_keys` alone look for more.
+
+    traced: the part that gradients are taken of; where there is none, the whole model.
+    ignored: keys that a file may have and that say nothing; where there are none, every key counts.
+    """
+
+    traced: nn.Module
+    ignored: Sequence[str]
+
+    def stack(self, states: Sequence[State]) -> "Stacked":
+        """Many models of this architecture as one, from their state dicts; else each runs alone."""
+
+
 class Stacked(Protocol):
     """M models of one architecture that are called as one."""
 
@@ -61,7 +79,7 @@ class Stacked(Protocol):
 
 
 class StackedMLP:
-    """M multilayer perceptrons evaluated together.
+    """M multilayer perceptrons run together.
 
     parameters: weight (M, out, in) and bias (M, out) of every layer in turn.
     """
@@ -311,15 +329,26 @@ class Alone:
 
 
 def can_stack(model: nn.Module) -> bool:
-    """Say whether many models of the architecture can run as one."""
+    """Say whether many models of the architecture can run as one: whether it offers `stack`."""
     return callable(getattr(type(model), "stack", None))  # layers may be called so as well
+
+
+def traced_part(model: nn.Module) -> nn.Module:
+    """Part of a model that gradients are taken of: what it offers as `traced`, or all of it."""
+    part: nn.Module = getattr(model, "traced", model)
+    return part
+
+
+def ignored_keys(model: nn.Module) -> Sequence[str]:
+    """Keys of a file that say nothing: what a model offers as `ignored`, or none."""
+    keys: Sequence[str] = getattr(model, "ignored", ())
+    return keys
 
 
 def stack(model: nn.Module, states: Sequence[State]) -> Stacked:
     """Many models as one; just one where the architecture cannot stack."""
     if can_stack(model):
-        stacked: Stacked = model.stack(states)  # type: ignore[operator]
-        return stacked
+        return cast(Offers, model).stack(states)
     (state,) = states
     return Alone(fill(model, state))
 

@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from mico_exp.challenge.datasets import Records, inputs_at
-from mico_exp.challenge.protocol import MAX_SEED, PHASES, Sizes, Split
+from mico_exp.challenge.phases import PHASES
+from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split
 from mico_exp.challenge.tree import (
     ModelFolder,
     model_folders,
@@ -26,6 +27,7 @@ from mico_exp.challenge.tree import (
     truth_folder,
     write_solution,
 )
+from mico_exp.common import require
 from mico_exp.common.atomic import exclusive, new_folder, remove_leftovers, write_text
 from mico_exp.common.errors import InputError
 from mico_exp.models.accountant import DELTAS, EPSILONS, noise_multiplier, spent_epsilon
@@ -49,17 +51,9 @@ class PrivacyTarget:
 
     def __post_init__(self) -> None:
         without = "; `scenario.epsilon=null` trains without differential privacy"
-        _check_number("epsilon", self.epsilon, EPSILONS, without)
-        _check_number("delta", self.delta, DELTAS)
-        _check_number("clip_norm", self.clip_norm, CLIP_NORMS)
-
-
-def _check_number(name: str, value: float, within: tuple[float, float], advice: str = "") -> None:
-    low, high = within
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        rule = f"must be a number from {low:g} to {high:g}"
-        raise InputError(f"`{name}` {rule}, got {value!r}{advice}.")
+        require.within("epsilon", self.epsilon, *EPSILONS, advice=without)
+        require.within("delta", self.delta, *DELTAS)
+        require.within("clip_norm", self.clip_norm, *CLIP_NORMS)
 
 
 @dataclass(frozen=True)
@@ -82,15 +76,14 @@ class Recipe:
     disclose_training: bool = False
 
     def __post_init__(self) -> None:
-        if type(self.seed) is not int or self.seed < 0:
-            raise InputError(f"`seed` must be a whole number of at least 0, got {self.seed!r}.")
+        require.whole("seed", self.seed, 0)
         if self.plan.batch_size > self.sizes.training:
             raise InputError(
                 f"`batch_size` must be at most `len_training` = {self.sizes.training}, "
                 f"got {self.plan.batch_size}."
             )
-        if not all(type(n) is int and n >= 0 for n in self.models.values()):
-            raise InputError(f"`phases` must be whole numbers, got {self.models}.")
+        for phase, count in self.models.items():
+            require.whole(f"phases.{phase}", count, 0)
 
     @property
     def sample_rate(self) -> float:

@@ -19,7 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mico_exp.common.errors import InputError
+from mico_exp.common import require
 from mico_exp.models.architectures import StackedMLP
 
 
@@ -40,9 +40,8 @@ class Plan:
     optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
 
     def __post_init__(self) -> None:
-        for name, value in (("steps", self.steps), ("batch_size", self.batch_size)):
-            if type(value) is not int or value < 1:
-                raise InputError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+        require.whole("steps", self.steps, 1)
+        require.whole("batch_size", self.batch_size, 1)
 
 
 def initial_mlps(models: int, widths: Sequence[int], generator: torch.Generator) -> StackedMLP:

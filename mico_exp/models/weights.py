@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.common.fingerprints import FileFingerprints
-from mico_exp.models.architectures import DP_PREFIX, State, bare
+from mico_exp.models.architectures import DP_PREFIX, State, bare, ignored_keys
 
 WEIGHTS = ("model.pt", "model.safetensors", "pytorch_model.bin")
 ZIP_START = b"PK\x03\x04"  # by which torch, too, tells its format since 1.6 from the older one
@@ -148,7 +148,7 @@ def load_state(path: Path, like: nn.Module, *, mapped: bool = False) -> dict[str
             unexpected or of another shape.
     """
     state = _read_state(path, mapped=mapped)
-    for name in getattr(like, "ignored", ()):
+    for name in ignored_keys(like):
         state.pop(name, None)
     expected = bare(like).state_dict()
     _check_fit(path, state, expected)

@@ -23,7 +23,7 @@ Predicted = NDArray[np.float32]
 Membership = NDArray[np.bool_]
 Predictions = Mapping[str, Predicted]
 SOLUTION = "train_solution"  # in that file: membership at the train models' points
-SHOWN_AS = {"train": "val", "dev": "dev", "final": "final"}  # train targets validate, left out
+SHOWN_AS = {"train": "val", "dev": "dev", "final": "final"}  # in the names of figures
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +35,7 @@ class Result:
     truth: phase → (T, P) membership, where it is known and has both classes.
     figures: by name: official figures (``val/auc``), their 95 % intervals over models
         (``val/auc_low``, ``val/auc_high``), operating points, rates of the fall-backs.
-    curves: ROC by phase, ``validation`` first.
+    curves: ROC by phase, ``train`` first.
     out_models: (T, P) how many models beside the target were not trained on a validation point.
     """
 
@@ -53,7 +53,7 @@ def evaluate(
 
     Args:
         evidence: scores of the metric, or of several for an attack that takes several.
-        formula: see `mico_exp.attacks.formulas`; or an attack on all the evidence.
+        formula: of any kind that `calibration.Formula` names.
         truth: (T, P) membership of dev and final models, where known; used for figures alone.
 
     Raises:
@@ -74,7 +74,7 @@ def evaluate(
         curve = roc(solution, predictions[phase])
         values = _figures(solution, predictions[phase], curve)
         found |= {f"{SHOWN_AS[phase]}/{figure}": value for figure, value in values.items()}
-        curves["validation" if phase == "train" else phase] = curve
+        curves[phase] = curve
     return Result(predictions, known, found, curves, calibrated["train"].out_models)
 
 

@@ -1,4 +1,4 @@
-"""Figures from arrays, in one style that survives grey print and colour blindness."""
+"""Plots from arrays, in one style that survives grey print and colour blindness."""
 
 import io
 import logging
@@ -24,7 +24,7 @@ logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it reports every fo
 # Okabe & Ito's colours, told apart with any colour vision; the line style says it once more.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 PHASE_STYLE: dict[str, dict[str, Any]] = {
-    "validation": {"color": BLUE, "linestyle": "-"},
+    "train": {"color": BLUE, "linestyle": "-"},
     "dev": {"color": ORANGE, "linestyle": "--"},
     "final": {"color": GREEN, "linestyle": "-."},
 }
@@ -60,12 +60,12 @@ class Curve:
     predictions: NDArray[np.float32] | None = None
 
 
-def new_figure(width: float, height: float, title: str) -> Figure:
-    """Open a figure in the house's style; inches at 100 dots each."""
-    figure = Figure(figsize=(width, height), dpi=100)
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    return figure
+def new_plot(width: float, height: float, title: str) -> Figure:
+    """Open a plot in the house's style; inches at 100 dots each."""
+    plot = Figure(figsize=(width, height), dpi=100)
+    FigureCanvasAgg(plot)
+    plot.suptitle(title, fontsize=11, parse_math=False)
+    return plot
 
 
 def _grid(axes: Axes) -> None:
@@ -73,14 +73,14 @@ def _grid(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def roc_figure(title: str, curves: Sequence[Curve]) -> Figure:
+def roc_plot(title: str, curves: Sequence[Curve]) -> Figure:
     """Draw ROC curves with their bands, side by side on linear and on logarithmic axes.
 
     The logarithmic one goes down to one error among all points.
     """
     rows = -(-(len(curves) + 3) // 3)  # of the legend
-    figure = new_figure(9.6, 4.7 + 0.18 * rows, title)
-    linear, logarithmic = figure.subplots(1, 2)
+    plot = new_plot(9.6, 4.7 + 0.18 * rows, title)
+    linear, logarithmic = plot.subplots(1, 2)
     lowest = 1 / max(curve.points for curve in curves)
     bands = [_band(curve, lowest) for curve in curves]
     for axes in (linear, logarithmic):
@@ -104,14 +104,14 @@ def roc_figure(title: str, curves: Sequence[Curve]) -> Figure:
         _grid(axes)
     linear.set(xlim=(0, 1), ylim=(0, 1))
     handles, labels = linear.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=7.5, frameon=False)
+    plot.legend(handles, labels, loc="lower center", ncols=3, fontsize=7.5, frameon=False)
     logarithmic.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1))
     for axis in (logarithmic.xaxis, logarithmic.yaxis):  # plain text is quicker than 10⁻³ as maths
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    below = (0.55 + 0.18 * rows) / figure.get_figheight()
-    figure.subplots_adjust(left=0.07, right=0.985, top=0.92, bottom=below, wspace=0.2)
-    return figure
+    below = (0.55 + 0.18 * rows) / plot.get_figheight()
+    plot.subplots_adjust(left=0.07, right=0.985, top=0.92, bottom=below, wspace=0.2)
+    return plot
 
 
 def _band(
@@ -131,7 +131,7 @@ def _mark_official(axes: Axes, curve: Roc, color: str) -> None:
     axes.plot(*zip(*shown, strict=True), "o", color=color, **DOT)
 
 
-def scores_figure(
+def scores_plot(
     title: str,
     solution: NDArray[np.bool_],
     predictions: NDArray[np.float32],
@@ -142,8 +142,8 @@ def scores_figure(
 
     threshold: the lowest prediction that is called a member at the ranking FPR.
     """
-    figure = new_figure(9.6, 4.0, title)
-    histogram, counts = figure.subplots(1, 2)
+    plot = new_plot(9.6, 4.0, title)
+    histogram, counts = plot.subplots(1, 2)
     low, high = np.quantile(predictions, [0.005, 0.995])
     low, high = (low, high) if high > low else (0.0, 1.0)
     edges = np.linspace(low, high, BINS + 1)
@@ -174,8 +174,8 @@ def scores_figure(
     counts.xaxis.set_major_locator(MaxNLocator(integer=True))
     counts.legend(fontsize=7.5, frameon=False)
     _grid(counts)
-    figure.subplots_adjust(left=0.07, right=0.985, top=0.91, bottom=0.13, wspace=0.2)
-    return figure
+    plot.subplots_adjust(left=0.07, right=0.985, top=0.91, bottom=0.13, wspace=0.2)
+    return plot
 
 
 def _against_counts(
@@ -229,13 +229,13 @@ def heatmap(
     longest = max(map(len, formulas))
     width, height = 2.6 + 0.95 * len(formulas), 1.7 + 0.55 * len(metrics)
     height += 0.06 * longest if longest > LONG_NAME else 0
-    figure = new_figure(max(width, 5.2), height, f"{title}: validation TPR at FPR {RANKING_FPR}")
-    figure.set_layout_engine("constrained")
-    axes = figure.subplots()
+    plot = new_plot(max(width, 5.2), height, f"{title}: validation TPR at FPR {RANKING_FPR}")
+    plot.set_layout_engine("constrained")
+    axes = plot.subplots()
     low, high = np.nanmin(values), np.nanmax(values)
     high = high if high > low else low + 1e-6
     image = axes.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
-    figure.colorbar(image, ax=axes, label=f"TPR at FPR {RANKING_FPR}")
+    plot.colorbar(image, ax=axes, label=f"TPR at FPR {RANKING_FPR}")
     for i, metric in enumerate(metrics):
         for j, formula in enumerate(formulas):
             verdict = cells.get(f"{metric}/{formula}")
@@ -260,4 +260,4 @@ def heatmap(
     about = f"± half of the {LEVEL} % interval over models; {caption}"
     axes.set_xlabel(f"Formula\n\n{about}\nframe: chosen; ≈: cannot be told from it")
     axes.set_ylabel("Metric")
-    return figure
+    return plot

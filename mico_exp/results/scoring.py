@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mico_exp.common import require
 from mico_exp.common.errors import InputError
 
 OFFICIAL_FPRS = (0.001, 0.01, 0.05, 0.1, 0.15, 0.2)
@@ -53,8 +54,7 @@ def check_fpr(fpr: float) -> None:
     Raises:
         InputError: it is not above 0.
     """
-    if not fpr > 0:  # so is NaN
-        raise InputError(f"`fpr` must be above 0, got {fpr}.")
+    require.above("fpr", fpr, 0, finite=False)
 
 
 def roc(solution: ArrayLike, predictions: ArrayLike) -> Roc:

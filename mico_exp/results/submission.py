@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mico_exp.challenge.archive import DAMAGED
+from mico_exp.challenge.phases import SUBMITTED
 from mico_exp.challenge.tree import Scenario, split_line
 from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError, first_line
 
 Predictions = Mapping[str, NDArray[np.float32]]
-PHASES = ("dev", "final")
 NAME = r"(?!\.\.?/)[^/\x00-\x1f]+"
 ENTRY = re.compile(rf"({NAME})/({NAME})/(dev|final)/model_([0-9]+)/prediction\.csv")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # float() takes 0_1
@@ -43,7 +43,7 @@ def write_submission(
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for scenario in scenarios:
-            for phase in PHASES:
+            for phase in SUBMITTED:
                 models = scenario.phases[phase]
                 rows = predictions[scenario.name][phase]
                 for model, row in zip(models, rows, strict=True):
@@ -163,7 +163,7 @@ def _check_complete(
     expected = {
         f"{scenario.path}/{phase}/{model.path.name}": 2 * scenario.sizes.challenge
         for scenario in scenarios
-        for phase in PHASES
+        for phase in SUBMITTED
         for model in scenario.phases[phase]
     }
     if wrong := sorted(expected.keys() ^ found.keys()):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import unfold
 
 from mico_exp.common.errors import InputError
-from mico_exp.models.architectures import logits_of
+from mico_exp.models.architectures import logits_of, traced_part
 
 Direction = list[Tensor]
 
@@ -75,11 +75,10 @@ class Trace:
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """Linear and convolutional layers of a model, or of what it calls its `traced` part."""
-    part = getattr(model, "traced", model)
+    """Linear and convolutional layers of what gradients are taken of."""
     return [
         module
-        for module in part.modules()
+        for module in traced_part(model).modules()
         if isinstance(module, nn.Linear)
         or (isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros")
     ]

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mico_exp.challenge.datasets import Records
+from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.points import ChallengePoints, disclosed
-from mico_exp.challenge.protocol import PHASES, Sizes
+from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import (
     EpsilonRange,
     ModelFolder,
@@ -37,7 +38,7 @@ from mico_exp.models.building import check_built_from
 from mico_exp.models.weights import check_weights, load_state, model_files, not_finite, weights_file
 from mico_exp.scores.extraction import MODELS_AT_ONCE, progress
 from mico_exp.scores.gradients import GradientMetric, GradNorm
-from mico_exp.scores.inference import Evaluator, Metric
+from mico_exp.scores.inference import Metric, ModelRunner
 from mico_exp.scores.metrics import loss
 from mico_exp.scores.soundness import Trial, check_records, trial_of
 from mico_exp.scores.vitals import Vitals, findings
@@ -189,7 +190,7 @@ def check_soundness(
     points: ChallengePoints,
     records: Records,
     architecture: Architecture,
-    evaluator: Evaluator,
+    runner: ModelRunner,
     *,
     allow_nan: bool = False,
 ) -> list[Finding]:
@@ -199,7 +200,7 @@ def check_soundness(
         check_records(records, points.unique, architecture.make(folders[0]))
     except InputError as error:
         return [Finding(scenario.challenge, str(error))]
-    trial = Trial(architecture, records, evaluator.processor, allow_nan)
+    trial = Trial(architecture, records, runner.processor, allow_nan)
     try:
         trial(trial_of(records, points.unique, folders))
     except InputError as error:
@@ -230,7 +231,7 @@ def estimate(
     points: ChallengePoints,
     records: Records,
     architecture: Architecture,
-    evaluator: Evaluator,
+    runner: ModelRunner,
     metrics: Mapping[str, Metric],
 ) -> Cost:
     """Estimate extraction by running some points through as many models as run at once."""
@@ -238,19 +239,19 @@ def estimate(
     stackable = can_stack(architecture.make(train[0].path))
     together = [model.path for model in train[: MODELS_AT_ONCE if stackable else 1]]
     started = time.perf_counter()
-    models = evaluator.load(architecture, together)
+    models = runner.load(architecture, together)
     per_model = (time.perf_counter() - started) / len(together)
     some = np.random.default_rng(0).permutation(points.unique)[:POINTS_ASKED]
     asked = np.broadcast_to(some, (len(together), len(some)))
-    evaluator.scores(models, records, asked[:, :1], {"loss": loss})  # imports what it needs
-    seconds = _warm(lambda: evaluator.scores(models, records, asked, {"loss": loss}))
+    runner.scores(models, records, asked[:, :1], {"loss": loss})  # imports what it needs
+    seconds = _warm(lambda: runner.scores(models, records, asked, {"loss": loss}))
     per_score = seconds / asked.size
     own = [rows.size for phase, rows in points.of_phase.items() if phase != "train"]
     total = len(train) * len(points.unique) + sum(own)
     # Every model is read five times: for its hash, its checksums and its digest, to see whether
     # it fits, and to run.
     seconds = per_score * total + 5 * per_model * sum(map(len, scenario.phases.values()))
-    gradients = _gradient_seconds(evaluator, records, some, train[0], architecture, metrics)
+    gradients = _gradient_seconds(runner, records, some, train[0], architecture, metrics)
     second_pass = gradients.model * sum(map(len, scenario.phases.values())) + gradients.each * total
     stored = total * len(metrics) * BYTES_PER_SCORE
     return Cost(len(points.unique), seconds, second_pass, stored)
@@ -264,7 +265,7 @@ class _Gradients(NamedTuple):
 
 
 def _gradient_seconds(
-    evaluator: Evaluator,
+    runner: ModelRunner,
     records: Records,
     some: Indices,
     folder: ModelFolder,
@@ -279,11 +280,11 @@ def _gradient_seconds(
     asked = {name: one for name, one in metrics.items() if isinstance(one, GradientMetric)}
     if not asked:
         return _Gradients(0.0, 0.0)
-    model = evaluator.load_one(architecture, folder.path)
+    model = runner.load_one(architecture, folder.path)
     few = some[: max(len(some) // 4, 1)]
 
     def seconds(points: Indices, wanted: Mapping[str, GradientMetric]) -> float:
-        return _warm(lambda: evaluator.gradient_scores(model, records, points, wanted, few))
+        return _warm(lambda: runner.gradient_scores(model, records, points, wanted, few))
 
     seconds(few[:1], {"grad_norm": GradNorm()})  # imports what it needs
     plain = seconds(some, {"grad_norm": GradNorm()}) / len(some)

@@ -38,6 +38,7 @@ from mico_exp.scores.inference import (
     Shard,
     Work,
     family_of,
+    is_told_members,
     reference_of,
 )
 from mico_exp.scores.metrics import logit, margin
@@ -228,9 +229,9 @@ class Extraction:
         Raises:
             InputError: as `compute`.
         """
-        if (found := self.known_vitals()) is None:
+        if (found := self.stored_vitals()) is None:
             with exclusive(self.store.lock(self.name), f"extracting {self.name}"):
-                found = self.known_vitals() or self.take_vitals()
+                found = self.stored_vitals() or self.take_vitals()
                 write_vitals(self.vitals_path, found)
         return found
 
@@ -243,7 +244,7 @@ class Extraction:
         lines = findings(self.look(), self.points.solution, names)
         return [f"{self.name}: {line}" for line in lines]
 
-    def known_vitals(self) -> Vitals | None:
+    def stored_vitals(self) -> Vitals | None:
         """Vitals that have been taken before; None if they have not."""
         return read_vitals(self.vitals_path, list(self.points.of_phase))
 
@@ -339,7 +340,7 @@ class Extraction:
         for points in {id(points): points for points in lacking}.values():
             asked[points] = True
         for metric in metrics:
-            if wants_known(metric):
+            if is_told_members(metric):
                 asked[:] = True
             elif isinstance(metric, GradientMetric):
                 asked[reference_of(metric, count)] = True
@@ -376,7 +377,7 @@ class Extraction:
 
     def _told(self, folder: ModelFolder, metric: Metric) -> str:
         """What of a model's training set a metric is told."""
-        if not wants_known(metric):
+        if not is_told_members(metric):
             return ""
         if folder.seed_training is None:
             raise InputError(
@@ -425,11 +426,11 @@ class Extraction:
         else:
             points = np.stack([lacking for _, lacking in group])
         folders = tuple(task.folder.path for task, _ in group)
-        known = None
-        if any(map(wants_known, metrics)):
+        members = None
+        if any(map(is_told_members, metrics)):
             splits = [task.folder.split(self.scenario.sizes) for task, _ in group]
-            known = tuple(np.sort(one.training) for one in splits if one.training is not None)
-        return Shard(folders, points, self._read_states(folders), known)
+            members = tuple(np.sort(one.training) for one in splits if one.training is not None)
+        return Shard(folders, points, self._read_states(folders), members)
 
     def _keep(self, group: Sequence[tuple[Task, Indices]], scores: Mapping[str, Floats]) -> None:
         for i, (task, lacking) in enumerate(group):
@@ -437,9 +438,9 @@ class Extraction:
                 values = scores[name][i]
                 if not self.allow_nan and not np.isfinite(values).all():
                     raise self._not_finite(task, name, Column(lacking, values))
-                known = self.store.read(address)
-                new = ~known.holds(lacking)
-                self.store.write(address, known.merged(Column(lacking[new], values[new])))
+                stored = self.store.read(address)
+                new = ~stored.holds(lacking)
+                self.store.write(address, stored.merged(Column(lacking[new], values[new])))
 
     def _not_finite(self, task: Task, metric_name: str, column: Column) -> MetricError:
         folder, wrong = task.folder.path, column.points[~np.isfinite(column.scores)]
@@ -455,11 +456,6 @@ class Extraction:
 def inference_code() -> str:
     """Hash of the package's code that runs models and computes what they give."""
     return definition(Work)
-
-
-def wants_known(metric: Metric) -> bool:
-    """Tell whether a metric is to be told known members of the very model."""
-    return bool(getattr(metric, "disclosed", False))
 
 
 def progress(title: str, total: int, unit: str = "model") -> "tqdm[Any]":

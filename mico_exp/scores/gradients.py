@@ -14,7 +14,6 @@ records still have a direction.
 Axes: P points, T positions, F inputs and O outputs of a layer, C classes, N reference records.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from mico_exp.common import require
 from mico_exp.common.errors import InputError
 from mico_exp.scores.backprop import (
     Direction,
@@ -43,13 +43,13 @@ from mico_exp.scores.backprop import (
 class View:
     """What a metric sees of one model at P points.
 
-    trace: a forward pass. labels: (P,) int64. known: (P,) True where the record is among those
-    that the reference consisted of.
+    trace: a forward pass. labels: (P,) int64. told: (P,) True where the record is among the known
+    members that the metric was told as its reference; nowhere for a metric that is told none.
     """
 
     trace: Trace
     labels: Tensor
-    known: Tensor
+    told: Tensor
     _sent: dict[float | None, list[Layer]] = field(default_factory=dict)  # metrics share them
 
     def of_loss(self) -> list[Layer]:
@@ -68,6 +68,9 @@ class View:
 
 class GradientMetric(ABC):
     """A metric that asks for the gradients of one model.
+
+    `score` is all that has to be written. What else it wants it says by the others, and by default
+    it wants nothing. What other metrics there are is said at `metrics.LogitMetric`.
 
     reference: how many records of the data set it wants to see first, always the same ones; 0 for
         none and None for all.
@@ -100,14 +103,9 @@ class GradientMetric(ABC):
         """Score (P,) of the points, higher = more member-like."""
 
 
-def _check_number(name: str, value: float, least: float = 0.0) -> None:
-    if not (isinstance(value, (int, float)) and least < value < math.inf):
-        raise InputError(f"`{name}` must be a number above {least:g}, got {value}.")
-
-
 def _check_reference(value: int | None) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise InputError(f"`reference` must be null or a whole number of at least 1, got {value}.")
+    if value is not None:
+        require.whole("reference", value, 1, other="null")
 
 
 def loss_signal(logits: Tensor, labels: Tensor) -> Tensor:
@@ -161,8 +159,8 @@ class GradAlignment(GradientMetric):
             for label in view.labels.unique().tolist():
                 same = view.labels == label
                 part = total(at(layers, same), torch.ones_like(layers[0].inputs[same, 0, 0]))
-                known = sums.get(label)
-                sums[label] = [a + b for a, b in zip(known, part, strict=True)] if known else part
+                before = sums.get(label)
+                sums[label] = [a + b for a, b in zip(before, part, strict=True)] if before else part
                 counts[label] = counts.get(label, 0) + int(same.sum())
         return {label: [part / counts[label] for part in sums[label]] for label in sums}
 
@@ -198,8 +196,8 @@ class _OfLogit(GradientMetric):
     reference: int | None = 2000
 
     def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature)
-        _check_number("damping", self.damping)
+        require.above("temperature", self.temperature, 0)
+        require.above("damping", self.damping, 0)
         _check_reference(self.reference)
 
     def layers(self, view: View) -> list[Layer]:
@@ -391,8 +389,8 @@ class DisclosedKronecker(Kronecker):
         """Coefficient (P,) of each point, times the mean of ‖g‖²."""
         layers = self.layers(view)
         found = along(layers, prepared.direction)
-        if view.known.any():
-            parts = zip(prepared.curvatures, at(layers, view.known), strict=True)
+        if view.told.any():
+            parts = zip(prepared.curvatures, at(layers, view.told), strict=True)
             leverage = torch.stack([one.leverage(layer) for one, layer in parts]).sum(dim=0)
-            found[view.known] += prepared.own * leverage
+            found[view.told] += prepared.own * leverage
         return found * prepared.scale

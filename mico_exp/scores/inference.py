@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mico_exp.challenge.datasets import Inputs, Records, inputs_at
+from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices
 from mico_exp.common.errors import InputError, MetricError, first_line
 from mico_exp.models.architectures import Alone, Architecture, Stacked, State, fill, stack
@@ -25,10 +26,9 @@ from mico_exp.models.weights import load_state, not_finite, weights_file
 from mico_exp.scores.backprop import trace
 from mico_exp.scores.batching import Batches, out_of_memory
 from mico_exp.scores.gradients import GradientMetric, View
-from mico_exp.scores.metrics import OfScaledLogit, scaled_logit
+from mico_exp.scores.metrics import LogitMetric, OfScaledLogit, scaled_logit
 
 Answer = TypeVar("Answer")
-LogitMetric = Callable[[Tensor, Tensor], Tensor]
 Metric = LogitMetric | GradientMetric
 LOGITS, GRADIENTS = "logits", "gradients"
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -39,6 +39,11 @@ LAYERS_OF_A_TRACE = 8  # it keeps about so many times what the largest layer giv
 def family_of(metric: Metric) -> str:
     """Family of a metric: ``logits`` or ``gradients``."""
     return GRADIENTS if isinstance(metric, GradientMetric) else LOGITS
+
+
+def is_told_members(metric: Metric) -> bool:
+    """Tell whether a metric is to be told known members of the very model."""
+    return isinstance(metric, GradientMetric) and metric.disclosed
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,8 @@ class Processor:
             raise InputError(
                 f"`compute.precision` must be one of {', '.join(PRECISIONS)}, got {self.precision}."
             )
-        size = self.batch_size
-        if size is not None and (type(size) is not int or size < 1):
-            raise InputError(f"`compute.batch_size` must be a positive whole number, got {size}.")
+        if self.batch_size is not None:
+            require.whole("compute.batch_size", self.batch_size, 1, other="null")
 
 
 def open_device(name: str) -> torch.device:
@@ -88,14 +92,14 @@ class Shard:
     """Models that run at once.
 
     folders: of the M models. points: (M, P) records that each is asked at. states: their weights,
-    where they have been read already. known: records that each was surely trained on, where a
-    metric wants them.
+    where they have been read already. members: records that each was surely trained on, where a
+    metric is to be told them.
     """
 
     folders: tuple[Path, ...]
     points: Indices
     states: tuple[State, ...] | None = None
-    known: tuple[Indices, ...] | None = None
+    members: tuple[Indices, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,21 +116,21 @@ class Work:
 
     def __call__(self, shard: Shard) -> dict[str, Floats]:
         """Scores (M, P) of the shard by metric."""
-        evaluator = evaluator_on(self.processor)
+        runner = runner_on(self.processor)
         if all(family_of(metric) == LOGITS for metric in self.metrics.values()):
-            models = evaluator.load(self.architecture, shard.folders, shard.states)
-            return evaluator.scores(models, self.records, shard.points, self.metrics)
+            models = runner.load(self.architecture, shard.folders, shard.states)
+            return runner.scores(models, self.records, shard.points, self.metrics)
         rows = []
         for i, (folder, points) in enumerate(zip(shard.folders, shard.points, strict=True)):
-            model = evaluator.load_one(
+            model = runner.load_one(
                 self.architecture, folder, shard.states[i] if shard.states else None
             )
-            known = shard.known[i] if shard.known else None
-            rows.append(evaluator.gradient_scores(model, self.records, points, self.metrics, known))
+            told = shard.members[i] if shard.members else None
+            rows.append(runner.gradient_scores(model, self.records, points, self.metrics, told))
         return {name: np.stack([row[name] for row in rows]) for name in self.metrics}
 
 
-class Evaluator:
+class ModelRunner:
     """Runs models on one device, and learns how large a batch may be.
 
     Raises:
@@ -201,7 +205,7 @@ class Evaluator:
         records: Records,
         points: Indices,
         metrics: Mapping[str, GradientMetric],
-        known: Indices | None = None,
+        members: Indices | None = None,
     ) -> dict[str, Floats]:
         """Compute metrics of one model's gradients at points (P,); each metric's scores are (P,).
 
@@ -213,7 +217,7 @@ class Evaluator:
             records: the data set.
             points: where it is asked.
             metrics: of gradients.
-            known: records that the model was surely trained on, for metrics that want them.
+            members: records that the model was surely trained on, for metrics that are told them.
 
         Raises:
             InputError: a single point does not fit; or names the first that the model fails at.
@@ -227,8 +231,10 @@ class Evaluator:
         per_size *= LAYERS_OF_A_TRACE
         prepared, observed = {}, {}
         for name, metric in metrics.items():
-            seen = reference_of(metric, len(records.labels), known)
-            total = len(known) if metric.disclosed and known is not None else len(records.labels)
+            seen = reference_of(metric, len(records.labels), members)
+            total = len(records.labels)
+            if metric.disclosed and members is not None:
+                total = len(members)
             if (key := metric.observation) not in observed:
                 with _named(name):
                     observed[key] = self._observed(metric, model, records, seen, per_size)
@@ -240,9 +246,9 @@ class Evaluator:
             view = self._view(model, records, points[some])
             for name, metric in metrics.items():
                 state, told = prepared[name]
-                known = torch.from_numpy(np.isin(points[some], told)).to(self.device)
+                is_told = torch.from_numpy(np.isin(points[some], told)).to(self.device)
                 with _named(name):
-                    values = metric.score(replace(view, known=known), state)
+                    values = metric.score(replace(view, told=is_told), state)
                 _check_shape(name, values, view.trace.logits)
                 found[name][some] = values.double().cpu().numpy()
 
@@ -316,20 +322,20 @@ class Evaluator:
 
 
 @cache
-def evaluator_on(processor: Processor) -> Evaluator:
-    """Open the one evaluator of this process, which remembers what batches fit."""
-    return Evaluator(processor)
+def runner_on(processor: Processor) -> ModelRunner:
+    """Open the one runner of this process, which remembers what batches fit."""
+    return ModelRunner(processor)
 
 
-def reference_of(metric: GradientMetric, records: int, known: Indices | None = None) -> Indices:
+def reference_of(metric: GradientMetric, records: int, members: Indices | None = None) -> Indices:
     """Records (N,) that a metric wants to see first, ascending: always the same of the same.
 
     Raises:
-        MetricError: it wants known members, and there are none.
+        MetricError: it is to be told known members, and there are none.
     """
-    if metric.disclosed and known is None:
+    if metric.disclosed and members is None:
         raise MetricError("a metric of known members needs a scenario that discloses them.")
-    among = known if metric.disclosed and known is not None else np.arange(records)
+    among = members if metric.disclosed and members is not None else np.arange(records)
     if metric.reference is None or metric.reference >= len(among):
         return np.sort(among)
     return np.sort(np.random.default_rng(0).permutation(among)[: metric.reference])

@@ -1,8 +1,7 @@
 """Membership signals of one model at its points: logits and labels to one score a point.
 
-Every metric is higher = more member-like. logits (…, P, C) float, labels broadcast to (…, P)
-int64; the result is (…, P). A metric is a pure function, and one small file in ``conf/metric``
-makes it a choice.
+What a metric takes and gives is written at `LogitMetric`. One small file in ``conf/metric`` makes
+it a choice.
 
 With p = softmax(z), loss, confidence and logit follow from the scaled logit
 φ = z_y − logsumexp_{c≠y} z_c, since p_y = sigmoid(φ). In float32 sigmoid(18) is already 1, which
@@ -11,6 +10,7 @@ Signals of a model's weights are in `mico_exp.scores.gradients`.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,21 @@ from torch.nn.functional import logsigmoid, softplus
 
 WINNER_EPS = 1.2e-38  # the smallest normal float32, which keeps log(0) finite
 TINY = 1e-30  # sums of exponentials above it have all digits of a float32
+
+
+class LogitMetric(Protocol):
+    """A membership signal of one model's logits: a pure function, higher = more member-like.
+
+    What can be chosen as a metric is one of three:
+
+    - such a function, the usual case, which nothing marks;
+    - one that is marked by `OfScaledLogit`, and takes φ (…, P) alone;
+    - a `gradients.GradientMetric`, no function of this form: it is given the backward pass of one
+      model, and says by `reference` and `disclosed` what else it wants of it.
+    """
+
+    def __call__(self, logits: Tensor, labels: Tensor, /) -> Tensor:
+        """Score (…, P) of logits (…, P, C) float, with labels int64 that broadcast to (…, P)."""
 
 
 def scaled_logit(logits: Tensor, labels: Tensor) -> Tensor:

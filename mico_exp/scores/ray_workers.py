@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from mico_exp.common import require
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.scores.inference import Processor, Shard
 
@@ -42,12 +43,10 @@ class Ray:
         num_workers: int | None = None,
         address: str | None = None,
     ) -> None:
-        numbers = (num_gpus, jobs_per_gpu, 1 if num_workers is None else num_workers)
-        if any(type(n) is not int for n in numbers) or num_gpus < 0 or min(numbers[1:]) < 1:
-            raise InputError(
-                "`compute`: num_gpus must be ≥ 0, jobs_per_gpu ≥ 1 and num_workers ≥ 1, whole "
-                f"numbers, got {num_gpus}, {jobs_per_gpu}, {num_workers}."
-            )
+        require.whole("compute.num_gpus", num_gpus, 0)
+        require.whole("compute.jobs_per_gpu", jobs_per_gpu, 1)
+        if num_workers is not None:
+            require.whole("compute.num_workers", num_workers, 1, other="null")
         self.num_gpus, self.jobs_per_gpu, self.address = num_gpus, jobs_per_gpu, address
         self.num_workers = num_workers or num_gpus * jobs_per_gpu or os.cpu_count() or 1
         self.threads = max(1, (os.cpu_count() or 1) // self.num_workers)  # of each worker

@@ -23,7 +23,7 @@ from mico_exp.common.errors import InputError, first_line
 from mico_exp.models.architectures import Alone, Architecture, Stacked, bare, can_stack
 from mico_exp.models.weights import not_finite
 from mico_exp.scores.batching import out_of_memory
-from mico_exp.scores.inference import Evaluator, Processor, Shard, asked, evaluator_on
+from mico_exp.scores.inference import ModelRunner, Processor, Shard, asked, runner_on
 
 CHUNK_BYTES = 8 << 20  # of inputs that are looked at together
 CHUNK_RECORDS = 1024
@@ -295,14 +295,14 @@ class Trial:
         Raises:
             InputError: names the first record for which it gives what it must not.
         """
-        evaluator = evaluator_on(replace(self.processor, precision="float32"))
+        runner = runner_on(replace(self.processor, precision="float32"))
         for folder, points in zip(shard.folders, shard.points, strict=True):
-            network = evaluator.load_one(self.architecture, folder)
+            network = runner.load_one(self.architecture, folder)
             if not not_finite(network.state_dict()):
-                one = _Model(evaluator, Alone(network), self.records, str(folder))
+                one = _Model(runner, Alone(network), self.records, str(folder))
                 one.check(points, allow_nan=self.allow_nan)
                 if can_stack(network):
-                    stacked = evaluator.load(self.architecture, [folder])
+                    stacked = runner.load(self.architecture, [folder])
                     one.check_stacked(stacked, points)
                 return
 
@@ -316,13 +316,13 @@ def check_training(mlps: Stacked, records: Records) -> None:
     every = np.arange(len(records.labels))
     check_records(records, every)
     points = handful(records, every)
-    _Model(evaluator_on(Processor("cpu")), mlps, records, "`dataset.model`").check(points)
+    _Model(runner_on(Processor("cpu")), mlps, records, "`dataset.model`").check(points)
 
 
 def about_logits(architecture: Architecture, folder: Path, records: Records, record: int) -> str:
     """Say of a record whose score is not finite whether the logits are."""
-    evaluator = evaluator_on(Processor("cpu"))
-    one = _Model(evaluator, Alone(evaluator.load_one(architecture, folder)), records, str(folder))
+    runner = runner_on(Processor("cpu"))
+    one = _Model(runner, Alone(runner.load_one(architecture, folder)), records, str(folder))
     is_finite = bool(one.logits(np.array([record])).isfinite().all())
     return "whose logits are finite" if is_finite else "whose logits are not finite either"
 
@@ -331,14 +331,14 @@ def about_logits(architecture: Architecture, folder: Path, records: Records, rec
 class _Model:
     """The first of some models, asked for logits (P, C) in float32; `name` is for messages."""
 
-    evaluator: Evaluator
+    runner: ModelRunner
     models: Stacked
     records: Records
     name: str
 
     def logits(self, points: Indices) -> Tensor:
         """Whatever it gives for records (P,)."""
-        return self.evaluator.logits(self.models, self.records, torch.tensor(points))[0][0]
+        return self.runner.logits(self.models, self.records, torch.tensor(points))[0][0]
 
     def check(self, points: Indices, *, allow_nan: bool = False) -> None:
         """Check what it gives for records (P,), or for fewer where memory runs out."""

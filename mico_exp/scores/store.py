@@ -3,7 +3,7 @@
 A column's key is the hash of all that its scores hang on (`identity.ScoreIdentity`): the model's
 files, its network, the data set, the metric, the code that runs models. Change one of them, and
 exactly the columns concerned are computed anew; the mere existence of a file means nothing. A file
-holds the record indices that were evaluated and their scores, so that new challenge points are
+holds the records that the model was asked at and their scores, so that new challenge points are
 added without redoing the old.
 """
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
-from mico_exp.scores.inference import Processor, Shard, evaluator_on
+from mico_exp.scores.inference import Processor, Shard, runner_on
 
 Result = TypeVar("Result")
 
@@ -32,11 +32,11 @@ class Local:
 
     def check(self, processor: Processor) -> None:
         """Open the device."""
-        evaluator_on(processor)
+        runner_on(processor)
 
     def describe(self, processor: Processor) -> str:
         """Name the device."""
-        return str(evaluator_on(processor).device)
+        return str(runner_on(processor).device)
 
     def map(
         self, work: Callable[[Shard], Result], shards: Iterable[Shard]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mico_exp.results.plots import PHASE_STYLE, Curve, heatmap, roc_figure, scores_figure
+from mico_exp.results.plots import PHASE_STYLE, Curve, heatmap, roc_plot, scores_plot
 from mico_exp.results.scoring import OFFICIAL_FPRS, roc
 from mico_exp.results.selection import Candidate, Selected, Verdict
 from mico_exp.results.statistics import Interval, intervals
@@ -23,25 +23,25 @@ def world():
 def curves(world):
     curve = roc(*world)
     return [
-        Curve("validation", curve, 1000, PHASE_STYLE["validation"], *world),
+        Curve("validation", curve, 1000, PHASE_STYLE["train"], *world),
         Curve("final", curve, 1000, PHASE_STYLE["final"]),
     ]
 
 
-def picture(figure):
+def drawn(plot):
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    plot.savefig(buffer, format="png")
     buffer.seek(0)
     return imread(buffer)
 
 
 def test_both_scales_show_the_curves_and_the_official_points(curves):
-    figure = roc_figure("digits_inf", curves)
-    linear, logarithmic = figure.axes
+    plot = roc_plot("digits_inf", curves)
+    linear, logarithmic = plot.axes
     assert linear.get_xscale() == "linear"
     assert (logarithmic.get_xscale(), logarithmic.get_yscale()) == ("log", "log")
     assert logarithmic.get_xlim()[0] == pytest.approx(1 / 1000)
-    for axes in figure.axes:
+    for axes in plot.axes:
         lines = axes.get_lines()
         (shown,) = (line for line in lines if line.get_label().startswith("validation"))
         assert np.array_equal(shown.get_xdata(), curves[0].roc.fpr)
@@ -51,14 +51,14 @@ def test_both_scales_show_the_curves_and_the_official_points(curves):
         assert marked[0].get_ydata()[3] == curves[0].roc.tpr_at(0.1)
         assert "rate" in axes.get_xlabel()
         assert "rate" in axes.get_ylabel()
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    texts = [text.get_text() for text in plot.legends[0].get_texts()]
     assert any("n = 1,000" in text for text in texts)
     assert any("95 % interval over models" in text for text in texts)
 
 
 def test_the_band_is_the_interval(curves, world):
-    figure = roc_figure("digits_inf", curves[:1])
-    (band,) = (c for c in figure.axes[1].collections if c.get_paths())
+    plot = roc_plot("digits_inf", curves[:1])
+    (band,) = (c for c in plot.axes[1].collections if c.get_paths())
     corners = band.get_paths()[0].vertices
     known = intervals(*world, count=200)["tpr_at_fpr_0.2"]
     at = corners[np.isclose(corners[:, 0], 0.2)][:, 1]
@@ -66,20 +66,20 @@ def test_the_band_is_the_interval(curves, world):
     assert at.max() == pytest.approx(known.high)
 
 
-def test_they_are_pictures(curves, world):
-    height, width = picture(roc_figure("title", curves)).shape[:2]
+def test_they_can_be_drawn(curves, world):
+    height, width = drawn(roc_plot("title", curves)).shape[:2]
     assert (height > 460, width) == (True, 960)
     counts = np.random.default_rng(0).integers(0, 90, size=world[0].shape)
     for out_models in (counts, np.zeros_like(counts), counts % 3):
-        shown = picture(scores_figure("title", *world, out_models, 0.6))
+        shown = drawn(scores_plot("title", *world, out_models, 0.6))
         assert shown.shape[:2] == (400, 960)
         assert shown[..., :3].min() < 0.1
 
 
 def test_the_histogram_holds_every_point_and_the_threshold(world):
     truth, predictions = world
-    figure = scores_figure("title", truth, predictions, np.full(truth.shape, 5), 0.625)
-    histogram, counts = figure.axes
+    plot = scores_plot("title", truth, predictions, np.full(truth.shape, 5), 0.625)
+    histogram, counts = plot.axes
     steps = [patch for patch in histogram.patches if patch.get_label().startswith("members")]
     assert steps[0].get_data().values.sum() == pytest.approx(1)
     assert "n = 500" in steps[0].get_label()
@@ -99,9 +99,9 @@ def test_constant_scores_can_be_drawn(world):
     curve = roc(truth, constant)
     threshold = float(curve.threshold[curve.place(0.1)])
     assert threshold == np.inf
-    picture(scores_figure("title", truth, constant, np.zeros(truth.shape, int), threshold))
-    shown = Curve("validation", curve, 1000, PHASE_STYLE["validation"], truth, constant)
-    picture(roc_figure("title", [shown]))
+    drawn(scores_plot("title", truth, constant, np.zeros(truth.shape, int), threshold))
+    shown = Curve("validation", curve, 1000, PHASE_STYLE["train"], truth, constant)
+    drawn(roc_plot("title", [shown]))
 
 
 def verdict(cell, tpr, like=False):
@@ -110,12 +110,12 @@ def verdict(cell, tpr, like=False):
     )
 
 
-def test_a_heatmap_names_every_cell_frames_the_chosen_and_marks_its_likes():
+def test_a_heatmap_names_every_cell_frames_the_chosen_and_marks_its_ties():
     cells = [verdict("loss/0", 0.2, like=True), verdict("loss/1", 0.1), verdict("other/1", 0.22)]
     best = Candidate("run", "digits_inf", "other", "1", 0, "", {})
     grid = Selected(best, cells[2], cells, 0.2, (0.1, 0.3))
-    figure = heatmap("title", grid, ["loss", "other"], ["0", "1"], "n = 20")
-    axes = figure.axes[0]
+    plot = heatmap("title", grid, ["loss", "other"], ["0", "1"], "n = 20")
+    axes = plot.axes[0]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     assert texts == {
         (0, 0): "≈ 0.200\n±0.020",
@@ -127,7 +127,7 @@ def test_a_heatmap_names_every_cell_frames_the_chosen_and_marks_its_likes():
     assert (round(frame.get_x()), round(frame.get_y())) == (1, 1)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["loss", "other"]
     assert "n = 20" in axes.get_xlabel()
-    picture(figure)
+    drawn(plot)
 
 
 @pytest.mark.parametrize(
@@ -137,14 +137,14 @@ def test_the_names_under_a_heatmap_do_not_overlap(names):
     """Side by side, or where they are slanted, one below the other."""
     cells = [verdict(f"loss/{name}", 0.2) for name in names]
     best = Candidate("run", "digits_inf", "loss", names[0], 0, "", {})
-    figure = heatmap("title", Selected(best, cells[0], cells, None, None), ["loss"], names, "")
-    figure.draw_without_rendering()
-    labels = figure.axes[0].get_xticklabels()
+    plot = heatmap("title", Selected(best, cells[0], cells, None, None), ["loss"], names, "")
+    plot.draw_without_rendering()
+    labels = plot.axes[0].get_xticklabels()
     angle = np.radians(labels[0].get_rotation())
     for label in labels:
         label.set_rotation(0)
     sizes = [label.get_window_extent() for label in labels]
-    left, right = (figure.axes[0].transData.transform((x, 0))[0] for x in (0, 1))
+    left, right = (plot.axes[0].transData.transform((x, 0))[0] for x in (0, 1))
     column = right - left
     for size in sizes:
         assert size.height < column * np.sin(angle) if angle else size.width < column
@@ -154,4 +154,4 @@ def test_a_heatmap_of_one_cell():
     cells = [verdict("loss/0", 0.2, like=True)]
     best = Candidate("run", "digits_inf", "loss", "0", 0, "", {})
     grid = Selected(best, cells[0], cells, None, None)
-    picture(heatmap("title", grid, ["loss"], ["0"], ""))
+    drawn(heatmap("title", grid, ["loss"], ["0"], ""))

@@ -1,0 +1,58 @@
+"""What a number that a person chooses must be, said in one way.
+
+Text is no number, nor is `True`, which Python takes for 1. Where a value is something else than
+each function says, an `InputError` tells what was expected and what was found, text in quotes.
+`other` names what would do as well, as ``null``, and `advice` ends the message.
+"""
+
+import math
+from typing import Any
+
+from mico_exp.common.errors import InputError
+
+
+def whole(
+    name: str, value: Any, least: int, most: int | None = None, *, other: str = "", advice: str = ""
+) -> None:
+    """Want a whole number from `least` on, and to `most` where there is one."""
+    rule = f"a whole number of at least {least}"
+    if most is not None:
+        rule = f"a whole number from {least} to {most}"
+    if type(value) is not int or not least <= value <= (math.inf if most is None else most):
+        raise _refused(name, rule, value, other, advice)
+
+
+def above(name: str, value: Any, bound: float, *, finite: bool = True) -> None:
+    """Want a number above `bound`; infinity counts as one where it need not be finite."""
+    if not _is_number(value) or not value > bound or (finite and value == math.inf):
+        rule = f"a {'finite ' if finite else ''}number above {bound:g}"
+        raise _refused(name, rule, value)
+
+
+def at_least(name: str, value: Any, least: float) -> None:
+    """Want a finite number from `least` on."""
+    if not _is_number(value) or not least <= value < math.inf:
+        raise _refused(name, f"a finite number of at least {least:g}", value)
+
+
+def within(
+    name: str, value: Any, least: float, most: float, *, other: str = "", advice: str = ""
+) -> None:
+    """Want a number in [least, most]."""
+    if not _is_number(value) or not least <= value <= most:
+        raise _refused(name, f"a number in [{least:g}, {most:g}]", value, other, advice)
+
+
+def between(name: str, value: Any, low: float, high: float) -> None:
+    """Want a number in (low, high), neither of which will do."""
+    if not _is_number(value) or not low < value < high:
+        raise _refused(name, f"a number in ({low:g}, {high:g})", value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _refused(name: str, rule: str, value: Any, other: str = "", advice: str = "") -> InputError:
+    rule = f"{rule} or {other}" if other else rule
+    return InputError(f"`{name}` must be {rule}, got {value!r:.80}{advice}.")
