@@ -37,9 +37,14 @@ def test_the_groups_are_those_the_user_asked_for():
 
 @pytest.mark.parametrize(("group", "option"), EVERY)
 def test_every_option_composes(composed, group, option):
-    cfg = composed(f"{group}='{option}'", name="select_best" if group == "preset" else "config")
+    command = "select_best" if group in ("preset", "challenge") else "config"
+    cfg = composed(f"{group}='{option}'", name=command)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert group == "experiment" or cfg[group].name  # which changes others, and has no key
+    if group == "challenge":
+        assert cfg.challenge
+        assert len(cfg.scenarios) > 0
+    elif group != "experiment":  # which changes others, and has no key
+        assert cfg[group].name
 
 
 @pytest.mark.parametrize("option", sorted(set(GROUPS["metric"]) - {"all"}))

@@ -13,7 +13,7 @@ from mico_exp.challenge.datasets import Features, records_key
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.identity import WORDS, CellIdentity, ChoiceIdentity, ScoreIdentity
-from mico_exp.config import compose
+from mico_exp.config import setup
 from mico_exp.models.architectures import MLP, Architecture, fill
 from mico_exp.models.weights import load_state
 from mico_exp.results import cell
@@ -220,17 +220,17 @@ def test_every_entry_of_a_choice_is_in_its_key(change):
         (calibration, "FEWEST_OUT"),
         (evidence, "calibrate"),
         (evidence.Evidence, "calibrated"),
-        (compose, "challenge_points"),
+        (setup, "challenge_points"),
         (vitals.Vitals, "outliers"),
         (cell, "roc"),
     ],
 )
 def test_the_code_from_scores_to_figures_is_part_of_a_cell(monkeypatch, owner, name):
-    before = compose.package_code.__wrapped__()
+    before = setup.package_code.__wrapped__()
     value = getattr(owner, name)
     changed = value + 1 if isinstance(value, int) else lambda *arguments: arguments
     monkeypatch.setattr(owner, name, changed)
-    assert compose.package_code.__wrapped__() != before
+    assert setup.package_code.__wrapped__() != before
 
 
 def test_the_code_that_gives_inputs_is_part_of_the_records(digits):

@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from mico_exp.challenge import datasets
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario
+from mico_exp.config.typed import OPTIONS
 
 SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
 SMALL = [
@@ -219,8 +220,8 @@ def test_damaged_weights_and_a_model_that_is_there_twice_are_refused_by_all_comm
     flip_a_bit(damaged)
     command = ["mico_exp.extract", "metrics=[mod_entropy]", "scenario=hi,lo", "-m", *SMALL]
     extracted = run(*command, cwd=copy, status=1)
-    assert "model_11 hold equal weights" in extracted.stdout
-    assert "model_3/model.pt: cannot be read" in extracted.stdout
+    assert "model_11 hold equal weights" in extracted.stderr
+    assert "model_3/model.pt: cannot be read" in extracted.stderr
     assert not list((copy / "data" / "store").rglob("mod_entropy*"))
     chosen = run("mico_exp.select_best", *SIZES, cwd=copy, status=1)
     assert "model_11 hold equal weights" in chosen.stderr
@@ -284,12 +285,44 @@ def test_an_interrupt_is_one_line_and_closes_the_run(tmp_path, number, status):
     assert not list((tmp_path / "data").rglob("*.tmp"))
 
 
-def test_advice_and_single_scenarios(copy):
+def test_advice_and_single_scenarios(copy, tmp_path):
     shown = run("mico_exp.select_best", "scenarios=[inf]", *SIZES, cwd=copy).stdout
     assert "digits_inf" in shown
     assert "digits_hi" not in shown
-    failed = run("mico_exp.select_best", "dataset.len_challenge=9", cwd=copy, status=1).stderr
-    assert "dataset.len_challenge=9" in failed
+    where = tmp_path / "nothing here"
+    where.mkdir()
+    failed = run("mico_exp.select_best", "dataset.len_challenge=9", cwd=where, status=1).stderr
+    assert "Run: python -m mico_exp dataset=digits scenario=inf,hi,lo" in failed
+    assert failed.endswith("dataset.len_challenge=9 -m\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("dataset.phases.train=3", "`dataset.phases.train` is 3, but data/digits/digits_inf holds"),
+        ("dataset.recipe.steps=7", "data/digits/digits_inf was built with steps = 200, but 7 is"),
+        ("dataset.num_records=5", "`dataset.num_records` must be the number of records, 5 as told"),
+    ],
+)
+def test_what_is_typed_holds_of_what_is_there(swept, typed, told):
+    """Nothing is built here, and still nothing is read and ignored."""
+    others = [text for text in SIZES if typed.partition("=")[0] not in text]
+    failed = run("mico_exp.select_best", typed, *others, cwd=swept[0], status=1).stderr
+    assert failed.startswith(told)
+    assert len(failed.splitlines()) == 1
+
+
+def test_advice_names_options_and_not_what_they_call_themselves(tmp_path):
+    options = tmp_path / "options" / "dataset"
+    options.mkdir(parents=True)
+    digits = (Path(OPTIONS) / "dataset" / "digits.yaml").read_text()
+    (options / "small.yaml").write_text(digits)
+    (options / "digits_eps.yaml").write_text(digits.replace("name: digits", "name: digits_eps"))
+    for option in ("small", "digits_eps"):
+        typed = [f"dataset={option}", "scenarios=9"]
+        flag = f"--config-dir={options.parent}"
+        failed = run("mico_exp.select_best", flag, *typed, cwd=tmp_path, status=1).stderr
+        assert f"Run: python -m mico_exp {flag} dataset={option} scenario=9 metric=" in failed
 
 
 def test_a_metric_of_ones_own_as_the_readme_says(copy):

@@ -46,7 +46,7 @@ def test_verify_finds_one_damaged_byte_and_the_next_run_mends_it(extracted):
 def test_prune_removes_nothing_where_the_options_do_not_fit(extracted, tmp_path):
     before = files(extracted)
     place = f"paths.store={extracted / 'data' / 'store'}"
-    prune = ["mico_exp.store", "prune", "scenarios=[inf]", *SMALL]
+    prune = ["mico_exp.store", "prune", "scenarios=[inf]"]
     failed = run(*prune, place, cwd=tmp_path, status=1).stderr
     assert "digits_inf/train holds no folder named model_0" in failed
     other = "dataset.model.widths=[64,32,10]"

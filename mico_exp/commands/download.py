@@ -51,7 +51,8 @@ def download(cfg: DictConfig, archives: Sequence[Path]) -> None:
             print(f"{name}: not among the archives given")
         else:
             _report(name, _from_hub(hub, name, file.md5, scenarios, folder), scenarios, folder)
-    of_its_own = (OPTIONS / "dataset" / f"{cfg.dataset}.yaml").exists()
+    scenarios = [name for file in wanted.files.values() for name in file.scenarios]
+    of_its_own = all(name.startswith(f"{cfg.dataset}_") for name in scenarios)
     what = f"dataset={cfg.dataset}" if of_its_own else f"challenge={wanted.challenge}"
     words = [what] if str(cfg.paths.data) == "data" else [what, f"paths.data={cfg.paths.data}"]
     print(f"Look at it with: python -m mico_exp.doctor {shlex.join(words)}")

@@ -195,7 +195,7 @@ def _check_record(folder: Path, recipe: Recipe, records: Records) -> None:
 
 
 def check_built_by(folder: Path, recipe: Recipe, records: Records) -> None:
-    """Compare a recipe, all of it but the seed, with that by which a scenario was built.
+    """Compare a recipe, but for its seed and numbers of models, with that of a build.
 
     Raises:
         InputError: it is another one, or none is recorded.
@@ -207,7 +207,7 @@ def check_built_by(folder: Path, recipe: Recipe, records: Records) -> None:
             "were made."
         )
     found = _read_record(path)
-    _compare(folder, {**found, "seed": recipe.seed}, recipe, records)
+    _compare(folder, {**found, "seed": recipe.seed, "models": recipe.models}, recipe, records)
 
 
 def _compare(folder: Path, found: dict[str, Any], recipe: Recipe, records: Records) -> None:
