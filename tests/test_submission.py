@@ -61,6 +61,13 @@ def test_equal_predictions_make_equal_files(archive, tmp_path, scenario, predict
         assert {entry.date_time for entry in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
+def test_what_is_written_is_deflated(archive):
+    with zipfile.ZipFile(archive) as opened:
+        for entry in opened.infolist():
+            assert entry.compress_type == zipfile.ZIP_DEFLATED
+            assert entry.compress_size < 0.7 * entry.file_size
+
+
 PHASES = {"dev": 3, "final": 4}  # and the number of their model
 
 
