@@ -7,7 +7,7 @@ from mico_exp.challenge.points import ChallengePoints, KnownSample
 from mico_exp.scores.table import Scores
 
 
-def evidence(leaks, models=24, targets=6, points=30, unique=150, known=0, seed=0):
+def evidence(leaks, models=24, targets=6, points=30, unique=150, known=0, seed=0, shared=True):
     """Train and dev models that were each trained on half of the points.
 
     Args:
@@ -16,8 +16,10 @@ def evidence(leaks, models=24, targets=6, points=30, unique=150, known=0, seed=0
         targets: in dev.
         points: of each model.
         unique: points that they are drawn from.
-        known: members, and as many non-members, that every model discloses beside its points.
+        known: members, and as many non-members, that every model discloses beside its points;
+            or a pair of numbers.
         seed: of all that is drawn.
+        shared: models may have challenge points in common; else `unique` must suffice for all.
 
     Returns:
         the evidence, and membership of dev's points.
@@ -26,6 +28,8 @@ def evidence(leaks, models=24, targets=6, points=30, unique=150, known=0, seed=0
     trained = random.random((models + targets, unique)) < 0.5
     level = random.normal(size=unique) * 2  # how hard a point is for everyone
     columns = np.stack([random.permutation(unique)[:points] for _ in trained])
+    if not shared:
+        columns = random.permutation(unique)[: columns.size].reshape(columns.shape)
     of_phase = {"train": columns[:models], "dev": columns[models:]}
     truth = np.take_along_axis(trained, columns, axis=1)
     numbers = np.arange(unique) * 3 + 5  # records are not columns
@@ -38,7 +42,10 @@ def evidence(leaks, models=24, targets=6, points=30, unique=150, known=0, seed=0
     samples = {"train": [], "dev": []}
     for row, (own, member) in enumerate(zip(columns, trained, strict=True)):
         free = np.setdiff1d(np.arange(unique), own)
-        drawn = [random.permutation(free[member[free] == kind])[:known] for kind in (True, False)]
+        drawn = [
+            random.permutation(free[member[free] == kind])[:count]
+            for kind, count in zip((True, False), np.broadcast_to(known, 2), strict=True)
+        ]
         some = np.sort(np.concatenate(drawn))
         samples["train" if row < models else "dev"].append(KnownSample(numbers[some], member[some]))
     scores = {}

@@ -173,15 +173,32 @@ def test_a_point_that_no_shadow_model_knows_gets_the_median(world):
         assert (found[asked] == np.median(found[~asked])).all()
 
 
-def test_a_target_without_scores_gets_the_median(world):
+@pytest.mark.parametrize("formula", [WINNER["1"], formulas.rmia_online])
+def test_a_target_without_scores_gets_the_median(world, formula):
     shadow, is_member, columns = world
+    shadow = 1 / (1 + np.exp(-shadow))
     own = np.take_along_axis(shadow, columns, axis=1)
-    expected = calibrate(WINNER["1"], own, shadow, is_member, columns)
+    expected = calibrate(formula, own, shadow, is_member, columns)
     own[13] = np.nan
-    found = calibrate(WINNER["1"], own, shadow, is_member, columns)
+    found = calibrate(formula, own, shadow, is_member, columns)
     others = np.delete(np.arange(17), 13)
     assert np.array_equal(found.scores[others], expected.scores[others])
     assert (found.scores[13] == np.median(expected.scores[others])).all()
+
+
+@pytest.mark.parametrize("index", WINNER)
+def test_two_train_models_validate_each_other(index):
+    """With one shadow model left, whichever side it is on, it stands in for the other."""
+    random = np.random.default_rng(4)
+    shadow, columns = random.normal(size=(2, 6)), np.tile(np.arange(6), (2, 1))
+    is_member = np.array([[True, True, False], [True, False, False]]).repeat(2, axis=1)
+    place = is_member, columns
+    found = calibrate(WINNER[index], shadow, shadow, *place, left_out=np.arange(2))
+    expected = slow_calibrate(index, shadow, shadow, *place, leave_one_out=True)
+    np.testing.assert_allclose(found.scores, expected, atol=1e-12)
+    # Each of 12 has one model: 6 times in, where out models lack, and 6 times out.
+    assert (found.out_fallback_rate, found.in_fallback_rate) == (0.5, 0.5)
+    assert found.fallback_rate == 1
 
 
 def test_a_formula_of_the_wrong_shape_is_refused(world):
@@ -195,3 +212,39 @@ def test_scaling_has_one_range_for_all_models():
     predictions = scale(np.array([[-1.0, 0.0], [1.0, 3.0]]))
     assert predictions.tolist() == [[0.0, 0.25], [0.5, 1.0]]
     assert scale(np.full((2, 2), 7.0)).tolist() == [[0.5, 0.5], [0.5, 0.5]]
+
+
+FAR = np.array([[3.0, -1e12, 1.0, 2.0], [1.0, 5.0, 4.0, 4.0]])  # one so low that the rest is 1
+
+
+def test_scores_that_float32_makes_equal_keep_their_order_where_it_is_asked_for():
+    plain, ordered = scale(FAR), scale(FAR, keep_order=True)
+    np.testing.assert_allclose(plain, [[1, 0, 1, 1], [1, 1, 1, 1]])
+    distinct = [-1e12, 1, 2, 3, 4, 5]
+    expected = [[distinct.index(value) / 5 for value in row] for row in FAR]
+    assert np.array_equal(ordered, np.array(expected, dtype=np.float32))
+    assert ordered.dtype == np.float32
+
+
+@pytest.mark.parametrize(("lost", "ranked"), [(0, False), (1, False), (2, True), (60, True)])
+@pytest.mark.parametrize("times", [1, 3])
+def test_ranks_are_taken_where_more_than_one_in_a_hundred_is_lost(lost, ranked, times):
+    """Scores that are equal anyway lose nothing."""
+    apart = np.arange(100.0 - lost) ** 2
+    scores = np.concatenate([apart, 1 + np.arange(1, lost + 1) * 1e-12])  # 1 by float32
+    assert len(np.unique(scores)) == 100
+    shuffled = np.random.default_rng(0).permutation(np.repeat(scores, times)).reshape(-1, 4)
+    found = scale(shuffled, keep_order=True)
+    linear = (shuffled / apart.max()).astype(np.float32)
+    place = np.searchsorted(np.sort(scores), shuffled) / 99
+    assert np.array_equal(found, place.astype(np.float32) if ranked else linear)
+
+
+@pytest.mark.parametrize(("formula", "kept"), [(formulas.uncalibrated, True), (WINNER["1"], False)])
+def test_the_winners_formulas_know_no_ranks(formula, kept):
+    """A formula that copes with gaps may be a likelihood ratio, and keeps the order."""
+    is_member = np.tile([[True], [False]], (2, 4))
+    columns = np.tile(np.arange(4), (2, 1))
+    found = calibrate(formula, FAR, np.zeros((4, 4)), is_member, columns)
+    assert np.array_equal(found.scores, FAR)
+    assert np.array_equal(found.predictions, scale(FAR, keep_order=kept))

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,47 @@ def test_figures_intervals_and_operating_points(world):
     for row in range(SHADOWS):
         others = np.delete(points.is_member, row, axis=0)[:, points.columns("train")[row]]
         assert np.array_equal(found.out_models[row], (~others).sum(axis=0))
+
+
+def test_operating_points_and_curves_are_those_of_each_phase(world):
+    scores, points, truth = world
+    found = evaluate(evidence(scores, points), offset, truth)
+    phases = {"train": ("val", "train"), "dev": ("dev", "dev")}
+    assert found.curves.keys() == phases.keys()
+    for curve, (name, phase) in phases.items():
+        known = {"train": points.solution, **truth}[phase]
+        expected = scoring.roc(known, found.predictions[phase])
+        assert np.array_equal(found.curves[curve].tpr, expected.tpr)
+        assert np.array_equal(found.curves[curve].threshold, expected.threshold)
+        operating = scoring.operating_points(expected, found.predictions[phase])
+        assert (
+            operating.items()
+            <= {
+                figure.removeprefix(f"{name}/"): value for figure, value in found.figures.items()
+            }.items()
+        )
+
+
+def test_rates_of_fall_backs_are_told_by_phase(world):
+    """With few out models and, at other points, none in; counted point by point."""
+    scores, points, truth = world
+    is_member = (np.arange(SHADOWS)[:, None] > np.arange(UNIQUE) % 4) & (np.arange(UNIQUE) % 3 > 0)
+    points = replace(points, is_member=is_member)
+    found = evaluate(evidence(scores, points), offset, truth)
+    for name, phase in (("val", "train"), ("dev", "dev")):
+        columns, few_out, no_in = points.columns(phase), 0, 0
+        for target, point in np.ndindex(columns.shape):
+            column = is_member[:, columns[target, point]].tolist()
+            others = column[:target] + column[target + 1 :] if phase == "train" else column
+            no_in += not any(others)
+            few_out += any(others) and others.count(False) < 2
+        assert 0 < few_out != no_in > 0
+        assert found.figures[f"{name}/out_fallback_rate"] == few_out / columns.size
+        assert found.figures[f"{name}/in_fallback_rate"] == no_in / columns.size
+        assert found.figures[f"{name}/fallback_rate"] == pytest.approx(
+            (few_out + no_in) / columns.size
+        )
+    assert found.figures["out_fallback_rate"] == found.figures["val/out_fallback_rate"]
 
 
 def test_all_scores_equal_are_guessing(world):
@@ -127,8 +169,29 @@ def test_predictions_are_kept_with_membership_for_validation_alone(world, tmp_pa
         read_validation(path)
 
 
-def test_predictions_that_are_no_numbers_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    "train", [np.array([["a", "b"]]), np.array([[0.5, 1j]]), np.array([["1", "2"]], dtype="S")]
+)
+def test_predictions_that_are_no_numbers_are_refused(tmp_path, train):
     path = tmp_path / "predictions.npz"
-    np.savez(path, train=np.array([["a", "b"]]), train_solution=np.array([[True, False]]))
+    np.savez(path, train=train, train_solution=np.array([[True, False]]))
     with pytest.raises(InputError, match=r"predictions\.npz: train must be an array of real"):
         read_validation(path)
+
+
+class Marker:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return self.mark.touch, ()
+
+
+def test_predictions_run_no_code(tmp_path):
+    path, mark = tmp_path / "predictions.npz", tmp_path / "mark"
+    np.savez(path, train=np.array([[Marker(mark)]]), train_solution=np.array([[True, False]]))
+    with pytest.raises(InputError, match="cannot be read as predictions"):
+        read_validation(path)
+    assert not mark.exists()

@@ -3,6 +3,8 @@ import itertools
 import json
 import math
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from conftest import GOLDEN, SIZES
 
 from mico_exp.challenge import protocol
 from mico_exp.challenge.phases import PHASES
-from mico_exp.challenge.points import challenge_points
+from mico_exp.challenge.points import challenge_points, known_sample, known_training
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import (
     EpsilonRange,
@@ -59,10 +61,28 @@ def test_what_is_not_disclosed_is_none():
     assert len(only_training.training) == 70
 
 
-@pytest.mark.parametrize("sizes", [(100, 10, 0), (100, 10, 11), (100, 90, 11)])
-def test_sizes_that_cannot_be(sizes):
-    with pytest.raises(InputError):
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((100, 10, 0), "`len_challenge` must be a whole number of at least 1, got 0"),
+        ((100, 10, 11), "`len_training` must be at least `len_challenge`.* got 10 and 11"),
+        ((100, 90, 11), "100 records are too few"),
+        ((100, True, 1), "`len_training` must be a whole number of at least 1, got True"),
+        ((100, 10, 5.0), r"`len_challenge` must be a whole number of at least 1, got 5\.0"),
+    ],
+)
+def test_sizes_that_cannot_be(sizes, message):
+    with pytest.raises(InputError, match=message):
         Sizes(*sizes)
+
+
+@pytest.mark.parametrize("sizes", [(100, 90, 10), (20, 10, 10), (2, 1, 1)])
+def test_sizes_that_leave_nothing_over(sizes):
+    """All records are used, or a model is trained on its members alone."""
+    n, training, m = sizes
+    split = protocol.split(Sizes(*sizes), 3, 4, 5)
+    parts = split.member, split.nonmember, split.training, split.evaluation
+    assert [len(part) for part in parts] == [m, m, training - m, n - training - m]
 
 
 def test_membership_and_columns_follow_a_literal_definition(built):
@@ -165,9 +185,11 @@ def test_no_train_models(tmp_path):
         load_scenario(tmp_path, "digits", "digits_inf", SIZES)
 
 
-def test_a_train_model_must_disclose_its_seeds(tmp_path):
-    model = ModelFolder(tmp_path / "model_0", 1, seed_training=2)
-    with pytest.raises(InputError, match="seed_membership is missing"):
+@pytest.mark.parametrize("missing", ["seed_training", "seed_membership"])
+def test_a_train_model_must_disclose_its_seeds(tmp_path, missing):
+    seeds = {"seed_training": 2, "seed_membership": 3, missing: None}
+    model = ModelFolder(tmp_path / "model_0", 1, **seeds)
+    with pytest.raises(InputError, match=f"{missing} is missing: a train model must disclose it"):
         challenge_points(Scenario("c", "s", SIZES, {"train": (model,)}))
 
 
@@ -179,6 +201,72 @@ def test_a_solution_that_disagrees_with_the_seeds_names_the_model(tmp_path, buil
     scenario = load_scenario(tmp_path, "digits", "digits_inf", SIZES)
     with pytest.raises(InputError, match="model_7"):
         challenge_points(scenario)
+
+
+def test_a_solution_of_a_dev_model_of_the_wrong_length_names_the_model(tmp_path, built):
+    """Its seed is secret, so that no more can be said of it."""
+    shutil.copytree(built / "digits", tmp_path / "digits")
+    place = tmp_path / "digits" / "digits_inf" / "dev" / "model_13" / "solution.csv"
+    place.write_text(",".join("01" * 10))
+    challenge_points(load_scenario(tmp_path, "digits", "digits_inf", SIZES))
+    place.write_text(",".join("01" * 9))
+    scenario = load_scenario(tmp_path, "digits", "digits_inf", SIZES)
+    with pytest.raises(InputError, match=r"model_13/solution\.csv: expected one line of 20 values"):
+        challenge_points(scenario)
+
+
+def telling(order=(0, 1, 2)):
+    """A scenario that discloses training sets; its dev models in some order."""
+    sizes, random = Sizes(600, 150, 20), np.random.default_rng(0)
+    seeds = random.integers(1000, size=(7, 3)).tolist()
+    train = tuple(ModelFolder(Path(f"train/model_{i}"), *seeds[i]) for i in range(4))
+    dev = tuple(ModelFolder(Path(f"dev/model_{i}"), *seeds[4 + i][:2]) for i in order)
+    return Scenario("c", "s", sizes, {"train": train, "dev": dev})
+
+
+@pytest.mark.parametrize(("members", "nonmembers"), [(9, 6), (6, 9), (10, 1000)])
+def test_known_records_are_drawn_from_those_whose_membership_is_disclosed(members, nonmembers):
+    scenario = telling()
+    points = challenge_points(scenario)
+    found = known_sample(scenario, points, members, nonmembers)
+    for phase, samples in found.items():
+        assert len(samples) == len(scenario.phases[phase])
+        for model, sample in zip(scenario.phases[phase], samples, strict=True):
+            split = model.split(scenario.sizes)
+            asked = set(points.unique)
+            drawn = sample.points[sample.is_member], sample.points[~sample.is_member]
+            for some, disclosed, wanted in zip(
+                drawn, (split.training, split.evaluation), (members, nonmembers), strict=True
+            ):
+                there = sorted(set(disclosed) & asked)
+                assert set(some) <= set(there)  # no challenge point of the model's own, so
+                assert len(some) == min(wanted, len(there))
+                assert wanted > len(there) or some.tolist() != there[:wanted]  # not just the first
+            assert (np.diff(sample.points) > 0).all()
+
+
+def test_known_records_hang_on_the_models_own_seed_alone():
+    scenario, turned = telling(), telling((2, 0, 1))
+    points = challenge_points(scenario)
+    found, again = (known_sample(one, points, 9, 6)["dev"] for one in (scenario, turned))
+    for sample, place in zip(found, (1, 2, 0), strict=True):
+        assert np.array_equal(sample.points, again[place].points)
+        assert np.array_equal(sample.is_member, again[place].is_member)
+
+
+def test_known_training_is_all_but_the_challenge_points():
+    scenario = telling()
+    for phase, models in scenario.phases.items():
+        known = known_training(scenario, phase)
+        for row, model in enumerate(models):
+            split = model.split(scenario.sizes)
+            assert set(np.flatnonzero(known.member[row])) == set(split.training)
+            assert set(np.flatnonzero(known.nonmember[row])) == set(split.evaluation)
+            assert not np.isin(split.challenge, [*split.training, *split.evaluation]).any()
+    assert known_training(scenario, "final").member.shape == (0, 600)
+    hidden = replace(scenario, phases={"dev": (ModelFolder(Path("dev/model_0"), 1),)})
+    with pytest.raises(InputError, match="seed_training is missing: c/s does not disclose"):
+        known_training(hidden, "dev")
 
 
 @pytest.mark.parametrize(

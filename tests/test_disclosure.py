@@ -1,5 +1,6 @@
 """Attacks by disclosed training sets against literal definitions."""
 
+import re
 from dataclasses import replace
 
 import leaky
@@ -9,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from mico_exp.attacks import formulas
-from mico_exp.attacks.disclosure import Conformal, DensityRatio, DisclosedRMIA
+from mico_exp.attacks.disclosure import Conformal, DensityRatio, DisclosedRMIA, _terms
 from mico_exp.attacks.evidence import Evidence
 from mico_exp.attacks.folds import Folds
 from mico_exp.common.errors import InputError
@@ -52,6 +53,20 @@ def test_conformal_p_values(world):
             for score, a in zip(scores, own, strict=True):
                 above = sum(other >= a for other in others)
                 assert score == -(1 + above) / (1 + len(others))
+
+
+def test_a_known_non_member_that_scores_the_same_counts():
+    """Scores are rounded, and all shadow models agree, so that challenge points tie with others."""
+    evidence, _ = leaky.evidence({"one": 1.0}, known=40)
+    one = evidence.only
+    coarse = {phase: own.round() for phase, own in one.own.items()}
+    told = {phase: [row.round() for row in rows] for phase, rows in one.known.items()}
+    flat = replace(one, shadow=np.zeros_like(one.shadow), own=coarse, known=told)
+    found = Conformal()(replace(evidence, scores={"one": flat}))["dev"].scores
+    for row, scores in enumerate(found):
+        others = told["dev"][row][~evidence.known["dev"][row].is_member].tolist()
+        for score, a in zip(scores, coarse["dev"][row], strict=True):
+            assert score == -(1 + sum(other >= a for other in others)) / 41
 
 
 def test_conformal_p_values_are_uniform_for_non_members():
@@ -105,13 +120,17 @@ def test_a_base_that_looks_at_all_points_looks_at_the_same_for_all_of_them(world
     np.testing.assert_allclose(found["dev"].scores[2], expected, atol=1e-12)
 
 
-def test_density_ratio_is_a_penalised_logistic_regression(world):
+@pytest.mark.parametrize("apart", [False, True], ids=["shared points", "own points"])
+def test_density_ratio_is_a_penalised_logistic_regression(world, apart):
     """Every target's coefficients by a general optimiser, drawn to the common ones.
 
     A train model by those of the other folds' models at other points, a dev model by all; each
     judged by the shadow models outside its own fold and, in turn, one other.
     """
     evidence, _ = world
+    if apart:
+        size = {"models": 12, "targets": 5, "points": 10, "unique": 170, "known": (30, 12)}
+        evidence, _ = leaky.evidence({"one": 1.0}, **size, shared=False)
     found = DensityRatio(strength=5.0, folds=3)(evidence)
     folds = Folds.of(evidence.points, 3)
     unique, scores = evidence.points.unique, evidence.only
@@ -147,6 +166,7 @@ def test_density_ratio_is_a_penalised_logistic_regression(world):
             pair("train", other, [*hidden, fold]) for fold in kept for other in folds.models(fold)
         ]
         where = folds.of_point[np.concatenate([columns for *_, columns in learnt])] != point_fold
+        where |= apart  # then no point is another model's
         pooled = np.concatenate([told for _, told, *_ in learnt])[where]
         members = np.concatenate([is_member for *_, is_member, _ in learnt])[where]
         odds = np.log(members.mean() / (1 - members.mean()))
@@ -160,11 +180,36 @@ def test_density_ratio_is_a_penalised_logistic_regression(world):
             turns.append(terms(own, pooled) @ weights)
         return np.mean(turns, axis=0)
 
-    for row, point_fold in ((0, 0), (13, 1)):
+    assert folds.point_folds == (1 if apart else 2)
+    for row, point_fold in ((0, 0), (11, 0) if apart else (13, 1)):
         here = folds.of_point[evidence.points.columns("train")[row]] == point_fold
         one = expected("train", row, [folds.of_model[row]], point_fold)
         np.testing.assert_allclose(found["train"].scores[row][here], one[here], atol=2e-3)
     np.testing.assert_allclose(found["dev"].scores[4], expected("dev", 4, [], None), atol=2e-3)
+
+
+def test_terms_are_standardised_and_lie_within_five_deviations():
+    """Those of points far out, whose coefficients are learnt from others."""
+    pairs = np.array([[3.0, -1.0], [1e6, 0.0], [-9.0, 99.0], [19.9, 12.4]])
+    found = _terms(pairs, centre=np.array([1.0, 0.0]), spread=np.array([2.0, 4.0]))
+    standardised = [(1.0, -0.25), (5.0, 0.0), (-5.0, 5.0), (5.0, 3.1)]
+    np.testing.assert_allclose(found, [[1, a, a * a, h, a * h] for a, h in standardised])
+    found = _terms(pairs, centre=np.array([1.0, 0.0]), spread=np.array([4.0, 4.0]))
+    assert found[3, 1] == pytest.approx(18.9 / 4)  # nothing within is moved
+
+
+def test_density_ratio_of_constant_scores_says_nothing(world):
+    evidence, _ = world
+    flat = replace(
+        evidence.only,
+        shadow=np.full_like(evidence.only.shadow, 0.4),
+        own={phase: np.full_like(own, 0.4) for phase, own in evidence.only.own.items()},
+        known={
+            p: [np.full_like(row, 0.4) for row in rows] for p, rows in evidence.only.known.items()
+        },
+    )
+    for one in DensityRatio(folds=3)(replace(evidence, scores={"one": flat})).values():
+        assert np.abs(one.scores).max() < 1e-2
 
 
 def test_density_ratio_finds_what_the_hardness_hides():
@@ -204,11 +249,15 @@ def test_a_model_without_known_non_members(world):
         Conformal()(told(world[0], True))
     with pytest.raises(InputError, match="All 40 known points of a model are of one class"):
         DensityRatio()(told(world[0], False))
+    with pytest.raises(InputError, match="All 40 known points of a model are of one class"):
+        DensityRatio()(told(world[0], True))
 
 
 def test_arguments_out_of_range(world):
-    with pytest.raises(InputError, match="`strength` must be a finite number above 0, got 0"):
-        DensityRatio(strength=0)
+    for strength in (0, -1.0, np.inf, np.nan, "5"):
+        told = re.escape(f"`strength` must be a finite number above 0, got {strength!r}")
+        with pytest.raises(InputError, match=told):
+            DensityRatio(strength=strength)
     with pytest.raises(InputError, match="`gamma` must be a finite number of at least 1"):
         DisclosedRMIA(0.9)(positive(world[0]))
     with pytest.raises(InputError, match="scores must be in"):

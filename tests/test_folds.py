@@ -21,6 +21,15 @@ def test_folds_are_of_models_and_alike_in_size(evidence):
     assert sorted(np.bincount(folds.of_model)) == [2, 3, 3, 3]
     assert sorted(np.bincount(folds.of_point)) == [10, 10]
     assert np.array_equal(folds.of_model, Folds.of(evidence.points, 4).of_model)
+    assert np.array_equal(folds.of_point, Folds.of(evidence.points, 4).of_point)
+    for of, count in ((folds.of_model, 4), (folds.of_point, 2)):  # whatever order they come in
+        assert not np.array_equal(of, np.arange(len(of)) % count)
+
+
+def test_there_may_be_as_many_folds_as_models(evidence):
+    folds = Folds.of(evidence.points, 11)
+    assert sorted(folds.of_model) == list(range(11))
+    assert [len(folds.models(fold)) for fold in range(folds.count)] == [1] * 11
 
 
 def test_points_have_folds_only_where_train_models_share_some(evidence):
@@ -133,6 +142,38 @@ def test_no_row_is_scored_by_what_has_seen_its_target(evidence):
             turns = [row[2:].sum() for row, _ in asked]
             assert found[phase][target, point] == pytest.approx(np.mean(turns))
     assert len(witness.learnt) == 4 * 2 + 1
+
+
+def test_lessons_that_hide_one_fold_after_another_hide_both(evidence):
+    folds = Folds.of(evidence.points, 4)
+    lessons = Lessons(evidence.points, folds, Witness(evidence, folds).describe)
+    nested = lessons.hiding(1).hiding(3)
+    assert nested.shown == [0, 2]
+    rows, is_member = nested.rows()
+    learnt = np.isin(folds.of_model, [0, 2])
+    assert len(rows) == 6 * learnt.sum()
+    assert is_member.sum() == evidence.points.solution[learnt].sum()
+    for row in (*rows, *np.concatenate([*nested.asked("train", folds.models(1))]).reshape(-1, 13)):
+        seen = folds.of_model[row[2:] == 1]
+        assert len(set(seen)) == 1  # of the two that are shown, its own or one in turn is hidden
+        assert not np.isin([1, 3, folds.of_model[int(row[0])]], seen).any()
+
+
+def test_where_models_share_no_point_all_points_teach(evidence):
+    apart = np.arange(66).reshape(11, 6)
+    points = replace(
+        evidence.points,
+        of_phase={"train": apart},
+        unique=np.arange(66),
+        is_member=np.zeros((11, 66), bool),
+    )
+    folds = Folds.of(points, 4)
+    lessons = Lessons(points, folds, lambda *asked: points.columns("train")[asked[1], :, None])
+    for point_fold in (None, 0):
+        rows, is_member = lessons.hiding(2).rows(point_fold)
+        learnt = np.concatenate([folds.models(fold) for fold in (0, 1, 3)])
+        assert rows.ravel().tolist() == apart[learnt].ravel().tolist()
+        assert is_member.tolist() == points.solution[learnt].ravel().tolist()
 
 
 def test_what_is_prepared_has_not_seen_the_fold_either(evidence):

@@ -169,6 +169,58 @@ def test_lira_offline(world, variance):
         assert fell_back[i] == (len(outside) < (2 if variance == "per_point" else 1))
 
 
+def test_two_models_are_enough_for_a_variance_unless_they_agree():
+    score = np.array([1.0, 2.0, 3.0])
+    shadow = np.array([[0.0, 1, 0], [2, 1, 4], [0, 0, 0], [1, 1, 3]])
+    one = np.tile([[True], [True], [False], [False]], 3)
+    first, other = (2, (2 + 0 + 8) / 3, 8), (0.5, 0.5, 4.5)  # variances; those of point 1 pooled
+    upper = norm.logpdf(score, [1, 1, 2], np.sqrt(first))
+    lower = norm.logpdf(score, [0.5, 0.5, 1.5], np.sqrt(other))
+    found, fell_back = formulas.lira_online(score, shadow, one, ~one)
+    np.testing.assert_allclose(found, upper - lower, rtol=1e-12)
+    assert fell_back.tolist() == [False, True, False]
+    found, fell_back = formulas.lira_offline(score, shadow, ~one, one)
+    expected = norm.logcdf(score, [1, 1, 2], np.sqrt(first))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert fell_back.tolist() == [False, True, False]
+
+
+def agreeing(world, mask):
+    """The same world, but all models of one side agree at every point."""
+    score, shadow, is_in, is_out = world
+    return score, np.where(mask, 0.75, shadow), is_in, is_out
+
+
+@pytest.mark.parametrize("variance", ["per_point", "pooled"])
+def test_a_side_that_agrees_everywhere_has_the_variance_of_both(world, variance):
+    for agreed in (world[2], world[3]):
+        here = agreeing(world, agreed)
+        all_in, all_out = ([pair[i] for pair in sides(here)] for i in (1, 2))
+        found, _ = formulas.lira_online(*here, variance=variance)
+        offline, _ = formulas.lira_offline(*here, variance=variance)
+        _, gap = gaps(here)
+        for i, (s, inside, outside) in enumerate(sides(here)):
+            deviations = []
+            for one, every in ((inside, all_in), (outside, all_out)):
+                own = pooled(one) if variance == "per_point" else 0
+                common = pooled(*every) or pooled(*all_in, *all_out)
+                deviations.append(math.sqrt(own or common))
+            above, below = completed(inside, outside, gap)
+            expected = norm.logpdf(s, above, deviations[0]) - norm.logpdf(s, below, deviations[1])
+            assert found[i] == pytest.approx(expected, rel=1e-9)
+            expected = norm.logcdf(s, below, deviations[1])
+            assert offline[i] == pytest.approx(expected, rel=1e-9)
+
+
+def test_where_all_models_agree_no_target_is_member_like(world):
+    """Not even where one side scores higher than the other: there is no scale to tell by."""
+    _, _, is_in, is_out = world
+    score = np.linspace(-2, 2, POINTS)
+    for variance in ("per_point", "pooled", "bayesian"):
+        found, _ = formulas.lira_online(score, 1.0 * is_in, is_in, is_out, variance=variance)
+        assert (found == 0).all()
+
+
 def test_offline_scores_far_out_stay_apart():
     shadow = np.tile([[-1.0], [1.0]], (3, 3))
     is_out = np.ones((6, 3), dtype=bool)
@@ -177,12 +229,25 @@ def test_offline_scores_far_out_stay_apart():
     assert (np.diff(found) > 0).all()
 
 
-def test_lira_shrunk(world):
+@pytest.mark.parametrize(
+    "spread",
+    [
+        pytest.param(np.zeros(POINTS), id="as alike as chance has it"),
+        pytest.param(np.linspace(-4, 4, POINTS), id="apart"),
+        pytest.param(np.full(POINTS, -3.0), id="below 0"),
+        pytest.param(np.linspace(-11.5, 0.5, POINTS), id="apart and mostly below 0"),
+    ],
+)
+def test_lira_shrunk(world, spread):
+    """Where gaps are alike, where they differ by more than errors, and where most are negative."""
+    score, shadow, is_in, is_out = world
+    world = score, shadow + spread * is_in, is_in, is_out
     found, fell_back = formulas.lira_shrunk(*world)
     variance = pooled(*(group for _, *pair in sides(world) for group in pair))
     values, mean = gaps(world)
     errors = [variance * (1 / len(a) + 1 / len(b)) for _, a, b in sides(world) if a and b]
     between = max(0.0, statistics.variance(values) - statistics.fmean(errors))
+    assert (between > 0) == (np.ptp(spread) > 0)
     for i, (s, inside, outside) in enumerate(sides(world)):
         if inside and outside:
             gap = statistics.fmean(inside) - statistics.fmean(outside)
@@ -236,6 +301,21 @@ def test_rmia_where_every_model_is_certain_of_zero():
     shadow, is_in = np.zeros((4, 3)), np.tile([[True], [False]], (2, 3))
     found, _ = formulas.rmia_online(np.zeros(3), shadow, is_in, ~is_in)
     assert found.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_rmia_asks_only_how_probabilities_compare(world):
+    """A thousandth of a thousandth of every probability leaves every ratio as it is."""
+    score, shadow, is_in, is_out = probabilities(world)
+    found, _ = formulas.rmia_online(score, shadow, is_in, is_out, gamma=1.1)
+    small, _ = formulas.rmia_online(score * 2.0**-60, shadow * 2.0**-60, is_in, is_out, gamma=1.1)
+    assert np.array_equal(small, found)
+    assert len(set(found)) > 4
+
+
+def test_attack_r_counts_out_models_that_score_the_same():
+    shadow = np.array([[0.5], [0.5], [0.2], [0.9]])
+    is_out = np.array([[True], [False], [True], [True]])
+    assert formulas.attack_r(np.array([0.5]), shadow, ~is_out, is_out)[0] == [2 / 3]
 
 
 def test_attack_r(world):
@@ -322,6 +402,7 @@ def test_the_share_of_fall_backs_is_recorded(world):
     ("function", "arguments", "words"),
     [
         (formulas.offset, {"w": -0.1}, r"`w` must be a number in \[0, 1\] or counts, got -0.1"),
+        (formulas.offset, {"w": 1.01}, "got 1.01"),
         (formulas.offset, {"w": "most"}, "got 'most'"),
         (formulas.offset, {"w": float("nan")}, "got nan"),
         (formulas.offset, {"k": -1}, "`k` must be a finite number of at least 0, got -1"),
@@ -346,6 +427,16 @@ def test_arguments_out_of_range(world, function, arguments, words):
         function(*probabilities(usable(world)), **arguments)
 
 
-def test_rmia_wants_probabilities(world):
-    with pytest.raises(InputError, match="scores must be in"):
-        formulas.rmia_online(*world)
+@pytest.mark.parametrize("function", [formulas.rmia_online, formulas.rmia_offline])
+@pytest.mark.parametrize(
+    ("value", "told"), [(-1e-9, "-1e-09 …"), (1.0001, "… 1"), (np.nan, "nan … nan")]
+)
+def test_rmia_wants_probabilities(world, function, value, told):
+    score, *rest = probabilities(usable(world))
+    score[2] = value
+    with pytest.raises(InputError, match=rf"scores must be in \[0, 1\] .*got .*{told}"):
+        function(score, *rest)
+    score[:2], score[2] = [0, 1], 0.5
+    found, _ = function(score, *rest)
+    assert found[0] == 1 / len(score)  # 0 beats itself alone
+    assert np.isfinite(found).all()

@@ -112,11 +112,31 @@ def test_best_worst_and_constant():
     assert scoring.figures(truth, truth.astype(float))["tpr_at_fpr_0.001"] == 1
     worst = scoring.figures(truth, 1.0 - truth)
     assert worst["tpr_at_fpr_0.1"] == 0
-    assert worst["auc"] == 0
+    assert (worst["auc"], worst["advantage"], worst["accuracy"]) == (0, 0, 0.5)  # none is turned
     constant = scoring.figures(truth, np.full((1, 4), 0.5))
     assert constant["tpr_at_fpr_0.1"] == 0
     assert constant["auc"] == 0.5
     assert constant["advantage"] == 0
+
+
+def test_what_the_official_figures_stand_on_by_hand():
+    """Of 20 non-members three score as high as some of 6 members; 0.05 and 0.15 are not below."""
+    members, others = [0.9, 0.8, 0.7, 0.7, 0.5, 0.05], [0.8, 0.6, 0.6] + 17 * [0.1]
+    truth, scores = np.repeat([True, False], [6, 20]), np.array(members + others)
+    found = scoring.operating_points(scoring.roc(truth, scores), scores)
+    expected = {}
+    for x, fpr, threshold, tied in (
+        (0.001, 0, 0.9, 1),
+        (0.01, 0, 0.9, 1),
+        (0.05, 0, 0.9, 1),
+        (0.1, 1 / 20, 0.7, 2),
+        (0.15, 1 / 20, 0.7, 2),
+        (0.2, 3 / 20, 0.5, 1),
+    ):
+        expected[f"fpr_below_{x}"] = fpr
+        expected[f"threshold_at_fpr_{x}"] = threshold
+        expected[f"tied_at_fpr_{x}"] = tied / 26
+    assert found == expected
 
 
 def test_models_are_pooled_not_averaged():
@@ -129,7 +149,9 @@ def test_models_are_pooled_not_averaged():
     ("truth", "scores", "message"),
     [
         ([[True, True]], [[0.1, 0.2]], "one class"),
+        ([[False, False]], [[0.1, 0.2]], "one class"),
         ([[True, False]], [[0.1, np.nan]], "1 of 2"),
+        ([[True, False]], [[np.inf, 0.1]], "1 of 2"),
         ([[True, False]], [0.1, 0.2], "shape"),
     ],
 )

@@ -68,6 +68,8 @@ def test_draws_are_models_with_replacement_and_the_same_every_time():
     halves = statistics.halve(7, 100)
     assert (halves.sum(axis=1) == 3).all()
     assert 30 < halves[:, 0].sum() < 60
+    assert np.array_equal(halves, statistics.halve(7, 100))
+    assert not np.array_equal(halves, statistics.halve(7, 100, seed=1))
 
 
 def test_intervals_are_percentiles_of_the_draws():
@@ -183,6 +185,98 @@ def test_the_procedure_chooses_on_one_half_and_is_scored_on_the_other():
     assert statistics.compare(few, highest).procedure is None
 
 
+RULES = {
+    "highest": highest,
+    "auc": auc_within_one_se,
+    "simplest": partial(within_one_se, simplicity=np.array([2, 0, 3, 1])),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_comparison_by_plain_loops(rule):
+    """Draws, halves and halves of draws written out; a half has half as many models to err by."""
+    choose, (truth, scores) = RULES[rule], world(8, 30)
+    random = np.random.default_rng(4)
+    cells = [
+        scores + strength * random.normal(size=scores.shape) for strength in (0.5, 1, 0.6, 0.7)
+    ]
+    drawn, halves = statistics.draw(8, 12, seed=3), statistics.halve(8, 15, seed=3)
+    found = statistics.compare([(truth, one) for one in cells], choose, 12, 15, seed=3)
+
+    def figures(weights):
+        """TPR and AUC (1, C) of models by how often each is there."""
+        curves = [scoring.roc(*next(literally(truth, one, np.array([weights])))) for one in cells]
+        return np.array([[c.tpr_at(0.1) for c in curves]]), np.array([[c.auc for c in curves]])
+
+    def chosen(weights, error):
+        return int(choose(*figures(weights), error[None])[0])
+
+    draws = np.concatenate([figures(row)[0] for row in drawn])
+    error = draws.std(axis=0)
+    assert found.chosen == chosen(np.ones(8), error) == (2 if rule == "highest" else 3)
+    np.testing.assert_allclose(found.tpr, figures(np.ones(8))[0][0], atol=1e-12)
+    np.testing.assert_allclose(found.auc, figures(np.ones(8))[1][0], atol=1e-12)
+    expected = np.percentile(draws, [2.5, 97.5], axis=0).T
+    np.testing.assert_allclose(found.tpr_interval, expected, atol=1e-12)
+
+    def crossed(half, weights):
+        """Chosen on either half, scored on the other."""
+        pairs = (half * weights, ~half * weights), (~half * weights, half * weights)
+        return [figures(there)[0][0, chosen(here, error * np.sqrt(2))] for here, there in pairs]
+
+    value = [crossed(half, np.ones(8)) for half in halves]
+    assert found.procedure.value == pytest.approx(np.mean(value), abs=1e-12)
+    value = [np.mean(crossed(half, drawn[i % 12])) for i, half in enumerate(halves)]
+    expected = np.percentile(value, [2.5, 97.5])
+    assert found.procedure.interval == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_chosen_cell_that_is_clearly_worse_is_not_like_the_others():
+    truth, scores = world(12, 40)
+    cells = [(truth, scores), (truth, scores + 2 * truth), (truth, scores)]
+    found = statistics.compare(cells, lambda tpr, *_: np.zeros(len(tpr), int), count=50)
+    assert found.chosen == 0
+    assert (found.difference_interval[1] < 0).all()
+    assert found.difference[1] < 0
+    assert found.like_chosen.tolist() == [True, False, True]
+
+
+def test_compared_are_the_official_figures_where_models_tie():
+    """All on one line, of which the official curve keeps the two ends and the draws every point."""
+    truth, scores = np.tile([True, False], (2, 20)), np.repeat(np.arange(40.0), 2).reshape(2, 40)
+    once = np.ones((1, 2), np.float32)
+    found = statistics.compare([(truth, scores)], highest, count=20)
+    assert statistics.Ranked(truth, scores).tpr_at(0.1, once) == [3 / 40]
+    assert found.tpr == [scoring.figures(truth, scores)["tpr_at_fpr_0.1"]] == [1 / 40]
+    assert found.auc == pytest.approx([0.5], abs=1e-12)
+
+
+def test_no_draw_with_both_classes_is_an_error():
+    truth = np.array([[True, True], [False, False]])
+    scores = np.array([[0.9, 0.8], [0.1, 0.2]])
+    drawn = [statistics.draw(2, 1, seed).tolist() for seed in range(9)]
+    alone, both = (
+        next(i for i, (row,) in enumerate(drawn) if (max(row) > 1) == one) for one in (1, 0)
+    )
+    with pytest.raises(InputError, match="No draw of the models has members and non-members"):
+        statistics.compare([(truth, scores)], highest, count=1, seed=alone)
+    assert statistics.compare([(truth, scores)], highest, count=1, seed=both).tpr == [1]
+
+
+def test_where_no_half_has_both_classes_the_choice_has_no_estimate():
+    truth = np.array([[True, True], [False, False], [False, False], [False, False]])
+    found = statistics.compare([(truth, np.arange(8.0).reshape(4, 2))], highest, count=20)
+    assert found.procedure is None
+    assert found.tpr == [0]
+
+
+@pytest.mark.parametrize(("models", "halves"), [(2, 0), (3, 0), (4, 2), (5, 2)])
+def test_a_half_has_two_models_at_least(models, halves):
+    truth, scores = world(models, 40)
+    found = statistics.compare([(truth, scores)], highest, count=20, halvings=20).procedure
+    assert (found is None) == (halves == 0)
+
+
 def test_the_rules():
     tpr = np.array([[0.30, 0.32, 0.32, 0.25]])
     auc = np.array([[0.9, 0.6, 0.7, 0.9]])
@@ -195,6 +289,10 @@ def test_the_rules():
     assert first(tpr, auc, np.full_like(tpr, 0.03)) == [0]
     # The highest one's error counts, not the other's.
     assert first(tpr, auc, np.array([[0.1, 0.1, 0.001, 0.1]])) == [2]
+    # On the very border it is within.
+    border = np.array([[0.5, 0.75]]), np.array([[0.9, 0.6]])
+    assert auc_within_one_se(*border, np.full((1, 2), 0.25)) == [0]
+    assert auc_within_one_se(*border, np.full((1, 2), 0.249)) == [1]
     assert auc_within_one_se(tpr, auc, np.full_like(tpr, 0.001)) == [2]
     assert auc_within_one_se(tpr, auc, np.full_like(tpr, 0.03)) == [0]
     rows = auc_within_one_se(np.tile(tpr, (2, 1)), np.stack([auc[0], -auc[0]]), np.ones((2, 4)))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import SIZES
 
-from mico_exp.challenge.tree import load_scenario, read_truth
+from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.tree import ModelFolder, Scenario, load_scenario, read_truth
 from mico_exp.commands import score
 from mico_exp.common.errors import InputError
 from mico_exp.results import scoring
@@ -56,6 +57,34 @@ def test_values_come_back_exactly(archive, predictions):
 def test_equal_predictions_make_equal_files(archive, tmp_path, scenario, predictions):
     write_submission(tmp_path / "again.zip", [scenario], predictions)
     assert (tmp_path / "again.zip").read_bytes() == archive.read_bytes()
+    with zipfile.ZipFile(archive) as opened:  # whenever they are written
+        assert {entry.date_time for entry in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_what_is_written_is_deflated(archive):
+    with zipfile.ZipFile(archive) as opened:
+        for entry in opened.infolist():
+            assert entry.compress_type == zipfile.ZIP_DEFLATED
+            assert entry.compress_size < 0.7 * entry.file_size
+
+
+PHASES = {"dev": 3, "final": 4}  # and the number of their model
+
+
+def test_scenarios_of_one_challenge_may_differ_in_their_sizes(tmp_path):
+    random, scenarios, predictions = np.random.default_rng(0), [], {}
+    for name, challenge in (("small", 1), ("large", 40)):
+        folders = {p: (ModelFolder(tmp_path / f"model_{k}", 1),) for p, k in PHASES.items()}
+        scenarios.append(Scenario("c", name, Sizes(500, 90, challenge), folders))
+        shape = (1, 2 * challenge)
+        predictions[name] = {p: random.random(shape, dtype=np.float32) for p in folders}
+    write_submission(tmp_path / "x.zip", scenarios, predictions)
+    found = read_submission(tmp_path / "x.zip")
+    assert len(found) == 4
+    for name, of_phase in predictions.items():
+        for phase, (row,) in of_phase.items():
+            values = found[f"c/{name}/{phase}/model_{PHASES[phase]}"]
+            assert np.array_equal(values.astype(np.float32), row)
 
 
 @pytest.mark.parametrize("value", [np.nan, 1.5, -0.1, np.inf])
@@ -181,6 +210,26 @@ def test_a_file_that_is_far_too_large_is_not_unpacked(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_file_may_be_as_long_as_its_values_can_be(tmp_path, most):
+    """64 bytes each, to the very byte."""
+    for size in (64 * most, 64 * most + 1):
+        path = make_zip(tmp_path / "x.zip", {ENTRY: "0." + "0" * (size - 2)})
+        if size == 64 * most:
+            assert read_submission(path, longest=most)["a/b/dev/model_0"].tolist() == [0]
+        else:
+            with pytest.raises(InputError, match=rf"at most {64 * most} bytes, .* got {size}\."):
+                read_submission(path, longest=most)
+
+
+def test_where_nobody_says_how_many_values_there_are_thousands_are_read(tmp_path):
+    path = make_zip(tmp_path / "x.zip", {ENTRY: "0.123456789," * (2**14 - 1) + "1"})
+    assert len(read_submission(path)["a/b/dev/model_0"]) == 2**14
+    path = make_zip(tmp_path / "x.zip", {ENTRY: "0" * (2**20 + 1)})
+    with pytest.raises(InputError, match="at most 1,048,576 bytes, which 16,384 values take"):
+        read_submission(path)
 
 
 def test_a_header_that_lies_of_the_size_is_not_believed(tmp_path):

@@ -41,14 +41,15 @@ def write_submission(
         predictions: scenario name → phase → (T, 2m) in [0, 1], in the order of the models.
     """
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for scenario in scenarios:
             for phase in SUBMITTED:
                 models = scenario.phases[phase]
                 rows = predictions[scenario.name][phase]
                 for model, row in zip(models, rows, strict=True):
                     name = f"{scenario.path}/{phase}/{model.path.name}/prediction.csv"
-                    archive.writestr(zipfile.ZipInfo(name, EPOCH), _line(row))
+                    entry = zipfile.ZipInfo(name, EPOCH)  # it has a compression of its own
+                    archive.writestr(entry, _line(row), zipfile.ZIP_DEFLATED)
     content = buffer.getvalue()
     longest = max(2 * scenario.sizes.challenge for scenario in scenarios)
     _check_complete(_read(path, io.BytesIO(content), longest), scenarios, path)
