@@ -1,6 +1,6 @@
 """The house in numbers: what a newcomer has to know before the data's way is seen.
 
-    .venv/bin/python benchmarks/house.py
+    .venv/bin/python benchmarks/house.py [checkout]
 
 Modules of every folder; import statements within functions; functions that take a configuration;
 and the pairs of modules between which calls go while one cell runs whose scores are there.
@@ -8,6 +8,7 @@ and the pairs of modules between which calls go while one cell runs whose scores
 
 import ast
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parents[1] / "mico_exp"
+HERE = Path(__file__).resolve().parents[1]
 CELL = ["metric=loss", "formula=1", "scenario=inf", "plots=off"]
 SMALL = ["dataset.len_training=120", "dataset.len_challenge=10", "dataset.recipe.steps=20"]
 
@@ -41,24 +42,23 @@ def takes_configuration(function: ast.FunctionDef) -> bool:
     return any(one.arg in ("cfg", "config") for one in function.args.args)
 
 
-def still() -> None:
+def still(package: Path) -> None:
     """What the source alone says."""
-    paths = sorted(PACKAGE.rglob("*.py"))
+    paths = sorted(package.rglob("*.py"))
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
-    rooms = Counter(path.parent.relative_to(PACKAGE).as_posix() for path in paths)
+    rooms = Counter(path.parent.relative_to(package).as_posix() for path in paths)
     print("modules: " + ", ".join(f"{room} {count}" for room, count in rooms.items()))
     imports = sum(map(within, trees.values()))
     print(f"imports within functions: {imports}, {1000 * imports / lines:.2f} per 1,000 lines")
     takers = {path: sum(map(takes_configuration, functions(tree))) for path, tree in trees.items()}
-    where = [path.relative_to(PACKAGE).as_posix() for path, count in takers.items() if count]
+    where = [path.relative_to(package).as_posix() for path, count in takers.items() if count]
     print(f"functions that take a configuration: {sum(takers.values())} in {len(where)} modules")
 
 
 def traced() -> None:
     """Run one cell in this process, and count whose functions call whose."""
     pairs: set[tuple[str, str]] = set()
-    rooms: set[tuple[str, str]] = set()
 
     def look(frame: FrameType, event: str, _: Any) -> None:
         if event != "call" or frame.f_back is None or frame.f_code.co_name == "<module>":
@@ -66,27 +66,26 @@ def traced() -> None:
         names = [one.f_globals.get("__name__", "") for one in (frame.f_back, frame)]
         if names[0] != names[1] and all(name.startswith("mico_exp.") for name in names):
             pairs.add((names[0], names[1]))
-            rooms.add((names[0].split(".")[1], names[1].split(".")[1]))
-
-    import mico_exp.commands.attack  # noqa: F401  # what its import calls is no part of the cell
-    from mico_exp.cli import launch
 
     sys.argv[1:] = [*CELL, *SMALL]
     sys.setprofile(look)
-    launch("attack", config="config")
+    runpy.run_module("mico_exp", run_name="__main__")
     sys.setprofile(None)
-    print(f"pairs of modules that one cell enters: {len(pairs)}")
-    print(f"pairs of folders: {len({one for one in rooms if one[0] != one[1]})}")
-    if "-v" in os.environ.get("HOUSE", ""):
-        print("\n".join(f"  {one} -> {other}" for one, other in sorted(pairs)))
+    rooms = {tuple(name.split(".")[1] for name in pair) for pair in pairs}
+    print(f"pairs of modules that call one another in a cell: {len(pairs)}")
+    print(f"of folders: {len({one for one in rooms if one[0] != one[1]})}")
+    modules = {name for pair in pairs for name in pair}
+    below = {pair for pair in pairs if not pair[1].startswith("mico_exp.common")}
+    print(f"modules that a cell is run by: {len(modules)}; pairs but for common: {len(below)}")
 
 
 def main() -> None:
     if sys.argv[1:] == ["traced"]:
         return traced()
-    still()
+    checkout = Path(sys.argv[1]).resolve() if sys.argv[1:] else HERE
+    still(checkout / "mico_exp")
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
         first = [sys.executable, "-m", "mico_exp", *CELL, *SMALL]
         subprocess.run(first, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
         again = [sys.executable, __file__, "traced"]

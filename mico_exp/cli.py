@@ -5,8 +5,12 @@ A command's module is imported once it runs, so that ``--help`` needs no more th
 
 import gc
 import importlib
+import logging
 import math
+import os
 import sys
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -17,14 +21,23 @@ from omegaconf import DictConfig
 
 from mico_exp.common.errors import InputError
 from mico_exp.common.signals import end_on_signals, ended_by
-from mico_exp.config.typed import OPTIONS, check_choice, groups, quote_choices
+from mico_exp.config.typed import (
+    OPTIONS,
+    check_choice,
+    groups,
+    name_challenge,
+    quote_choices,
+)
+
+log = logging.getLogger(__name__)
 
 
 class CommandError(CompactHydraException):
     """An `InputError` of a job elsewhere, in the form that Hydra prints without a traceback."""
 
 
-_failed: list[str] = []  # errors of this process's jobs, in their order
+FOLLOW_SCENARIO = ("attack", "build", "extract")  # their challenge is that of their scenario
+_failed: dict[int, str] = {}  # jobs of this process, by their numbers, and why
 
 
 def launch(name: str, config: str | None = None, words: str | None = None) -> None:
@@ -36,7 +49,7 @@ def launch(name: str, config: str | None = None, words: str | None = None) -> No
         words: key that a word which is no override stands for: ``list`` is ``action=list``.
     """
     try:
-        sys.argv[1:] = _arranged(sys.argv[1:], words)
+        sys.argv[1:] = _arranged(sys.argv[1:], words, follows_scenario=name in FOLLOW_SCENARIO)
     except InputError as error:
         sys.exit(str(error))
     app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config or name)
@@ -55,7 +68,8 @@ def launch(name: str, config: str | None = None, words: str | None = None) -> No
         raise
     if _failed:
         if len(_failed) > 1:
-            print(f"{len(_failed)} jobs have failed, for what is said above.", file=sys.stderr)
+            numbers = ", ".join(f"#{number}" for number in _failed)
+            print(f"Jobs {numbers} have failed, for what is said above.", file=sys.stderr)
         sys.exit(1)
 
 
@@ -64,14 +78,27 @@ def _run(name: str, cfg: DictConfig) -> Any:
     try:
         return importlib.import_module(f"mico_exp.commands.{name}").command(cfg)
     except InputError as error:
-        if HydraConfig.get().mode == RunMode.RUN:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        job = HydraConfig.get()
+        if job.mode == RunMode.RUN:
             sys.exit(str(error))
         if not _is_plain_sweep():
+            log.error("%s", error)
             raise CommandError(str(error)) from None
-        if str(error) not in _failed:
+        _into_files(str(error))
+        if str(error) not in _failed.values():
             print(error, file=sys.stderr)
-        _failed.append(str(error))
+        _failed[job.job.num] = str(error)
         return math.nan
+
+
+def _into_files(message: str) -> None:
+    """Log an error in the job's own file, and not on the terminal, where it is said once."""
+    record = log.makeRecord(log.name, logging.ERROR, "", 0, message, (), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def _is_plain_sweep() -> bool:
@@ -84,7 +111,9 @@ def _is_plain_sweep() -> bool:
     return launcher == "basic" and sweeper in ("basic", "grid")
 
 
-def _arranged(arguments: list[str], words: str | None) -> list[str]:
+def _arranged(
+    arguments: list[str], words: str | None, *, follows_scenario: bool = False
+) -> list[str]:
     """Arguments as Hydra takes them.
 
     argparse refuses overrides on both sides of a flag, so flags that stand alone go first.
@@ -98,7 +127,18 @@ def _arranged(arguments: list[str], words: str | None) -> list[str]:
     ]
     for text in given:
         check_choice(text)
+    folders = [OPTIONS, *_config_dirs(arguments)]
+    given = [name_challenge(text, follows_scenario, folders) for text in given]
     return sorted(given, key=lambda text: not _stands_alone(text))
+
+
+def _config_dirs(arguments: list[str]) -> list[Path]:
+    """Folders of options that are given, in whatever form argparse takes them."""
+    flags = ("--config-dir", "-cd")
+    found = [value for flag, value in pairwise(arguments) if flag in flags]
+    return [Path(text) for text in found] + [
+        Path(text.partition("=")[2]) for text in arguments if text.startswith("--config-dir=")
+    ]
 
 
 def _stands_alone(argument: str) -> bool:

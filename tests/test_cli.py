@@ -6,7 +6,8 @@ from commands import run
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mico_exp.config.typed import OPTIONS, quote_choices
+from mico_exp.common.errors import InputError
+from mico_exp.config.typed import OPTIONS, check_choice, name_challenge, quote_choices
 
 GROUPS = {"dataset", "scenario", "metric", "formula", "compute"}
 
@@ -88,3 +89,34 @@ def test_a_users_mistake_is_one_line(tmp_path):
     assert "Traceback" not in done.stderr
     advice = "python -m mico_exp dataset=digits scenario=inf,hi,lo metric=loss,confidence"
     assert f"{advice} formula=0,1,2 -m" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "follows", "given"),
+    [
+        ("challenge=mine", False, "challenge_name=mine"),
+        ("challenge=ddp", False, "challenge=ddp"),
+        ("challenge='ddp'", False, "challenge='ddp'"),
+        ("challenge=theirs", False, "challenge=theirs"),
+        ("challenge=mine", True, "scenario.challenge=mine"),
+        ("scenario=ddp", True, "scenario=ddp"),
+        ("-m", True, "-m"),
+    ],
+)
+def test_a_challenge_is_an_option_or_a_name(tmp_path, typed, follows, given):
+    (tmp_path / "challenge").mkdir()
+    (tmp_path / "challenge" / "theirs.yaml").write_text("")
+    assert name_challenge(typed, follows, [OPTIONS, tmp_path]) == given
+
+
+@pytest.mark.parametrize("typed", ["experiment=[full,mine]", "metrics=[loss,logit]", "metric=loss"])
+def test_lists_that_hydra_takes_stay(typed):
+    check_choice(typed)
+
+
+@pytest.mark.parametrize(
+    "typed", ["metric=[loss]", "scenario=[hi,lo]", "formula=a/b", "metric=loss,a/b"]
+)
+def test_choices_that_cannot_be(typed):
+    with pytest.raises(InputError):
+        check_choice(typed)

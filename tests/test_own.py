@@ -63,11 +63,39 @@ def test_what_was_interrupted_goes_on(tmp_path):
 
 
 def test_another_seed_gives_other_members_and_disclosure_tells_training_sets(tmp_path):
-    first, other = next(planned(tmp_path)), next(planned(tmp_path, seed=1))
+    first, other = next(planned(tmp_path / "one")), next(planned(tmp_path / "other", seed=1))
     assert set(first.training) != set(other.training)
     for model in planned(tmp_path, disclose_training=True):
         train(model)
     assert load_scenario(tmp_path, "mine", "mine_inf", SIZES).discloses
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"models": {"train": 4, "dev": 2, "final": 1}}, "was begun with models = "),
+        ({"seed": 1}, "was begun with seed = 0, but 1 is asked for"),
+        ({"disclose_training": True}, "was begun with disclose_training = False"),
+        ({"sizes": Sizes(100, 20, 4)}, "was begun with len_challenge = 5, but 4 is asked for"),
+    ],
+)
+def test_a_folder_that_was_begun_otherwise(tmp_path, asked, told):
+    """Or a train model could tell what a dev model of the same number keeps."""
+    train(next(planned(tmp_path)))
+    usual = {"sizes": SIZES, "models": MODELS}
+    with pytest.raises(InputError, match=told):
+        next(own_models(tmp_path, "mine", "mine_inf", **{**usual, **asked}))
+    assert len([path for path in tmp_path.rglob("model_*") if path.is_dir()]) == 1
+
+
+def test_no_two_models_share_members(tmp_path):
+    """Nor do a train and a dev model that have the same number in two plans."""
+    shown = {model.seeds.seeds for model in planned(tmp_path / "one")}
+    other = own_models(tmp_path / "two", "mine", "mine_inf", SIZES, {"train": 6})
+    number = {model.number: model.seeds.seeds for model in other}
+    assert len(shown) == 6
+    assert number[4] not in shown
+    assert number[0] in shown
 
 
 def test_a_phase_that_there_is_not(tmp_path):

@@ -301,6 +301,7 @@ def test_advice_and_single_scenarios(copy, tmp_path):
     [
         ("dataset.phases.train=3", "`dataset.phases.train` is 3, but data/digits/digits_inf holds"),
         ("dataset.recipe.steps=7", "data/digits/digits_inf was built with steps = 200, but 7 is"),
+        ("scenarios=[]", "`scenarios` must name at least one scenario of the challenge, got none."),
         ("dataset.num_records=5", "`dataset.num_records` must be the number of records, 5 as told"),
     ],
 )
@@ -310,6 +311,22 @@ def test_what_is_typed_holds_of_what_is_there(swept, typed, told):
     failed = run("mico_exp.select_best", typed, *others, cwd=swept[0], status=1).stderr
     assert failed.startswith(told)
     assert len(failed.splitlines()) == 1
+
+
+def test_a_challenge_of_another_name_and_a_truth_that_is_looked_at_first(tmp_path):
+    """A value where no option has the name: the tree's folder, and MLflow's experiment."""
+    one = ["metric=loss", "formula=0", "scenario=inf", "plots=off", *SMALL]
+    run("mico_exp.build", "challenge=mine", "scenario=inf", *SMALL, cwd=tmp_path)
+    truth = tmp_path / "data/truth/mine/digits_inf/final/model_14/solution.csv"
+    kept = truth.read_text()
+    truth.write_text("garbage")
+    done = run("mico_exp", "challenge=mine", *one, cwd=tmp_path, status=1)
+    assert "final/model_14/solution.csv: expected one line of 20 values" in done.stderr
+    assert not (tmp_path / "data" / "store").exists()
+    truth.write_text(kept)
+    run("mico_exp", "challenge=mine", *one, cwd=tmp_path)
+    shown = run("mico_exp.select_best", "challenge=mine", "scenarios=inf", *SIZES, cwd=tmp_path)
+    assert "Submission: submissions/predictions_mine.zip" in shown.stdout
 
 
 def test_advice_names_options_and_not_what_they_call_themselves(tmp_path):

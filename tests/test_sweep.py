@@ -127,7 +127,12 @@ def test_what_is_wrong_with_all_jobs_is_said_once(tmp_path):
     done = run("mico_exp.build", "dataset=cifar10", cwd=tmp_path, status=1)
     reason = "dataset `cifar10` has no recipe: it cannot be built here."
     assert (done.stdout + done.stderr).count(reason) == 1
-    assert done.stderr.splitlines() == [reason, "3 jobs have failed, for what is said above."]
+    assert done.stderr.splitlines() == [
+        reason,
+        "Jobs #0, #1, #2 have failed, for what is said above.",
+    ]
+    logs = list((tmp_path / "multirun").rglob("build.log"))
+    assert [reason in path.read_text() for path in logs] == [True] * 3
     one = run("mico_exp.build", "dataset=cifar10", "scenario=hi", cwd=tmp_path, status=1)
     assert one.stderr == f"{reason}\n"
     alone = run("mico_exp", "seed=-1", "metric=loss", cwd=tmp_path, status=1)

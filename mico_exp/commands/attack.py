@@ -68,7 +68,10 @@ def _write_configuration(cfg: DictConfig, run: Run) -> None:
 
 def _attack(cell: Cell, record: CellRecord, run: Run) -> Result:
     """Build and extract what is missing, calibrate, score, and note all of it."""
+    codes = record.identity.of_cell(cell.metric_code, cell.formula_code)
+    record = _noted(run, replace(record, identity=codes))
     cell.setup.build()
+    truth = read_truth(cell.setup.root, cell.setup.found)  # before the long pass
     record = _noted(run, _about_models(cell, record))
     record = _noted(run, _about_vitals(cell.setup.extraction, record))
     evidence = cell.setup.evidence(cell.metrics)
@@ -79,7 +82,6 @@ def _attack(cell: Cell, record: CellRecord, run: Run) -> Result:
         assert evidence is not None
     nan_models = max(one.nan_models for one in evidence.scores.values())
     record = _noted(run, replace(record, nan_models=nan_models))
-    truth = read_truth(cell.setup.root, cell.setup.found)
     try:
         result = evaluate(evidence, cell.formula, truth)
     except InputError as error:

@@ -85,6 +85,8 @@ def _examine(setup: Setup, findings: list[Finding]) -> tuple[list[PhaseReport], 
     findings += check_truth(setup.root, scenario)
     if records is not None and (odd := check_built(setup.root, scenario, records)):
         findings.append(odd)
+    if records is not None:
+        findings += _about_recipe(setup)
     if odd := check_epsilon(scenario, setup.epsilon, setup.disclosed is not None)[1]:
         findings.append(odd)
     if records is None or evaluator is None:
@@ -98,6 +100,15 @@ def _examine(setup: Setup, findings: list[Finding]) -> tuple[list[PhaseReport], 
         findings += check_vitals(scenario, *_vitals(setup, scenario, points))
     metrics = options.all_metrics(disclosed=scenario.discloses)
     return reports, estimate(*asked, metrics)
+
+
+def _about_recipe(setup: Setup) -> list[Finding]:
+    """Tell where a recipe that was typed is not that of the models."""
+    try:
+        setup.check_recipe()
+    except InputError as error:
+        return [Finding(setup.path, str(error))]
+    return []
 
 
 def _vitals(setup: Setup, scenario: Scenario, points: ChallengePoints) -> tuple[Vitals, Mask]:

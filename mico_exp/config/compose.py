@@ -166,12 +166,15 @@ def challenge(cfg: DictConfig) -> Challenge:
     """
     job = HydraConfig.get()
     given = [text for text in job.overrides.task if not text.startswith("dataset=")]
-    datasets = _names(cfg.datasets) or [job.runtime.choices["dataset"]]
+    scenarios = _names(cfg.get("scenarios"))
+    if not scenarios:
+        raise InputError("`scenarios` must name at least one scenario of the challenge, got none.")
+    datasets = _names(cfg.get("datasets")) or [job.runtime.choices["dataset"]]
     found = {}
     for dataset in datasets:
         overrides = [*given, f"dataset={dataset}"]
         composed: Any = compose(config_name=job.job.config_name, overrides=overrides)
-        for name in _names(cfg.scenarios):
+        for name in scenarios:
             one = replace(setup(composed, name), options=(dataset, name))
             found[one.name] = one
     return Challenge(cfg.challenge, root(cfg), found)
@@ -187,7 +190,7 @@ def setup(cfg: DictConfig, scenario: str | None = None) -> Setup:
     typed = _typed()
     asked = scenario is None or "known_sample" in cfg  # other commands look at no sample
     members, nonmembers = _known_sample(cfg, option) if asked else (None, None)
-    built = option is not None and (scenario is None or "recipe" in typed)
+    built = scenario is None or any(key.startswith("recipe.") for key in typed)
     return Setup(
         challenge=cfg.challenge,
         dataset=cfg.dataset.name,
@@ -203,7 +206,7 @@ def setup(cfg: DictConfig, scenario: str | None = None) -> Setup:
         known_members=members,
         known_nonmembers=nonmembers,
         expected=dict(cfg.dataset.phases),
-        recipe=recipe(cfg, option) if built else None,
+        recipe=recipe(cfg, option) if built and option is not None else None,
         options=(choices["dataset"], choices.get("scenario") or str(scenario)),
         typed=typed,
         **_computing(cfg),
@@ -224,10 +227,9 @@ def _computing(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _typed() -> frozenset[str]:
-    """Which of ``phases`` and ``recipe`` of the data set were set on the command line."""
+    """Keys of the data set that were set on the command line, such as ``recipe.steps``."""
     keys = (text.lstrip("+").partition("=")[0] for text in HydraConfig.get().overrides.task)
-    parts = (key.split(".") for key in keys if key.startswith("dataset."))
-    return frozenset({"phases", "recipe"} & {part[1] for part in parts})
+    return frozenset(key.removeprefix("dataset.") for key in keys if key.startswith("dataset."))
 
 
 def _names(value: Any) -> list[str]:

@@ -112,8 +112,8 @@ class Setup:
     expected: phase → models that there should be.
     recipe: how it is built, given its sizes; None where its models come from elsewhere.
     options: names of the options of data set and scenario, as they are typed.
-    typed: ``phases`` and ``recipe``, where they were set on the command line: both are compared
-        with what is there.
+    typed: keys of the data set that were set on the command line, ``phases.train``: numbers of
+        models and a recipe that were typed are compared with what is there.
     """
 
     challenge: str
@@ -200,15 +200,25 @@ class Setup:
         """
         sizes = self.sizes(len(self.records.labels))
         found = load_scenario(self.root, self.challenge, self.name, sizes)
-        if "phases" in self.typed:
-            self._check_phases(found)
-        if "recipe" in self.typed and self.recipe is not None:
-            check_built_by(self.folder, self.recipe(sizes), self.records)
+        self._check_phases(found)
+        self.check_recipe()
         return found
+
+    def check_recipe(self) -> None:
+        """Compare a recipe that was typed with how the models were made.
+
+        Raises:
+            InputError: they were made otherwise, or that is not recorded.
+        """
+        if self.recipe is not None and any(key.startswith("recipe.") for key in self.typed):
+            sizes = self.sizes(len(self.records.labels))
+            check_built_by(self.folder, self.recipe(sizes), self.records)
 
     def _check_phases(self, found: Scenario) -> None:
         """Compare the numbers of models that were typed with those that are there."""
         for phase, count in self.expected.items():
+            if not {"phases", f"phases.{phase}"} & self.typed:
+                continue
             if count != (there := len(found.phases.get(phase, ()))):
                 raise InputError(
                     f"`dataset.phases.{phase}` is {count!r}, but {self.folder} holds {there} "

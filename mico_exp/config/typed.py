@@ -12,6 +12,8 @@ from hydra.errors import HydraException
 from mico_exp.common.errors import InputError
 
 CELL_GROUPS = ("metric", "formula")  # whose options name a cell
+QUOTES = "'\""
+MIXED = ("experiment",)  # of which several may be chosen at once
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT_OPTIONS = PACKAGE.parent / "conf"
 OPTIONS = CHECKOUT_OPTIONS if CHECKOUT_OPTIONS.is_dir() else PACKAGE / "conf"
@@ -42,6 +44,25 @@ def quote_choices(argument: str, groups: Sequence[str] | set[str]) -> str:
     return f"{key}={','.join(names)}"
 
 
+def name_challenge(argument: str, follows_scenario: bool, folders: Sequence[Path]) -> str:
+    """Let ``challenge=NAME`` name a challenge that has no option of its own.
+
+    Args:
+        argument: as it was typed, or any other, which comes back unchanged.
+        follows_scenario: the command takes the challenge from its scenario.
+        folders: of options, one after the other.
+    """
+    key, _, name = argument.partition("=")
+    if key != "challenge":
+        return argument
+    if follows_scenario:
+        return f"scenario.challenge={name}"
+    known = any(
+        (folder / "challenge" / f"{name.strip(QUOTES)}.yaml").exists() for folder in folders
+    )
+    return argument if known else f"challenge_name={name}"
+
+
 def check_choice(argument: str) -> None:
     """Refuse an override that chooses a metric or formula in a way that Hydra takes, but no cell.
 
@@ -57,14 +78,14 @@ def check_choice(argument: str) -> None:
     group, value = override.key_or_group, override.value()
     if group not in groups() or override.is_delete():
         return
-    if isinstance(value, list):
+    if isinstance(value, list) and group not in MIXED:
         names = ",".join(map(str, value))
         raise InputError(f"{argument}: a list chooses no option; a sweep takes {group}={names} -m.")
     values = value.list if isinstance(value, ChoiceSweep) else [value]
     if group in CELL_GROUPS and (inside := [str(one) for one in values if "/" in str(one)]):
         raise InputError(
-            f"{group}={inside[0]}: an option must lie in {group}/ itself, as its name is half of a "
-            f"cell's, {group}={inside[0].rpartition('/')[2]}."
+            f"{group}={inside[0]}: an option must lie in {group}/ itself, and not in a folder "
+            "there, as its name is half of a cell's."
         )
 
 

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 RECORD = "build.json"
 FINGERPRINT = "records_fingerprint"  # in it
 CLIP_NORMS = (1e-20, 1e20)  # the noise is σ·C, in single precision
+TRAINING = ("widths", "steps", "batch_size", "optimizer", "clip_norm")  # what `dataset` sets of it
 MODELS_AT_ONCE = 50  # trained as one and written as one: what an interruption can cost
 
 
@@ -194,8 +195,29 @@ def _check_record(folder: Path, recipe: Recipe, records: Records) -> None:
     check_built_from(folder, records)
 
 
+def begin(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Record how models of one's own are asked for, or compare with what was recorded.
+
+    Raises:
+        InputError: they were asked for otherwise, or are there without a record.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        if any(model_folders(folder / phase) for phase in PHASES):
+            raise InputError(f"{folder} holds models but no {RECORD}: choose another folder.")
+        write_text(path, json.dumps(dict(asked), indent=2) + "\n")
+        return
+    found = _read_record(path)
+    for key, value in asked.items():
+        if found.get(key) != value:
+            raise InputError(
+                f"{folder} was begun with {key} = {found.get(key)!r}, but {value!r} is asked for. "
+                "Choose another folder, or delete that one."
+            )
+
+
 def check_built_by(folder: Path, recipe: Recipe, records: Records) -> None:
-    """Compare a recipe, but for its seed and numbers of models, with that of a build.
+    """Compare how a recipe trains with how a build did; privacy is the scenario's matter.
 
     Raises:
         InputError: it is another one, or none is recorded.
@@ -206,8 +228,9 @@ def check_built_by(folder: Path, recipe: Recipe, records: Records) -> None:
             f"{folder} holds no {RECORD}: `dataset.recipe` cannot be compared with how its models "
             "were made."
         )
-    found = _read_record(path)
-    _compare(folder, {**found, "seed": recipe.seed, "models": recipe.models}, recipe, records)
+    found, wanted = _read_record(path), recipe.description(records)
+    trains = {key: found.get(key) for key in TRAINING if found.get(key) is not None}
+    _compare(folder, {**wanted, **trains}, recipe, records)
 
 
 def _compare(folder: Path, found: dict[str, Any], recipe: Recipe, records: Records) -> None:

@@ -19,7 +19,7 @@ from mico_exp.challenge.protocol import MAX_SEED, PHASES, Sizes, Split
 from mico_exp.challenge.tree import ModelFolder, scenario_folder, truth_folder
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError
-from mico_exp.models.building import write_model
+from mico_exp.models.building import begin, write_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,17 +76,29 @@ def own_models(
         disclose_training: dev and final models tell their training sets, but for the challenge.
 
     Raises:
-        InputError: there is no such phase.
+        InputError: there is no such phase, or the folder was begun otherwise: with other sizes,
+            numbers of models, seed or disclosure.
     """
     if unknown := sorted(set(models) - set(PHASES)):
         raise InputError(f"`models` must name phases of {', '.join(PHASES)}, got {unknown[0]!r}.")
     within = scenario_folder(Path(root), challenge, scenario)
     apart = scenario_folder(truth_folder(Path(root)), challenge, scenario)
+    asked = {
+        "seed": seed,
+        "records": sizes.records,
+        "len_training": sizes.training,
+        "len_challenge": sizes.challenge,
+        "models": {phase: models.get(phase, 0) for phase in PHASES},
+        "disclose_training": disclose_training,
+    }
+    begin(within, asked)
     number = 0
     for phase in PHASES:
         for _ in range(models.get(phase, 0)):
             place = Path(phase) / f"model_{number}"
-            seeds = ModelFolder(within / place, *_seeds(seed, f"{challenge}/{scenario}", number))
+            seeds = ModelFolder(
+                within / place, *_seeds(seed, f"{challenge}/{scenario}/{phase}", number)
+            )
             truth = None if phase == "train" else apart / place / "solution.csv"
             if not seeds.path.is_dir() or (truth is not None and not truth.exists()):
                 split = seeds.split(sizes)
