@@ -1,10 +1,20 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mico_exp.results.plots import PHASE_STYLE, Curve, heatmap, roc_plot, scores_plot
+from mico_exp.results.plots import (
+    PHASE_STYLE,
+    Curve,
+    _against_counts,
+    heatmap,
+    roc_plot,
+    scores_plot,
+)
 from mico_exp.results.scoring import OFFICIAL_FPRS, roc
 from mico_exp.results.selection import Candidate, Selected, Verdict
 from mico_exp.results.statistics import Interval, intervals
@@ -66,6 +76,13 @@ def test_the_band_is_the_interval(curves, world):
     assert at.max() == pytest.approx(known.high)
 
 
+def test_the_logarithmic_axes_reach_one_error_among_the_points_of_the_largest_curve(curves):
+    few = replace(curves[1], points=40)
+    for shown in ([curves[0], few], [few, curves[0]]):
+        logarithmic = roc_plot("digits_inf", shown).axes[1]
+        assert (logarithmic.get_xlim(), logarithmic.get_ylim()) == ((0.001, 1), (0.001, 1))
+
+
 def test_they_can_be_drawn(curves, world):
     height, width = drawn(roc_plot("title", curves)).shape[:2]
     assert (height > 460, width) == (True, 960)
@@ -99,7 +116,9 @@ def test_constant_scores_can_be_drawn(world):
     curve = roc(truth, constant)
     threshold = float(curve.threshold[curve.place(0.1)])
     assert threshold == np.inf
-    drawn(scores_plot("title", truth, constant, np.zeros(truth.shape, int), threshold))
+    plot = scores_plot("title", truth, constant, np.zeros(truth.shape, int), threshold)
+    drawn(plot)
+    assert not plot.axes[0].get_lines()  # nobody is called a member, so there is no threshold
     shown = Curve("validation", curve, 1000, PHASE_STYLE["train"], truth, constant)
     drawn(roc_plot("title", [shown]))
 
@@ -155,3 +174,42 @@ def test_a_heatmap_of_one_cell():
     best = Candidate("run", "digits_inf", "loss", "0", 0, "", {})
     grid = Selected(best, cells[0], cells, None, None)
     drawn(heatmap("title", grid, ["loss"], ["0"], ""))
+
+
+def luminance(color):
+    """Of sRGB, as WCAG 2 defines it."""
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+def test_a_heatmap_is_coloured_by_tpr_and_can_be_read():
+    """Every text has three times the luminance of its cell, or a third; the chosen has no mark."""
+    tprs = np.linspace(0.1, 0.3, 8)
+    cells = [verdict(f"loss/{i}", tpr, like=tpr > 0.2) for i, tpr in enumerate(tprs)]
+    best = Candidate("run", "digits_inf", "loss", "7", 0, "", {})
+    grid = Selected(best, cells[7], cells, None, None)
+    axes = heatmap("title", grid, ["loss"], list("01234567"), "").axes[0]
+    (image,) = axes.images
+    assert image.get_array().tolist() == [tprs.tolist()]
+    texts = sorted(axes.texts, key=lambda text: text.get_position())
+    for tpr, text in zip(tprs, texts, strict=True):
+        here, behind = luminance(text.get_color()), luminance(image.to_rgba(tpr)[:3])
+        assert (max(here, behind) + 0.05) / (min(here, behind) + 0.05) > 3
+    assert [text.get_text()[:2] == "≈ " for text in texts] == [False] * 4 + [True] * 3 + [False]
+
+
+def test_medians_are_drawn_of_the_points_with_as_many_out_models():
+    random = np.random.default_rng(0)
+    counts = random.permutation(np.repeat([3, 5, 9], 60))
+    predictions = (random.random(180) * counts).astype(np.float32)
+    axes = Figure().subplots()
+    _against_counts(axes, "members", predictions, counts)
+    (line,), (band,) = axes.get_lines(), axes.collections
+    assert line.get_xdata() == pytest.approx([3, 5, 9])
+    parts = [predictions[counts == count] for count in (3, 5, 9)]
+    assert line.get_ydata() == pytest.approx([np.median(part) for part in parts])
+    corners = band.get_paths()[0].vertices
+    for count, part in zip((3, 5, 9), parts, strict=True):
+        at = corners[np.isclose(corners[:, 0], count)][:, 1]
+        assert (at.min(), at.max()) == pytest.approx(np.quantile(part, [0.1, 0.9]))
