@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 
 from mico_exp.attacks.evidence import Evidence
 from mico_exp.attacks.learned import Stack
@@ -58,9 +59,9 @@ def main() -> None:
     command = [sys.executable, "-m", "mico_exp.build", *given]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     with initialize_config_dir(str(OPTIONS), version_base="1.3"):
-        cfg: Any = compose(
-            "config", overrides=["dataset=purchase_like", f"paths.data={folder.absolute()}"]
-        )
+        overrides = ["dataset=purchase_like", f"paths.data={folder.absolute()}"]
+        cfg: Any = compose("config", overrides=overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
         measure(cfg)
 
 

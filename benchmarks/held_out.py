@@ -31,6 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process for each core inste
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from tqdm import tqdm
 
 from mico_exp.attacks.evidence import Evidence
@@ -92,7 +93,8 @@ def attack(folder: Path, case: Case) -> None:
     if case.dataset == "purchase_like":
         given.append(f"dataset.records.seed={case.seed}")
     with initialize_config_dir(str(OPTIONS), version_base="1.3"):
-        cfg: Any = compose("config", overrides=given)
+        cfg: Any = compose("config", overrides=given, return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
         cells = sensible(case.scenario)
         place = case.place(folder)
         if all(path_of(place, name).exists() for name, _, _ in planned(case, cells)):
