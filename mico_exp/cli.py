@@ -3,13 +3,13 @@
 A command's module is imported once it runs, so that ``--help`` needs no more than Hydra.
 """
 
+import argparse
 import gc
 import importlib
 import logging
 import math
 import os
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +133,11 @@ def _arranged(
 
 
 def _config_dirs(arguments: list[str]) -> list[Path]:
-    """Folders of options that are given, in whatever form argparse takes them."""
-    flags = ("--config-dir", "-cd")
-    found = [value for flag, value in pairwise(arguments) if flag in flags]
-    return [Path(text) for text in found] + [
-        Path(text.partition("=")[2]) for text in arguments if text.startswith("--config-dir=")
-    ]
+    """Folder of options that is given, in whatever form Hydra takes it."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    found = parser.parse_known_args(arguments)[0].config_dir
+    return [] if found is None else [Path(found)]
 
 
 def _stands_alone(argument: str) -> bool:

@@ -73,10 +73,10 @@ def test_another_seed_gives_other_members_and_disclosure_tells_training_sets(tmp
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"models": {"train": 4, "dev": 2, "final": 1}}, "was begun with models = "),
-        ({"seed": 1}, "was begun with seed = 0, but 1 is asked for"),
-        ({"disclose_training": True}, "was begun with disclose_training = False"),
-        ({"sizes": Sizes(100, 20, 4)}, "was begun with len_challenge = 5, but 4 is asked for"),
+        ({"models": {"train": 4, "dev": 2, "final": 1}}, "was built with models = "),
+        ({"seed": 1}, "was built with seed = 0, but 1 is asked for"),
+        ({"disclose_training": True}, "was built with disclose_training = False"),
+        ({"sizes": Sizes(100, 20, 4)}, "was built with len_challenge = 5, but 4 is asked for"),
     ],
 )
 def test_a_folder_that_was_begun_otherwise(tmp_path, asked, told):

@@ -8,20 +8,18 @@ configuration is said here, before anything is read or built.
 import math
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 
 from mico_exp.attacks.calibration import Formula
 from mico_exp.attacks.evidence import Attack
-from mico_exp.challenge.protocol import PHASES, Sizes
+from mico_exp.challenge.phases import PHASES
 from mico_exp.common.errors import InputError
 from mico_exp.config import options
 from mico_exp.config.making import make
@@ -175,7 +173,7 @@ def challenge(cfg: DictConfig) -> Challenge:
         overrides = [*given, f"dataset={dataset}"]
         composed: Any = compose(config_name=job.job.config_name, overrides=overrides)
         for name in scenarios:
-            one = replace(setup(composed, name), options=(dataset, name))
+            one = setup(composed, (dataset, name))
             found[one.name] = one
     return Challenge(cfg.challenge, root(cfg), found)
 
@@ -183,22 +181,28 @@ def challenge(cfg: DictConfig) -> Challenge:
 # ---------------------------------------------------------------- their parts
 
 
-def setup(cfg: DictConfig, scenario: str | None = None) -> Setup:
-    """Make a scenario as a command works with it: the chosen one, or that of a name."""
-    choices = HydraConfig.get().runtime.choices
-    option: Any = cfg.scenario if scenario is None else _scenario(scenario)
-    typed = _typed()
-    asked = scenario is None or "known_sample" in cfg  # other commands look at no sample
+def setup(cfg: DictConfig, named: tuple[str, str] | None = None) -> Setup:
+    """Make a scenario as a command works with it.
+
+    Args:
+        cfg: of the command; its data set is the one that is meant.
+        named: options of data set and scenario, of a command that looks at a whole challenge; None
+            for the scenario that is chosen.
+    """
+    choices, typed = HydraConfig.get().runtime.choices, _typed()
+    option: Any = cfg.scenario if named is None else _scenario(named[1])
+    asked = named is None or "known_sample" in cfg  # other commands look at no sample
     members, nonmembers = _known_sample(cfg, option) if asked else (None, None)
-    built = scenario is None or any(key.startswith("recipe.") for key in typed)
+    built = named is None or any(key.startswith("recipe.") for key in typed)
+    model = make(cfg.dataset.model)
     return Setup(
         challenge=cfg.challenge,
         dataset=cfg.dataset.name,
-        scenario=str(option.name) if scenario is None else scenario,
+        scenario=str(option.name) if named is None else named[1],
         root=root(cfg),
         store=store(cfg),
         source=source(cfg),
-        architecture=Architecture.of(make(cfg.dataset.model)),
+        architecture=Architecture.of(model),
         len_training=cfg.dataset.len_training,
         len_challenge=cfg.dataset.len_challenge,
         epsilon=None if option is None else epsilon(option),
@@ -206,8 +210,8 @@ def setup(cfg: DictConfig, scenario: str | None = None) -> Setup:
         known_members=members,
         known_nonmembers=nonmembers,
         expected=dict(cfg.dataset.phases),
-        recipe=recipe(cfg, option) if built and option is not None else None,
-        options=(choices["dataset"], choices.get("scenario") or str(scenario)),
+        recipe=recipe(cfg, option, model) if built and option is not None else None,
+        options=named or (choices["dataset"], choices["scenario"]),
         typed=typed,
         **_computing(cfg),
     )
@@ -244,13 +248,11 @@ def source(cfg: DictConfig) -> Source:
     return Source(dataset.name, option, dataset.num_records)
 
 
-@cache
 def _scenario(name: str) -> DictConfig | None:
     """Option of a scenario; None where there is none of that name."""
-    loader = GlobalHydra.instance().config_loader()
-    if name not in loader.get_group_options("scenario", ObjectType.CONFIG):
+    if name not in options.option_names("scenario"):
         return None
-    return compose("config", overrides=[f"scenario='{name}'"]).scenario
+    return options.option_of("scenario", name).scenario
 
 
 def _known_sample(cfg: DictConfig, option: DictConfig | None) -> tuple[int | None, int | None]:
@@ -278,36 +280,32 @@ def epsilon(option: DictConfig) -> float | None:
     return value
 
 
-def recipe(cfg: DictConfig, option: DictConfig) -> Callable[[Sizes], Recipe] | None:
+def recipe(cfg: DictConfig, option: DictConfig, model: Any) -> Callable[..., Recipe] | None:
     """How a scenario of an option is built; None for a data set whose models come from elsewhere.
 
     Raises:
         InputError: no build can be like that, or meet the privacy that is asked for.
     """
-    how, mlp = cfg.dataset.recipe, make(cfg.dataset.model)
+    how = cfg.dataset.recipe
     if how is None:
         return None
-    if not isinstance(mlp, MLP):
-        raise InputError(f"`dataset.model` must be an MLP to be built, got {type(mlp).__name__}.")
+    if not isinstance(model, MLP):
+        raise InputError(f"`dataset.model` must be an MLP to be built, got {type(model).__name__}.")
     if set(cfg.dataset.phases) != set(PHASES):
         raise InputError(f"`dataset.phases` must name {PHASES}, got {list(cfg.dataset.phases)}.")
     asked = epsilon(option)
     privacy = None if asked is None else PrivacyTarget(asked, option.delta, how.clip_norm)
     return partial(
-        _recipe,
+        Recipe,
         challenge=cfg.challenge,
         scenario=f"{cfg.dataset.name}_{option.name}",
         seed=cfg.get("seed", 0),  # which other commands do not compare
         models={phase: cfg.dataset.phases[phase] for phase in PHASES},
-        widths=tuple(mlp.widths),
+        widths=tuple(model.widths),
         plan=Plan(how.steps, how.batch_size, make(how.optimizer)),
         privacy=privacy,
         disclose_training=option.disclose_training,
     )
-
-
-def _recipe(sizes: Sizes, **others: Any) -> Recipe:
-    return Recipe(sizes=sizes, **others)
 
 
 def selection(cfg: DictConfig) -> Selection:

@@ -110,7 +110,7 @@ class Setup:
     known_members, known_nonmembers: how many known records of each kind are drawn where training
         sets are disclosed; None for no sample.
     expected: phase → models that there should be.
-    recipe: how it is built, given its sizes; None where its models come from elsewhere.
+    recipe: how it is built, given its `sizes`; None where its models come from elsewhere.
     options: names of the options of data set and scenario, as they are typed.
     typed: keys of the data set that were set on the command line, ``phases.train``: numbers of
         models and a recipe that were typed are compared with what is there.
@@ -130,7 +130,7 @@ class Setup:
     known_members: int | None
     known_nonmembers: int | None
     expected: Mapping[str, int]
-    recipe: Callable[[Sizes], Recipe] | None
+    recipe: Callable[..., Recipe] | None
     options: tuple[str, str]
     typed: frozenset[str]
     processor: Processor = field(default_factory=Processor)
@@ -185,7 +185,7 @@ class Setup:
             raise
         if self.recipe is None:
             return None
-        how = self.recipe(self.sizes(len(loaded.labels)))
+        how = self.recipe(sizes=self.sizes(len(loaded.labels)))
         if not is_complete(self.root, how):
             self.source.check_steady()
             check_training(untrained(how), loaded)
@@ -212,7 +212,7 @@ class Setup:
         """
         if self.recipe is not None and any(key.startswith("recipe.") for key in self.typed):
             sizes = self.sizes(len(self.records.labels))
-            check_built_by(self.folder, self.recipe(sizes), self.records)
+            check_built_by(self.folder, self.recipe(sizes=sizes), self.records)
 
     def _check_phases(self, found: Scenario) -> None:
         """Compare the numbers of models that were typed with those that are there."""

@@ -94,6 +94,7 @@ def draw_heatmaps(tracker: Tracker, challenge: str, grid: Grid) -> None:
     if not any(len(group) > 1 for group in scenarios.values()):
         return
     record = SweepRecord(challenge, grid.name, provenance.code_version())
+    drawn = {}
     with tracker.run(record.name, record.to_run().tags) as run:
         for name, group in scenarios.items():
             candidates = newest(map(candidate, group), grid.metrics, grid.formulas)
@@ -104,12 +105,10 @@ def draw_heatmaps(tracker: Tracker, challenge: str, grid: Grid) -> None:
             sizes = sizes_of(one.models["train"], 2 * (one.len_challenge or 0))
             heatmap(name, selected, rows, columns, sizes).savefig(path)
             (run.artifacts / path.name).write_bytes(path.read_bytes())
-            record = replace(
-                record,
-                cells={**record.cells, name: len(selected.cells)},
-                best={**record.best, name: selected.verdict.tpr},
-            )
-        run.note(record.to_run())
+            drawn[name] = selected
+        counts = {name: len(one.cells) for name, one in drawn.items()}
+        best = {name: one.verdict.tpr for name, one in drawn.items()}
+        run.note(replace(record, cells=counts, best=best).to_run())
     log.info("Heatmaps: %s", grid.folder / "heatmap_*.png")
 
 

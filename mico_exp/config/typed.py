@@ -32,16 +32,27 @@ def quote_choices(argument: str, groups: Sequence[str] | set[str]) -> str:
     infinity, and then refuses them because an option's name must be a string. All other
     arguments come back unchanged.
     """
-    if argument.startswith("-") or "=" not in argument:
+    override = _parsed(argument)
+    if override is None or override.key_or_group not in groups:
         return argument
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException:
-        return argument  # Hydra itself explains what is wrong with it
-    if override.key_or_group not in groups or (names := _option_names(override)) is None:
+    if (names := _option_names(override)) is None:
         return argument
     key = argument.partition("=")[0]
     return f"{key}={','.join(names)}"
+
+
+@cache  # the grammar takes its time, and an argument is looked at twice
+def _parsed(argument: str) -> Override | None:
+    """Override that an argument is; None where it is a flag, or nothing that Hydra takes.
+
+    Hydra itself explains what is wrong with it.
+    """
+    if argument.startswith("-") or "=" not in argument:
+        return None
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
 
 
 def name_challenge(argument: str, follows_scenario: bool, folders: Sequence[Path]) -> str:
@@ -69,15 +80,10 @@ def check_choice(argument: str) -> None:
     Raises:
         InputError: it is a list, or names an option in a subfolder; says what to type instead.
     """
-    if argument.startswith("-") or "=" not in argument:
-        return
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException:
+    override = _parsed(argument)
+    if override is None or override.key_or_group not in groups() or override.is_delete():
         return
     group, value = override.key_or_group, override.value()
-    if group not in groups() or override.is_delete():
-        return
     if isinstance(value, list) and group not in MIXED:
         names = ",".join(map(str, value))
         raise InputError(f"{argument}: a list chooses no option; a sweep takes {group}={names} -m.")

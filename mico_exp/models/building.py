@@ -191,7 +191,9 @@ def _check_record(folder: Path, recipe: Recipe, records: Records) -> None:
             f"{folder} holds models but no {RECORD}, so `mico_exp.build` did not make it. "
             "Choose another `paths.data`."
         )
-    _compare(folder, _read_record(path), recipe, records)
+    asked = recipe.description(records)
+    del asked[FINGERPRINT]  # older builds have none, and `check_built_from` says more
+    _compare(folder, _read_record(path), asked)
     check_built_from(folder, records)
 
 
@@ -207,13 +209,7 @@ def begin(folder: Path, asked: Mapping[str, Any]) -> None:
             raise InputError(f"{folder} holds models but no {RECORD}: choose another folder.")
         write_text(path, json.dumps(dict(asked), indent=2) + "\n")
         return
-    found = _read_record(path)
-    for key, value in asked.items():
-        if found.get(key) != value:
-            raise InputError(
-                f"{folder} was begun with {key} = {found.get(key)!r}, but {value!r} is asked for. "
-                "Choose another folder, or delete that one."
-            )
+    _compare(folder, _read_record(path), asked)
 
 
 def check_built_by(folder: Path, recipe: Recipe, records: Records) -> None:
@@ -229,14 +225,12 @@ def check_built_by(folder: Path, recipe: Recipe, records: Records) -> None:
             "were made."
         )
     found, wanted = _read_record(path), recipe.description(records)
-    trains = {key: found.get(key) for key in TRAINING if found.get(key) is not None}
-    _compare(folder, {**wanted, **trains}, recipe, records)
+    _compare(folder, found, {key: wanted[key] for key in TRAINING if found.get(key) is not None})
 
 
-def _compare(folder: Path, found: dict[str, Any], recipe: Recipe, records: Records) -> None:
-    wanted = json.loads(json.dumps(recipe.description(records)))
-    del wanted[FINGERPRINT]  # older builds have none
-    for key, value in wanted.items():
+def _compare(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Compare what a folder's record says with what is asked for."""
+    for key, value in json.loads(json.dumps(dict(asked))).items():
         if found.get(key) != value:
             raise InputError(
                 f"{folder} was built with {key} = {found.get(key)!r}, but {value!r} is asked for. "

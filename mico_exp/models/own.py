@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mico_exp.challenge.protocol import MAX_SEED, PHASES, Sizes, Split
+from mico_exp.challenge.phases import PHASES
+from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split
 from mico_exp.challenge.tree import ModelFolder, scenario_folder, truth_folder
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError
@@ -33,7 +34,6 @@ class OwnModel:
     phase: str
     number: int
     training: Indices
-    folder: Path
     truth: Path | None
     split: Split
     seeds: ModelFolder
@@ -48,7 +48,7 @@ class OwnModel:
         """
         files = {name: f"{value:g}" for name, value in told.items()}
         disclosed = self.disclose_training
-        where = self.folder, self.truth, self.seeds, self.split
+        where = self.seeds.path, self.truth, self.seeds, self.split
         write_model(*where, state, files, disclose_training=disclosed)
 
 
@@ -104,9 +104,7 @@ def own_models(
                 split = seeds.split(sizes)
                 assert split.training is not None
                 trained = np.concatenate([split.member, split.training])
-                yield OwnModel(
-                    *(phase, number, trained, seeds.path, truth, split, seeds, disclose_training)
-                )
+                yield OwnModel(phase, number, trained, truth, split, seeds, disclose_training)
             number += 1
 
 
