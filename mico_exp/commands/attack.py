@@ -46,10 +46,9 @@ def command(cfg: DictConfig) -> float:
     with Tracker(record.challenge, Path.cwd()).run(record.name, record.to_run().tags) as run:
         run.note(record.to_run())
         _write_configuration(cfg, run)
-        result = _attack(compose.cell(cfg, metric, formula), record, run)
-        seconds = time.perf_counter() - started
-        run.note(replace(record, seconds=seconds).to_run())
-    tpr, auc = result.figures[VALIDATED_TPR], result.figures[VALIDATED_AUC]
+        record = _attack(compose.cell(cfg, metric, formula), record, run)
+        _noted(run, replace(record, seconds=time.perf_counter() - started))
+    tpr, auc = record.figures[VALIDATED_TPR], record.figures[VALIDATED_AUC]
     log.info(
         "%s  %s: validation TPR@0.1FPR %.4f, AUC %.4f  (%.1f s)",
         record.challenge,
@@ -66,7 +65,7 @@ def _write_configuration(cfg: DictConfig, run: Run) -> None:
     (run.artifacts / CONFIGURATION).write_text(text, encoding="utf-8")
 
 
-def _attack(cell: Cell, record: CellRecord, run: Run) -> Result:
+def _attack(cell: Cell, record: CellRecord, run: Run) -> CellRecord:
     """Build and extract what is missing, calibrate, score, and note all of it."""
     codes = record.identity.of_cell(cell.metric_code, cell.formula_code)
     record = _noted(run, replace(record, identity=codes))
@@ -86,11 +85,11 @@ def _attack(cell: Cell, record: CellRecord, run: Run) -> Result:
         result = evaluate(evidence, cell.formula, truth)
     except InputError as error:
         raise InputError(f"{record.cell}: {error}") from error
-    _noted(run, replace(record, figures=result.figures))
+    record = _noted(run, replace(record, figures=result.figures))
     write_predictions(run.artifacts / PREDICTIONS, result.predictions, result.truth["train"])
     if cell.plots:
         _draw(cell.setup.name, record, result, run)
-    return result
+    return record
 
 
 def _noted(run: Run, record: CellRecord) -> CellRecord:
