@@ -16,10 +16,10 @@ run: $(VENV)/.installed ## Build the embedded challenge, sweep the grid, select,
 	@echo "Look at every run with:  $(BIN)/mlflow ui"
 
 test: $(VENV)/.installed ## Run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.installed ## Run the tests that need no sweep, no Ray and no browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not commands"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not commands"
 
 check: $(VENV)/.installed ## Lint, check formatting and types
 	$(BIN)/ruff check .

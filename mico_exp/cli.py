@@ -10,17 +10,21 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
+import hydra._internal.utils as hydra_utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mico_exp.common.errors import InputError
-from mico_exp.common.signals import end_on_signals, ended_by
+from mico_exp.common import process
+from mico_exp.common.errors import InputError, UnreachableError, of_system, refusal
+from mico_exp.common.signals import end_if_told
 from mico_exp.config.typed import (
     OPTIONS,
     check_choice,
@@ -38,6 +42,7 @@ class CommandError(CompactHydraException):
 
 FOLLOW_SCENARIO = ("attack", "build", "extract")  # their challenge is that of their scenario
 _failed: dict[int, str] = {}  # jobs of this process, by their numbers, and why
+_unreachable: set[int] = set()  # jobs of this process whose server did not answer
 
 
 def launch(name: str, config: str | None = None, words: str | None = None) -> None:
@@ -48,49 +53,112 @@ def launch(name: str, config: str | None = None, words: str | None = None) -> No
         config: the command's own name if None.
         words: key that a word which is no override stands for: ``list`` is ``action=list``.
     """
-    try:
+    with process.command():
         sys.argv[1:] = _arranged(sys.argv[1:], words, follows_scenario=name in FOLLOW_SCENARIO)
-    except InputError as error:
-        sys.exit(str(error))
-    app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config or name)
-    end_on_signals()
-    gc.set_threshold(50_000, 20, 50)  # a million imported objects stay: looking less saves 0.6 s
+        app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config or name)
+        gc.set_threshold(50_000, 20, 50)  # a million imported objects stay: looking less saves time
 
-    def task(cfg: DictConfig) -> Any:
-        return _run(name, cfg)
+        def task(cfg: DictConfig) -> Any:
+            return _run(name, cfg)
 
-    try:
-        app(task)()
-    except SystemExit:
-        if (number := ended_by()) is not None:  # Ray turns the status into 1
-            sys.exit(128 + number)
-        _finish_sweep()  # Hydra does not, where a job has failed
-        raise
-    if _failed:
+        try:
+            with _refusals_in_one_line():
+                app(task)()
+        except SystemExit:
+            end_if_told()
+            _finish_sweep()  # Hydra does not, where a job has failed
+            raise
         if len(_failed) > 1:
             numbers = ", ".join(f"#{number}" for number in _failed)
             print(f"Jobs {numbers} have failed, for what is said above.", file=sys.stderr)
-        sys.exit(1)
+        if _failed:
+            sys.exit(1)
+
+
+@contextmanager
+def _refusals_in_one_line() -> Iterator[None]:
+    """Let what the system refuses to Hydra itself, as a folder of its own, out as it is.
+
+    Hydra ends with a traceback of all that is raised, and has nothing to say otherwise.
+    """
+    report = hydra_utils.run_and_report
+
+    def reported(func: Any) -> Any:  # named as Hydra names it
+        def attempt() -> Any:
+            try:
+                return func()
+            except Exception as error:
+                if (message := _message(error)) is None or _wants_everything():
+                    raise
+                sys.exit(message)
+
+        return report(attempt)
+
+    hydra_utils.run_and_report = reported
+    try:
+        yield
+    finally:
+        hydra_utils.run_and_report = report
+
+
+def _wants_everything() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def _run(name: str, cfg: DictConfig) -> Any:
     """Run a command; what is wrong is said once, and a sweep goes on with its other jobs."""
+    end_if_told()
     try:
+        _check_folder()
         return importlib.import_module(f"mico_exp.commands.{name}").command(cfg)
-    except InputError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except Exception as error:
+        message = _message(error)
+        if message is None or _wants_everything():
             raise
         job = HydraConfig.get()
         if job.mode == RunMode.RUN:
-            sys.exit(str(error))
+            sys.exit(message)
         if not _is_plain_sweep():
-            log.error("%s", error)
-            raise CommandError(str(error)) from None
-        _into_files(str(error))
-        if str(error) not in _failed.values():
-            print(error, file=sys.stderr)
-        _failed[job.job.num] = str(error)
+            log.error("%s", message)
+            raise CommandError(message) from None
+        _into_files(message)
+        if message not in _failed.values():
+            print(message, file=sys.stderr)
+        _give_up_if_unreachable(error, job.job.num)
+        _failed[job.job.num] = message
         return math.nan
+
+
+def _message(error: Exception) -> str | None:
+    """One line for what is not a defect: bad input, and what the operating system refuses."""
+    if isinstance(error, InputError):
+        return str(error)
+    refused = None if isinstance(error, CompactHydraException) else of_system(error)
+    return None if refused is None else refusal(refused)
+
+
+def _check_folder() -> None:
+    """Refuse a job in a folder of its own, where it would make data and a database of its own.
+
+    Raises:
+        InputError: ``hydra.job.chdir`` is set.
+    """
+    if HydraConfig.get().job.chdir:
+        raise InputError(
+            "`hydra.job.chdir` must be false: data, scores and runs belong to the folder that the "
+            "command is started in, got true."
+        )
+
+
+def _give_up_if_unreachable(error: Exception, number: int) -> None:
+    """End a sweep whose server did not answer twice in a row; each more would cost seconds."""
+    if isinstance(error, UnreachableError) and number - 1 in _unreachable:
+        sys.exit(
+            f"The sweep ends with job #{number}: twice in a row there was no answer. What was "
+            "extracted is kept; the same command goes on once the server answers."
+        )
+    if isinstance(error, UnreachableError):
+        _unreachable.add(number)
 
 
 def _into_files(message: str) -> None:

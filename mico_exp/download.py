@@ -1,8 +1,7 @@
 """Fetch the competition's models: ``python -m mico_exp.download``."""
 
-import sys
-
 from mico_exp.commands.download import main
+from mico_exp.common import process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process.run(main)

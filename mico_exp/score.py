@@ -1,8 +1,7 @@
 """Score a submission whose truth is known: ``python -m mico_exp.score``."""
 
-import sys
-
 from mico_exp.commands.score import main
+from mico_exp.common import process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process.run(main)

@@ -51,8 +51,14 @@ def built(tmp_path_factory, digits):
     return root
 
 
+# Files that take longest, which begin first: so two workers end at about the same time.
+LONG = ("tracks", "cluster", "pipeline", "choosing", "survival", "report", "null", "options")
+
+
 def pytest_collection_modifyitems(items):
     """Mark what runs commands, Ray or a browser, which `make test-fast` leaves out."""
+    names = [f"test_{name}.py" for name in LONG]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else 99)
     for item in items:
         known = vars(item.module)
         if {"commands", "run", "ray", "browser", "simulation"} & known.keys():

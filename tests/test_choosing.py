@@ -105,7 +105,7 @@ class World:
     def choose(self, *overrides):
         cfg = composed(self.folder, overrides)
         HydraConfig.instance().set_config(cfg)
-        how = choosing(cfg, self.folder)
+        how = choosing(cfg, "submissions")
         scenarios = find_scenarios(how.challenge, how.selection)
         tracker = Tracker("digits", self.folder, create=False)
         chosen = choose(how.challenge, how.selection, tracker, scenarios)

@@ -63,6 +63,15 @@ def broken(logits, labels):
     raise ZeroDivisionError("as a user's metric may")
 
 
+def test_resources_that_ray_lacks_are_an_error_every_time(extraction_by):
+    job = extraction_by("store", Ray(num_workers=2))
+    for _ in range(2):  # the cells of a sweep share the connection
+        Ray(num_workers=2)._connect()
+        job.workers.threads = 999
+        with pytest.raises(InputError, match="1998 CPUs are asked for, Ray has "):
+            list(job.workers.map(len, []))
+
+
 def test_workers_give_what_this_process_gives(extraction_by):
     here, there = extraction_by("here"), extraction_by("there", Ray(num_workers=2))
     wanted = {"loss": metrics.loss, "mod_entropy": metrics.mod_entropy}
@@ -139,16 +148,6 @@ def test_an_interrupt_ends_as_without_ray(tmp_path):
     assert "Interrupted" in error
     assert "Traceback" not in error
     assert (tmp_path / "started").read_text() == "127.0.0.1"  # nobody else can reach Ray
-
-
-def test_resources_that_ray_lacks_are_an_error_every_time(extraction_by):
-    job = extraction_by("store", Ray(num_workers=2))
-    ray.shutdown()
-    for _ in range(2):  # the cells of a sweep share the connection
-        Ray(num_workers=2)._connect()
-        job.workers.threads = 999
-        with pytest.raises(InputError, match="1998 CPUs are asked for, Ray has "):
-            list(job.workers.map(len, []))
 
 
 def test_gpus_that_are_not_here():

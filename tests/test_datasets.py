@@ -159,12 +159,14 @@ def test_sentences_know_their_lengths(tmp_path, random):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train.tsv", "text\tlabel\nhello\t1\n", r"train\.tsv: column 'sentence' is missing"),
-        ("train.tsv", "sentence\tlabel\nhello\t3\n", r"train\.tsv: label of row 0 .* got 3"),
-        ("train.tsv", "sentence\tlabel\na\t1\nb\t1.0\n", r"label of row 1 .* got 1\.0"),
-        ("train.tsv", "sentence\tlabel\na\t+1\n", r"label of row 0 .* got \+1"),
-        ("train.tsv", "sentence\tlabel\na\tTrue\nb\tFalse\n", "label of row 0 .* got True"),
+        ("train.tsv", "text\tlabel\nhello\t1\n", r"train\.tsv: must have one column sentence"),
+        ("train.tsv", "sentence\tlabel\nhello\t3\n", r"train\.tsv: label of row 0 .* got '3'"),
+        ("train.tsv", "sentence\tlabel\na\t1\nb\t1.0\n", r"label of row 1 .* got '1\.0'"),
+        ("train.tsv", "sentence\tlabel\na\t+1\n", r"label of row 0 .* got '\+1'"),
+        ("train.tsv", "sentence\tlabel\na\tTrue\nb\tFalse\n", "label of row 0 .* got 'True'"),
         ("train.parquet", "nothing", r"train\.parquet: cannot be read as a table"),
+        ("train.tsv", "sentence\tlabel\n", r"train\.tsv: has no rows"),
+        ("train.tsv", "", r"train\.tsv: cannot be read as a table"),
         ("validation.tsv", None, r"validation\.parquet or \.tsv is missing"),
     ],
 )
@@ -178,6 +180,52 @@ def test_sst2_files_that_are_wrong(tmp_path, random, name, content, message, mon
         (folder / name).write_text(content)
     with pytest.raises(InputError, match=message):
         datasets.sst2(str(folder), str(folder / "tokenizer"))
+
+
+@pytest.mark.parametrize("sentence", [None, b"bytes", ["a", "list"], 1.5])
+def test_a_sentence_that_is_no_text_is_named(tmp_path, random, sentence):
+    folder = tmp_path / "sst2"
+    worlds.write_sst2(folder, random, ".parquet")
+    table = pd.DataFrame({"sentence": [sentence], "label": [1]})
+    table.to_parquet(folder / "train.parquet")
+    with pytest.raises(InputError, match=r"train\.parquet: sentence of row 0 must be text, got "):
+        datasets.sst2(str(folder), str(folder / "tokenizer"))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "place", "names"),
+    [
+        (".tsv", "SST-2", {"validation": "dev.tsv"}),  # as GLUE's own archive has it
+        (".tsv", ".", {"validation": "dev.tsv", "train": "train.tsv"}),
+        (".parquet", "data", {p: f"{p}-00000-of-00001.parquet" for p in ("train", "validation")}),
+    ],
+)
+def test_sst2_under_the_names_that_others_give_it(tmp_path, random, suffix, place, names):
+    folder, other = tmp_path / "sst2", tmp_path / "other"
+    worlds.write_sst2(folder, random, suffix)
+    (other / place).mkdir(parents=True)
+    for part in ("train", "validation"):
+        text = (folder / f"{part}{suffix}").read_bytes()
+        if suffix == ".tsv":  # of a Windows editor
+            text = b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n")
+        (other / place / names.get(part, f"{part}{suffix}")).write_bytes(text)
+    expected = datasets.sst2(str(folder), str(folder / "tokenizer"))
+    found = datasets.sst2(str(other), str(folder / "tokenizer"))
+    assert np.array_equal(found.tokens, expected.tokens)
+    assert torch.equal(found.labels, expected.labels)
+
+
+def test_purchase100_of_a_folder_that_may_not_be_written(tmp_path, random):
+    """Its compact copy lies in the store; a root may write anywhere, so the folder is looked at."""
+    labels, _ = worlds.write_purchase100(tmp_path / "p", random)
+    path = tmp_path / "p" / "dataset_purchase"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (tmp_path / "p").chmod(0o555)
+    for _ in range(2):
+        records = datasets.purchase100(str(tmp_path / "p"), str(tmp_path / "store"))
+        assert torch.equal(records.labels, torch.from_numpy(labels - 1))
+    assert [one.name for one in (tmp_path / "p").iterdir()] == ["dataset_purchase"]
+    assert len(list((tmp_path / "store" / "records").glob("dataset_purchase-*.npy"))) == 1
 
 
 @pytest.mark.parametrize("labels", [[0.0, 1.0], [False, True], ["0", "+1"], [0, -1]])

@@ -240,15 +240,19 @@ def test_the_cost_is_of_the_right_size(built, digits):
     scenario = load_scenario(built, "digits", "digits_inf", SIZES)
     points = challenge_points(scenario)
     wanted = {"loss": metrics.loss, "logit": metrics.logit, "confidence": metrics.confidence}
-    where = scenario, points, digits, ARCHITECTURE, ModelRunner(Processor("cpu"))
-    cost = estimate.estimate(*where, wanted)
+    runner = ModelRunner(Processor("cpu"))
+
+    def estimated(some):
+        rates = estimate.measure(scenario, points, digits, ARCHITECTURE, runner, some)
+        return estimate.estimate(scenario, points, rates, len(some))
+
+    cost = estimated(wanted)
     assert cost.points == len(points.unique)
     assert cost.store_bytes == (12 * len(points.unique) + 5 * 20) * 3 * 12
     assert 0 < cost.seconds < 5
     assert cost.gradient_seconds == 0
     few, many = (
-        estimate.estimate(*where, {"kfac": gradients.Kronecker(reference=n)}).gradient_seconds
-        for n in (1, 1700)
+        estimated({"kfac": gradients.Kronecker(reference=n)}).gradient_seconds for n in (1, 1700)
     )
     assert 0 < few < many < 60
 

@@ -204,7 +204,8 @@ def _compute(job, started, done):
 
 def test_a_second_process_waits_and_then_reads(open_extraction):
     job = open_extraction()
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mico_exp.scores.extraction", "sklearn.datasets"])
     started, done = context.Event(), context.Event()
     with extraction.exclusive(job.store.lock(job.name), "testing"):
         other = context.Process(target=_compute, args=(job, started, done))

@@ -300,7 +300,7 @@ def test_weights_of_all_kinds_have_a_digest_but_those_not_finite(tmp_path, tenso
 )
 def test_a_tensor_that_holds_no_plain_numbers_is_refused(tmp_path, tensor):
     torch.save({"a": tensor}, tmp_path / "model.pt")
-    with pytest.raises(InputError, match=r"model\.pt: cannot be read as a state dict"):
+    with pytest.raises(InputError, match=r"model\.pt: .*`a` (is sparse|has no values)"):
         check_weights(tmp_path / "model.pt")
 
 

@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 import shutil
 import socket
@@ -196,8 +197,11 @@ def ui(reported):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--port", str(port)]
+    table_alone = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a dozen processes
     with (reported[0].parent / "ui.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=reported[0], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=reported[0], stdout=log, stderr=log, env=table_alone
+        )
         try:
             for _ in range(120):
                 try:

@@ -11,7 +11,11 @@ from mico_exp.challenge.tree import ModelFolder, Scenario, load_scenario, read_t
 from mico_exp.commands import score
 from mico_exp.common.errors import InputError
 from mico_exp.results import scoring
-from mico_exp.results.submission import read_submission, submitted_models, write_submission
+from mico_exp.results.submission import pack_submission, read_submission, submitted_models
+
+
+def write(path, scenarios, predictions):
+    path.write_bytes(pack_submission(path, scenarios, predictions))
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def predictions(scenario):
 @pytest.fixture
 def archive(tmp_path, scenario, predictions):
     path = tmp_path / "predictions_digits.zip"
-    write_submission(path, [scenario], predictions)
+    write(path, [scenario], predictions)
     return path
 
 
@@ -55,7 +59,7 @@ def test_values_come_back_exactly(archive, predictions):
 
 
 def test_equal_predictions_make_equal_files(archive, tmp_path, scenario, predictions):
-    write_submission(tmp_path / "again.zip", [scenario], predictions)
+    write(tmp_path / "again.zip", [scenario], predictions)
     assert (tmp_path / "again.zip").read_bytes() == archive.read_bytes()
     with zipfile.ZipFile(archive) as opened:  # whenever they are written
         assert {entry.date_time for entry in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -78,7 +82,7 @@ def test_scenarios_of_one_challenge_may_differ_in_their_sizes(tmp_path):
         scenarios.append(Scenario("c", name, Sizes(500, 90, challenge), folders))
         shape = (1, 2 * challenge)
         predictions[name] = {p: random.random(shape, dtype=np.float32) for p in folders}
-    write_submission(tmp_path / "x.zip", scenarios, predictions)
+    write(tmp_path / "x.zip", scenarios, predictions)
     found = read_submission(tmp_path / "x.zip")
     assert len(found) == 4
     for name, of_phase in predictions.items():
@@ -91,20 +95,20 @@ def test_scenarios_of_one_challenge_may_differ_in_their_sizes(tmp_path):
 def test_a_bad_value_is_never_written(tmp_path, scenario, predictions, value):
     predictions["digits_inf"]["final"][1, 7] = value
     with pytest.raises(InputError, match=r"final/model_16.* must be in \[0, 1\]"):
-        write_submission(tmp_path / "bad.zip", [scenario], predictions)
+        write(tmp_path / "bad.zip", [scenario], predictions)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_model_is_a_defect(tmp_path, scenario, predictions):
     predictions["digits_inf"]["final"] = predictions["digits_inf"]["final"][:1]
     with pytest.raises(ValueError, match="shorter"):
-        write_submission(tmp_path / "bad.zip", [scenario], predictions)
+        write(tmp_path / "bad.zip", [scenario], predictions)
 
 
 def test_a_wrong_length_is_refused(tmp_path, scenario, predictions):
     predictions["digits_inf"]["dev"] = predictions["digits_inf"]["dev"][:, :19]
     with pytest.raises(InputError, match="has 19 values, expected 20"):
-        write_submission(tmp_path / "bad.zip", [scenario], predictions)
+        write(tmp_path / "bad.zip", [scenario], predictions)
 
 
 def make_zip(path, entries):

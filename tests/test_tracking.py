@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 
 def stored(tracker, run_id):
-    return MlflowClient(tracker.uri).get_run(run_id)
+    return MlflowClient(tracker.database.uri).get_run(run_id)
 
 
 def test_a_run_is_logged_whole(folder, tmp_path):
@@ -87,11 +87,11 @@ def test_only_finished_runs_with_the_tags_come_back_newest_first(folder):
 
 def test_the_environment_wins(folder, tmp_path, monkeypatch):
     elsewhere = Tracker("elsewhere", folder)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere.database.uri)
     with Tracker("team", tmp_path).run("run", {}):
         pass
     assert list(tmp_path.iterdir()) == []
-    assert MlflowClient(elsewhere.uri).get_experiment_by_name("team") is not None
+    assert MlflowClient(elsewhere.database.uri).get_experiment_by_name("team") is not None
 
 
 def test_what_must_exist_is_not_made(folder, tmp_path):
@@ -111,7 +111,8 @@ def _log_runs(folder, number):
 
 
 def test_processes_that_all_start_on_an_empty_folder(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mico_exp.runs.tracking", "mlflow.tracking"])
     workers = [context.Process(target=_log_runs, args=(tmp_path, n)) for n in range(4)]
     for worker in workers:
         worker.start()

@@ -7,6 +7,7 @@ Axes: N records, B indices asked for.
 import hashlib
 import json
 import logging
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -138,15 +139,16 @@ def cifar10(folder: str, source: Callable[..., Any] | None = None) -> Records:
             before it unpickles them.
         source: `torchvision.datasets.CIFAR10`, or a class like it.
     """
+    root = require.folder("dataset.records.folder", folder)
     if source is None:
         from torchvision.datasets import CIFAR10
 
         source = CIFAR10
     try:
-        parts = [source(root=folder, train=train, download=False) for train in (True, False)]
+        parts = [source(root=str(root), train=train, download=False) for train in (True, False)]
     except RuntimeError as error:
         raise InputError(
-            f"{folder}/cifar-10-batches-py is missing or not the official one ({error}). "
+            f"{root}/cifar-10-batches-py is missing or not the official one ({error}). "
             "Unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz in that folder."
         ) from error
     pixels = np.concatenate([part.data for part in parts])
@@ -177,28 +179,35 @@ class Bits:
         return np.ones_like(indices)
 
 
-def purchase100(folder: str) -> Records:
+def purchase100(folder: str, store: str | None = None) -> Records:
     """Load Purchase-100: 197,324 records of 600 bits in 100 classes.
 
     The CSV ``dataset_purchase`` (240 MB; label 1 … 100, then 600 bits) is parsed once into an
-    array of 15 MB beside it, which is memory-mapped from then on.
+    array of 15 MB, which is memory-mapped from then on.
+
+    Args:
+        folder: holds the CSV, and may be read-only.
+        store: where the array is kept, in ``records/``; None for the folder of the CSV.
     """
-    path = Path(folder) / "dataset_purchase"
+    path = require.folder("dataset.records.folder", folder) / "dataset_purchase"
     if not path.exists():
         raise InputError(
             f"{path} is missing. Unpack dataset_purchase.tgz of "
             "https://www.comp.nus.edu.sg/~reza/files/dataset_purchase.tgz there."
         )
-    files = FileFingerprints(path.with_name("fingerprints.json"))
+    place = path.parent
+    if store is not None:
+        place = require.folder("dataset.records.store", store) / "records"
+    files = FileFingerprints(place / "fingerprints.json")
     key = digest(files.of(path), definition(parse_purchase))
     files.save()
     name = f"dataset_purchase-{key[:16]}"
-    for compact in path.parent.glob(f"{name}-*.npy"):
+    for compact in place.glob(f"{name}-*.npy"):
         if (packed := _mapped(compact)) is not None:
             return Bits(packed, PURCHASE_FEATURES, key)
     log.info("Parsing %s, once", path)
     parsed = parse_purchase(path)
-    compact = path.with_name(f"{name}-{fingerprint_arrays(parsed)[:16]}.npy")
+    compact = place / f"{name}-{fingerprint_arrays(parsed)[:16]}.npy"
     write_array(compact, parsed)
     return Bits(np.load(compact, mmap_mode="r", allow_pickle=False), PURCHASE_FEATURES, key)
 
@@ -258,6 +267,8 @@ def parse_purchase(path: Path) -> NDArray[np.uint8]:
     """
     parts, lines_before = [], 0
     with path.open("rb") as file:
+        if file.read(len(BOM_UTF8)) != BOM_UTF8:
+            file.seek(0)
         while lines := file.readlines(1 << 24):
             parts.append(_parse_lines(path, lines, lines_before))
             lines_before += len(lines)
@@ -340,7 +351,8 @@ def sst2(folder: str, tokenizer: str = "roberta-base", max_length: int = 67) -> 
             with code of its own is refused.
         max_length: longest sentence in tokens; the competition's is 67.
     """
-    tables = [_read_sentences(_sentences_file(Path(folder), part)) for part in SST2_PARTS]
+    place = require.folder("dataset.records.folder", folder)
+    tables = [_read_sentences(_sentences_file(place, part)) for part in SST2_PARTS]
     sentences = [sentence for table in tables for sentence in table[0]]
     labels = torch.tensor([label for table in tables for label in table[1]])
     tokenize = _tokenizer(tokenizer)
@@ -397,15 +409,25 @@ def _is_tokenizer(kind: str) -> bool:
     return isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)
 
 
-SST2_PARTS = ("train", "validation")
+SST2_PARTS = {  # of the data set: its files' names, GLUE's own and the hub's among them
+    "train": ("train.parquet", "train.tsv", "train-00000-of-00001.parquet"),
+    "validation": (
+        "validation.parquet",
+        "validation.tsv",
+        "dev.tsv",
+        "validation-00000-of-00001.parquet",
+    ),
+}
+WITHIN = (".", "data", "sst2", "SST-2")  # folders that archives and the hub put them in
 
 
 def _sentences_file(folder: Path, part: str) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
-    for path in (folder / f"{part}.parquet", folder / f"{part}.tsv"):
-        if path.exists():
-            return path
+    for place in WITHIN:
+        for name in SST2_PARTS[part]:
+            if (path := folder / place / name).exists():
+                return path
     for repository, pattern in SST2_HUB.items():
         found = try_to_load_from_cache(repository, pattern.format(part), repo_type="dataset")
         if isinstance(found, str):
@@ -417,22 +439,32 @@ def _sentences_file(folder: Path, part: str) -> Path:
 
 
 def _read_sentences(path: Path) -> tuple[list[str], list[int]]:
+    """Sentences and labels of a table; names the first row whose sentence or label is none."""
+    table = _read_table(path)
+    columns = [str(name) for name in table.columns]
+    for column in ("sentence", "label"):
+        if columns.count(column) != 1:
+            raise InputError(f"{path}: must have one column {column}, got {columns!r:.200}.")
+    sentences, labels = table["sentence"].tolist(), table["label"].tolist()
+    if not sentences:
+        raise InputError(f"{path}: has no rows.")
+    for row, (sentence, label) in enumerate(zip(sentences, labels, strict=True)):
+        if not isinstance(sentence, str):
+            raise InputError(f"{path}: sentence of row {row} must be text, got {sentence!r:.80}.")
+        if str(label) not in ("0", "1"):
+            raise InputError(f"{path}: label of row {row} must be 0 or 1, got {label!r:.80}.")
+    return sentences, [int(label) for label in labels]
+
+
+def _read_table(path: Path) -> Any:
     import pandas as pd
 
     try:
         if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-        else:
-            texts = {"sentence": str, "label": str}  # or 1.0, true and +1 would be read as 1
-            table = pd.read_csv(path, sep="\t", quoting=3, keep_default_na=False, dtype=texts)
-        sentences, labels = table["sentence"].tolist(), table["label"].tolist()
-    except KeyError as error:
-        raise InputError(
-            f"{path}: column {error} is missing, got {list(table.columns)}."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a table: {error}") from error
-    for row, label in enumerate(labels):
-        if str(label) not in ("0", "1"):
-            raise InputError(f"{path}: label of row {row} must be 0 or 1, got {label}.")
-    return sentences, [int(label) for label in labels]
+            return pd.read_parquet(path)
+        texts = {"sentence": str, "label": str}  # or 1.0, true and +1 would be read as 1
+        return pd.read_csv(
+            path, sep="\t", quoting=3, keep_default_na=False, dtype=texts, encoding="utf-8-sig"
+        )
+    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+        raise InputError(f"{path}: cannot be read as a table: {first_line(error)}") from error

@@ -18,7 +18,7 @@ from mico_exp.common.terminal import warn_once
 from mico_exp.config import compose, options
 from mico_exp.config.compose import Cell
 from mico_exp.results.cell import Result, evaluate, write_predictions
-from mico_exp.results.plots import PHASE_STYLE, Curve, roc_plot, scores_plot
+from mico_exp.results.plots import PHASE_STYLE, Curve, png, roc_plot, scores_plot
 from mico_exp.results.scoring import RANKING_FPR
 from mico_exp.runs.record import (
     CONFIGURATION,
@@ -157,10 +157,10 @@ def _draw(scenario: str, record: CellRecord, result: Result, run: Run) -> None:
         shown = (solution, predictions) if phase == "train" else (None, None)
         points = result.predictions[phase].size
         curves.append(Curve(CALLED[phase], curve, points, PHASE_STYLE[phase], *shown))
-    roc_plot(title, curves).savefig(run.artifacts / ROC_PLOT)
+    (run.artifacts / ROC_PLOT).write_bytes(png(roc_plot(title, curves)))
     curve = result.curves["train"]
     threshold = float(curve.threshold[curve.place(RANKING_FPR)])
     figure = scores_plot(
         f"{title} (validation)", solution, predictions, result.out_models, threshold
     )
-    figure.savefig(run.artifacts / SCORES_PLOT)
+    (run.artifacts / SCORES_PLOT).write_bytes(png(figure))

@@ -134,7 +134,7 @@ def choose(
         about = f" ({others} are of other cells, data, models or code)" if others else ""
         raise InputError(
             f"No finished run of {', '.join(one.name for one in missing)} for the challenge "
-            f"{challenge.name} in {tracker.uri}{about}. {_advice(missing, selection)}"
+            f"{challenge.name} in {tracker.database.shown}{about}. {_advice(missing, selection)}"
         )
     _tell_failed(cells(tracker.failed(cells_of(challenge.name))), present, scenarios)
     by_id = {cell.run.id: cell for cell in runs}

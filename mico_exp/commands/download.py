@@ -16,9 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from mico_exp.challenge.archive import put_in_place, unpack, verify_md5
 from mico_exp.challenge.hub import Hub
 from mico_exp.challenge.phases import PHASES
+from mico_exp.common import require
 from mico_exp.common.atomic import exclusive
 from mico_exp.common.errors import InputError
-from mico_exp.common.signals import end_on_signals
 from mico_exp.config.typed import OPTIONS
 
 EXAMPLES = """\
@@ -37,7 +37,7 @@ def download(cfg: DictConfig, archives: Sequence[Path]) -> None:
         archives: files that are here already, or folders of them; nothing is fetched then.
     """
     wanted = cfg.archives[cfg.dataset]
-    folder = Path(cfg.paths.data) / wanted.challenge
+    folder = require.folder("paths.data", cfg.paths.data) / wanted.challenge
     here = _given(archives, list(wanted.files))
     hub = Hub(wanted.repository, cfg.repo_type, folder / ".download")
     for name, file in wanted.files.items():
@@ -138,7 +138,6 @@ def _place(hub: Hub, name: str, scenario: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    end_on_signals()
     parser = argparse.ArgumentParser(
         prog="python -m mico_exp.download",
         description="Fetch the competition's models, check them, and unpack them into the tree.",
@@ -178,8 +177,7 @@ def _configuration(overrides: list[str]) -> DictConfig:
     except OmegaConfBaseException as error:
         raise InputError(f"conf/download.yaml: {str(error).splitlines()[0]}") from error
     assert isinstance(merged, DictConfig)
-    if not str(merged.paths.data or "").strip():
-        raise InputError("`paths.data` must name a folder, got nothing.")
+    require.folder("paths.data", merged.paths.data)
     if chosen not in merged.archives:
         raise InputError(f"`dataset` must be one of {', '.join(merged.archives)}, got {chosen}.")
     return merged

@@ -37,7 +37,7 @@ from mico_exp.scores.estimate import check_epsilon
 
 def command(cfg: DictConfig) -> None:
     """Compare, draw and write."""
-    how = compose.choosing(cfg, cfg.reports)
+    how = compose.choosing(cfg, "reports")
     challenge, selection = how.challenge, how.selection
     scenarios = find_scenarios(challenge, selection)
     tracker = Tracker(challenge.name, Path.cwd(), create=False)

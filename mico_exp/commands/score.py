@@ -4,6 +4,8 @@
 """
 
 import argparse
+import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -150,4 +152,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     for phase, of_scenario in found.items():
         show(table(phase, of_scenario))
+    if (other := _choice_of_another(options.submission)) is not None:
+        print(f"{other} tells of another submission than this: select_best writes both.")
     return 0
+
+
+def _choice_of_another(path: Path) -> Path | None:
+    """The choice beside a submission, if it is not that of this one."""
+    beside = path.with_name(path.name.replace("predictions_", "selection_")).with_suffix(".json")
+    try:
+        told = json.loads(beside.read_text(encoding="utf-8"))["submission"]
+        same = told["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        return None if same or told["file"] != path.name else beside
+    except (OSError, ValueError, KeyError, TypeError):  # none is there, or one of before
+        return None

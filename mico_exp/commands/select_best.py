@@ -6,10 +6,12 @@ logs both as the run ``selection``. Truth of dev and final takes no part in the 
 here, what the chosen cell gives there is shown after the choice is made.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.table import Table
@@ -23,12 +25,12 @@ from mico_exp.commands.choosing import (
     describe_rule,
     find_scenarios,
 )
-from mico_exp.common.atomic import write_text
+from mico_exp.common.atomic import write_together
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import as_text, show
 from mico_exp.config import compose
 from mico_exp.config.compose import Selection
-from mico_exp.results.submission import write_submission
+from mico_exp.results.submission import pack_submission
 from mico_exp.runs import provenance
 from mico_exp.runs.record import TABLE, SelectionRecord
 from mico_exp.runs.tracking import Tracker
@@ -36,7 +38,7 @@ from mico_exp.runs.tracking import Tracker
 
 def command(cfg: DictConfig) -> None:
     """Select, package and log."""
-    how = compose.choosing(cfg, cfg.submissions)
+    how = compose.choosing(cfg, "submissions")
     challenge, selection = how.challenge, how.selection
     scenarios = find_scenarios(challenge, selection)
     for here in scenarios.values():
@@ -48,9 +50,12 @@ def command(cfg: DictConfig) -> None:
     chosen = choose(challenge, selection, tracker, scenarios)
     archive = how.folder / f"predictions_{challenge.name}.zip"
     predictions = {name: one.predictions for name, one in chosen.items()}
-    write_submission(archive, [here.scenario for here in scenarios.values()], predictions)
+    packed = pack_submission(archive, [here.scenario for here in scenarios.values()], predictions)
     report = how.folder / f"selection_{challenge.name}.json"
-    _write_report(report, challenge.name, selection, chosen, scenarios)
+    told = _report(challenge.name, selection, chosen, scenarios)
+    told["submission"] = {"file": archive.name, "sha256": hashlib.sha256(packed).hexdigest()}
+    text = json.dumps(told, indent=2, allow_nan=False) + "\n"
+    write_together({archive: packed, report: text.encode()})
     shown = table(challenge.name, chosen)
     record = _record(challenge.name, selection, chosen)
     with tracker.run(record.name, record.to_run().tags) as run:
@@ -63,15 +68,14 @@ def command(cfg: DictConfig) -> None:
     print(f"Runs: {tracker.address()}")
 
 
-def _write_report(
-    path: Path,
+def _report(
     challenge: str,
     selection: Selection,
     chosen: Mapping[str, Chosen],
     scenarios: Mapping[str, Here],
-) -> None:
+) -> dict[str, Any]:
     identity = choice_identity(selection, chosen)
-    report = {
+    return {
         "challenge": challenge,
         "rule": describe_rule(selection),
         "choice": identity.key,
@@ -81,7 +85,6 @@ def _write_report(
         },
         "contents": {name: here.identity.content for name, here in scenarios.items()},
     }
-    write_text(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def _record(challenge: str, selection: Selection, chosen: Mapping[str, Chosen]) -> SelectionRecord:

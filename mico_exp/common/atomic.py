@@ -5,20 +5,21 @@ import io
 import logging
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from numpy.typing import NDArray
 
-from mico_exp.common.errors import InputError
+from mico_exp.common.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
-FULL = {errno.ENOSPC, errno.EDQUOT}
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # Lustre, some FUSE, NFS
 
 
 def write_bytes(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
@@ -26,7 +27,31 @@ def write_bytes(path: Path, content: bytes | memoryview, *, durable: bool = True
 
     `durable` waits until the bytes are on the disk; leave it out only for what can be detected
     as torn and made again.
+
+    Raises:
+        InputError: the path cannot be written.
     """
+    _rename(_write_aside(path, content, durable), path)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write several files, as `write_bytes` does: all lie on the disk before any is renamed.
+
+    Raises:
+        InputError: one of them cannot be written.
+    """
+    written: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            written[path] = _write_aside(path, content, durable=True)
+        for path, temporary in written.items():
+            _rename(temporary, path)
+    finally:
+        for temporary in written.values():
+            _remove(temporary)
+
+
+def _write_aside(path: Path, content: bytes | memoryview, durable: bool) -> Path:
     temporary = _temporary(path)
     try:
         with _created(temporary) as file:
@@ -34,15 +59,30 @@ def write_bytes(path: Path, content: bytes | memoryview, *, durable: bool = True
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+    except OSError as error:
+        _remove(temporary)
+        raise _unwritable(path, error) from error
+    except BaseException:
+        _remove(temporary)
+        raise
+    return temporary
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    try:
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in FULL:
-            raise InputError(f"{path} cannot be written: {error.strerror}.") from error
-        raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        _remove(temporary)
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be written: {error.strerror or first_line(error)}.")
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _created(path: Path) -> BinaryIO:
@@ -78,15 +118,18 @@ def new_folder(path: Path) -> Iterator[Path]:
     `path` must not exist. What a killed process left under a temporary name is never taken for
     a finished folder, because the name starts with a dot.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    temporary.mkdir()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
         yield temporary
         for file in temporary.iterdir():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         os.rename(temporary, path)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _unwritable(path, error) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -107,18 +150,31 @@ def exclusive(lock: Path, doing: str) -> Iterator[None]:
 
     The operating system frees it when its holder ends, by whatever cause.
     """
-    holder = FileLock(lock)
+    holder: BaseFileLock | None = None
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        holder.acquire(timeout=0)
+        holder = _held(lock, 0)
     except Timeout:
         log.info("Waiting for another process that is %s", doing)
-        holder.acquire()
     except OSError as error:
-        if error.errno in FULL:
-            raise InputError(f"{lock} cannot be written: {error.strerror}.") from error
-        raise
+        raise _unwritable(lock, error) from error
+    holder = holder or _held(lock, -1)
     try:
         yield
     finally:
         holder.release()
+
+
+def _held(lock: Path, timeout: float) -> BaseFileLock:
+    """Take a lock; where the file system has none, by a file that is there while it is held."""
+    lock.touch()  # with the mode that the umask wants, so that a group can share it
+    mode = stat.S_IMODE(lock.stat().st_mode)
+    holder: BaseFileLock = FileLock(lock, mode=mode)
+    try:
+        holder.acquire(timeout=timeout)
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, Timeout) or getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
+        holder = SoftFileLock(lock.with_name(f"{lock.name}.held"), mode=mode)
+        holder.acquire(timeout=timeout)
+    return holder

@@ -1,4 +1,4 @@
-"""What a number that a person chooses must be, said in one way.
+"""What a number or a folder that a person chooses must be, said in one way.
 
 Text is no number, nor is `True`, which Python takes for 1. Where a value is something else than
 each function says, an `InputError` tells what was expected and what was found, text in quotes.
@@ -6,6 +6,7 @@ each function says, an `InputError` tells what was expected and what was found, 
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 from mico_exp.common.errors import InputError
@@ -47,6 +48,20 @@ def between(name: str, value: Any, low: float, high: float) -> None:
     """Want a number in (low, high), neither of which will do."""
     if not _is_number(value) or not low < value < high:
         raise _refused(name, f"a number in ({low:g}, {high:g})", value)
+
+
+def folder(name: str, value: Any) -> Path:
+    """Want the path of a folder, which need not be there; ``~`` is the user's own.
+
+    A folder named 2024 comes as a number.
+    """
+    text = str(value) if type(value) in (str, int) or isinstance(value, Path) else ""
+    if not text.strip() or "\0" in text:
+        raise InputError(f"`{name}` must name a folder, got {repr(value) if value else 'nothing'}.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # of a user that is not there
+        raise InputError(f"`{name}` must name a folder, got {value!r}: {error}") from error
 
 
 def _is_number(value: Any) -> bool:

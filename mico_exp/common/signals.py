@@ -1,28 +1,56 @@
-"""How a command ends that is told to stop."""
+"""How a command ends that is told to stop: by Ctrl-C, SIGTERM, or a terminal that is closed."""
 
+import os
 import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-_signals: list[int] = []  # that ended this process
+STOPPING = [getattr(signal, one) for one in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, one)]
+SAME = 0.5  # seconds in which a signal that comes twice was sent once: to a group and to its head
+_told: list[tuple[int, float]] = []  # the signal that told this process to end, and when
+_holding = 0  # blocks that are not to be cut off
 
 
 def end_on_signals() -> None:
-    """On Ctrl-C or SIGTERM say one line, close runs and exit with 128 + the signal's number.
+    """On the first signal say one line, close runs and exit with 128 + its number.
+
+    A second one ends the process at once. What is ignored when the process starts, as ``nohup``
+    ignores SIGHUP and a shell's ``&`` SIGINT, stays ignored.
 
     Python's own KeyboardInterrupt will not do: where it passes through ``exec`` of a string, as
     in the import of a dataclass, the interpreter kills itself in the end although it was caught.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+    for number in STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
 
 
-def ended_by() -> int | None:
-    """Tell the signal that ended this process, if one did."""
-    return _signals[0] if _signals else None
+def end_if_told() -> None:
+    """Exit if a signal came before: a library may have caught the exit that it led to."""
+    if _told and not _holding:
+        sys.exit(128 + _told[0][0])
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """Let a signal end the process after this block only, which must be short."""
+    global _holding
+    _holding += 1
+    try:
+        yield
+    finally:
+        _holding -= 1
+    end_if_told()
 
 
 def _end(number: int, frame: Any) -> None:  # noqa: ARG001
-    print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
-    _signals.append(number)
-    sys.exit(128 + number)
+    now = time.monotonic()
+    if not _told:
+        print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        _told.append((number, now))
+        end_if_told()
+    elif now - _told[0][1] > SAME:
+        os._exit(128 + number)

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from mico_exp.attacks.calibration import Formula
 from mico_exp.attacks.evidence import Attack
 from mico_exp.challenge.phases import PHASES
+from mico_exp.common import require
 from mico_exp.common.errors import InputError
 from mico_exp.config import options
 from mico_exp.config.making import make
@@ -150,10 +151,11 @@ def extracting(cfg: DictConfig) -> tuple[Setup, Mapping[str, Metric]]:
     return found, options.extracted_metrics(cfg)
 
 
-def choosing(cfg: DictConfig, folder: str) -> Choosing:
-    """Make what a choice works with, which writes into `folder`."""
+def choosing(cfg: DictConfig, key: str) -> Choosing:
+    """Make what a choice works with, which writes into the folder that `key` names."""
     how = selection(cfg)  # what is wrong with it is said first
-    return Choosing(challenge(cfg), how, Path(folder))
+    folder = require.folder(key, cfg[key])
+    return Choosing(challenge(cfg), how, folder)
 
 
 def challenge(cfg: DictConfig) -> Challenge:
@@ -252,7 +254,7 @@ def _scenario(name: str) -> DictConfig | None:
     """Option of a scenario; None where there is none of that name."""
     if name not in options.option_names("scenario"):
         return None
-    return options.option_of("scenario", name).scenario
+    return options.option_of("scenario", name)
 
 
 def _known_sample(cfg: DictConfig, option: DictConfig | None) -> tuple[int | None, int | None]:
@@ -348,15 +350,13 @@ def _switch(cfg: DictConfig, name: str, place: str = "compute") -> bool:
 
 def root(cfg: DictConfig) -> Path:
     """Root of the competition's tree."""
-    if not str(cfg.paths.data or "").strip():
-        raise InputError("`paths.data` must name a folder, got nothing.")
-    return Path(cfg.paths.data)
+    return require.folder("paths.data", cfg.paths.data)
 
 
 def store(cfg: DictConfig) -> ScoreStore:
     """Open the score store."""
     root(cfg)  # the store lies within, unless it is told to be elsewhere
-    return ScoreStore(Path(cfg.paths.store))
+    return ScoreStore(require.folder("paths.store", cfg.paths.store))
 
 
 def plots(cfg: DictConfig) -> bool:

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
@@ -73,7 +74,7 @@ def _offered_by(need: str) -> str:
 def _offers(group: str, name: str, need: str) -> bool:
     """Tell whether an option offers something; one that cannot be composed offers nothing."""
     try:
-        option = option_of(group, name)[group]
+        option = option_of(group, name)
     except Exception:
         return False
     if group == "scenario":
@@ -126,7 +127,11 @@ def _refusal_of(job: Sequence[str]) -> str | None:
 
 def _chosen(group: str, job: Sequence[str]) -> DictConfig:
     """Option of a group that overrides choose; others of theirs do not change it."""
-    return composed(*(text for text in job if is_of([group], text)))[group]
+    texts = [text for text in job if is_of([group], text)]
+    if len(texts) == 1 and (alone := re.fullmatch(rf"{group}=(?:'([^'\\]+)'|(\w+))", texts[0])):
+        return option_of(group, alone[1] or alone[2])
+    option: DictConfig = composed(*texts)[group]
+    return option
 
 
 def is_of(groups: Collection[str], override: str) -> bool:
@@ -164,7 +169,7 @@ def _allowed(names: Sequence[str], scenario: str, disclosed: bool) -> Sequence[s
 @cache
 def _needs_of_metric(name: str) -> tuple[str, ...]:
     try:
-        return tuple(option_of("metric", name).metric.get("needs") or ())
+        return tuple(option_of("metric", name).get("needs") or ())
     except Exception:
         return ()
 
@@ -211,7 +216,7 @@ def extracted_metrics(cfg: DictConfig) -> dict[str, Metric]:
 def _made_metrics(names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
     for name in names:
         try:
-            yield name, make(option_of("metric", name).metric.function)
+            yield name, make(option_of("metric", name).function)
         except Exception as error:  # whatever it is, it is no reason to stop the other metrics
             reason = first_line(error)
             log.warning("conf/metric/%s.yaml cannot be used, and is left out: %s", name, reason)
@@ -229,10 +234,30 @@ def composed(*overrides: str) -> Any:
     return compose("config", overrides=list(overrides))
 
 
-def option_of(group: str, name: str, *overrides: str) -> Any:
-    """Compose the main configuration with one option of a group, and some of its values changed."""
+@cache
+def option_of(group: str, name: str) -> DictConfig:
+    """An option of a group, as the main configuration has it where it is chosen."""
+    if (alone := _alone(group, name)) is not None:
+        return alone
     typed = f"{group}={name}" if name.isidentifier() else f"{group}='{name}'"
-    return composed(quote_choices(typed, [group]), *overrides)  # as a sweep's jobs have it
+    option: DictConfig = composed(quote_choices(typed, [group]))[group]  # as a sweep's jobs have it
+    return option
+
+
+def _alone(group: str, name: str) -> DictConfig | None:
+    """An option whose file says all of it; None where others have a say, or there is none.
+
+    Composing the whole configuration for it would take ten times as long.
+    """
+    loader = cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
+    found = loader.repository.load_config(f"{group}/{name}")
+    if found is None or found.defaults_list or found.header.get("package"):
+        return None
+    option = found.config
+    if not isinstance(option, DictConfig) or "${" in str(OmegaConf.to_container(option)):
+        return None
+    OmegaConf.set_struct(option, True)
+    return option
 
 
 @dataclass(frozen=True)
@@ -353,7 +378,7 @@ def _is_combined(group: str, name: str) -> bool:
 
 def _function(group: str, name: str) -> Any:
     """`_target_` and arguments of an option, as its file has them."""
-    return _plain(option_of(group, name)[group].function)
+    return _plain(option_of(group, name).function)
 
 
 def _plain(option: Any) -> Any:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mico_exp.common.errors import InputError
 from mico_exp.config.compose import plots
 from mico_exp.config.options import option_names, option_of
-from mico_exp.results.plots import heatmap
+from mico_exp.results.plots import heatmap, png
 from mico_exp.results.selection import newest
 from mico_exp.runs import provenance
 from mico_exp.runs.cells_alike import Cell, candidate, cells, judge, order_of, sizes_of
@@ -103,8 +103,9 @@ def draw_heatmaps(tracker: Tracker, challenge: str, grid: Grid) -> None:
             rows, columns = order_of(selected, grid.metrics, grid.formulas)
             one = group[0].record
             sizes = sizes_of(one.models["train"], 2 * (one.len_challenge or 0))
-            heatmap(name, selected, rows, columns, sizes).savefig(path)
-            (run.artifacts / path.name).write_bytes(path.read_bytes())
+            drawing = png(heatmap(name, selected, rows, columns, sizes))
+            path.write_bytes(drawing)
+            (run.artifacts / path.name).write_bytes(drawing)
             drawn[name] = selected
         counts = {name: len(one.cells) for name, one in drawn.items()}
         best = {name: one.verdict.tpr for name, one in drawn.items()}
@@ -139,4 +140,4 @@ def _real_name(group: str, name: str) -> str:
     """Name that an option gives itself: ``formula=midpoint`` is 0."""
     if name not in option_names(group):
         return name  # Hydra itself will refuse it
-    return str(option_of(group, name)[group].name)
+    return str(option_of(group, name).name)

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mico_exp.common.errors import InputError, first_line
+from mico_exp.common.errors import InputError, printable
 from mico_exp.common.fingerprints import FileFingerprints
 from mico_exp.models.architectures import DP_PREFIX, State, bare, ignored_keys
+from mico_exp.models.foreign import what_holds, what_is, why_unusable
 
 WEIGHTS = ("model.pt", "model.safetensors", "pytorch_model.bin")
 ZIP_START = b"PK\x03\x04"  # by which torch, too, tells its format since 1.6 from the older one
@@ -98,7 +99,7 @@ def check_weights(path: Path) -> str:
     except InputError:
         raise
     except Exception as error:  # whatever zipfile makes of flipped bits, torch of odd tensors
-        raise _unreadable(path, first_line(error)) from error
+        raise _unreadable(path, what_is(path, error)) from error
 
 
 def _check_sums(path: Path) -> None:
@@ -110,10 +111,13 @@ def _check_sums(path: Path) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         if (entry := archive.testzip()) is not None:
-            raise _unreadable(path, f"it is damaged: {entry} differs from its checksum.")
+            raise _unreadable(path, f"it is damaged: {printable(entry)} differs from its checksum.")
         for one in archive.infolist():
+            name = printable(one.filename)
             if one.external_attr & ZIP_FOLDER and not one.is_dir():
-                raise _unreadable(path, f"it is damaged: {one.filename} is marked as a folder.")
+                raise _unreadable(path, f"it is damaged: {name} is marked as a folder.")
+            if one.compress_type != zipfile.ZIP_STORED:  # what is mapped would be taken as it lies
+                raise ValueError(f"{name} is compressed, which torch does not do.")
 
 
 def _is_zip(path: Path) -> bool:
@@ -164,16 +168,20 @@ def _read_state(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     try:
         loaded = _read_tensors(path, mapped)
     except Exception as error:  # zip, pickle and OS errors alike mean: this file is no model
-        raise _unreadable(path, first_line(error)) from error
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise InputError(f"{path}: expected a state dict of tensors, got {type(loaded).__name__}.")
+        raise _unreadable(path, what_is(path, error)) from error
+    tensors = isinstance(loaded, dict) and all(isinstance(v, Tensor) for v in loaded.values())
+    if not tensors or not loaded:
+        raise InputError(f"{path}: expected a state dict of tensors, got {what_holds(loaded)}.")
     state: dict[str, Tensor] = {}
     for key, tensor in loaded.items():
         name = str(key).removeprefix(DP_PREFIX)
         if name in state:
             raise InputError(
-                f"{path}: key `{name}` must be there once, got it with and without `{DP_PREFIX}`."
+                f"{path}: key `{printable(name)}` must be there once, got it with and without "
+                f"`{DP_PREFIX}`."
             )
+        if wrong := why_unusable(tensor):
+            raise InputError(f"{path}: key `{printable(name)}` {wrong}.")
         state[name] = tensor.detach()  # parameters come as such
     return state
 
@@ -182,8 +190,8 @@ def _read_tensors(path: Path, mapped: bool) -> Any:
     if path.suffix == ".safetensors":
         return load_file(path)
     mapped = mapped and _is_zip(path)  # the format before torch 1.6 cannot be mapped
-    with warnings.catch_warnings():  # a damaged file's error follows, and others read well
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+    with warnings.catch_warnings():  # what is wrong is an error, here or at the next check
+        warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
@@ -202,7 +210,9 @@ def _check_fit(path: Path, state: State, expected: State) -> None:
             )
     if unexpected := [name for name in state if name not in expected]:
         name = unexpected[0]
-        raise InputError(f"{path}: key `{name}` of shape {tuple(state[name].shape)} is unexpected.")
+        raise InputError(
+            f"{path}: key `{printable(name)}` of shape {tuple(state[name].shape)} is unexpected."
+        )
 
 
 def not_finite(state: State) -> int:

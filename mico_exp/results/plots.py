@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, Roc
@@ -37,6 +37,8 @@ CLASS_STYLE: dict[str, dict[str, Any]] = {
     "non-members": {"color": BLUE},
 }
 DOT: dict[str, Any] = {"markeredgecolor": "black", "markersize": 4.5}
+# Whatever a user's matplotlibrc says; who draws is none of a style's business.
+STYLE = {key: value for key, value in rcParamsDefault.items() if not key.startswith("backend")}
 BINS = 60
 FEWEST = 50  # points, of which quantiles are drawn
 MOST_COUNTS = 25  # groups of numbers of out models
@@ -73,6 +75,7 @@ def _grid(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+@rc_context(STYLE)
 def roc_plot(title: str, curves: Sequence[Curve]) -> Figure:
     """Draw ROC curves with their bands, side by side on linear and on logarithmic axes.
 
@@ -108,10 +111,22 @@ def roc_plot(title: str, curves: Sequence[Curve]) -> Figure:
     logarithmic.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1))
     for axis in (logarithmic.xaxis, logarithmic.yaxis):  # plain text is quicker than 10⁻³ as maths
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(NullLocator())
+    _minor_ticks(logarithmic, lowest)
     below = (0.55 + 0.18 * rows) / plot.get_figheight()
-    plot.subplots_adjust(left=0.07, right=0.985, top=0.92, bottom=below, wspace=0.2)
+    plot.subplots_adjust(left=0.07, right=0.985, top=0.92, bottom=below, wspace=0.23)
     return plot
+
+
+def _minor_ticks(axes: Axes, lowest: float) -> None:
+    """Mark 2 … 9 times the powers of ten, as two lines: as ticks they take a third of the time."""
+    powers = 10.0 ** np.arange(np.floor(np.log10(lowest)), 0)
+    places = np.outer(powers, np.arange(2, 10)).ravel()
+    places = places[places > lowest]
+    zeros = np.zeros(len(places))
+    style: dict[str, Any] = {"color": "black", "linestyle": "", "markersize": 4, "clip_on": False}
+    axes.plot(places, zeros, marker=2, transform=axes.get_xaxis_transform(), **style)
+    axes.plot(zeros, places, marker=0, transform=axes.get_yaxis_transform(), **style)
 
 
 def _band(
@@ -131,6 +146,7 @@ def _mark_official(axes: Axes, curve: Roc, color: str) -> None:
     axes.plot(*zip(*shown, strict=True), "o", color=color, **DOT)
 
 
+@rc_context(STYLE)
 def scores_plot(
     title: str,
     solution: NDArray[np.bool_],
@@ -199,6 +215,7 @@ def _against_counts(
                       **CLASS_STYLE[name])  # fmt: skip
 
 
+@rc_context(STYLE)
 def png(figure: Figure) -> bytes:
     """Write a plot as a PNG image."""
     buffer = io.BytesIO()
@@ -206,6 +223,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+@rc_context(STYLE)
 def heatmap(
     title: str, selected: Selected, metrics: Sequence[str], formulas: Sequence[str], caption: str
 ) -> Figure:

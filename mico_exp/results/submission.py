@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from mico_exp.challenge.archive import DAMAGED
 from mico_exp.challenge.phases import SUBMITTED
 from mico_exp.challenge.tree import Scenario, split_line
-from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError, first_line
 
 Predictions = Mapping[str, NDArray[np.float32]]
@@ -30,13 +29,13 @@ ENCRYPTED = 0x1  # among the flags of a zip's entry
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date, so that equal predictions make equal files
 
 
-def write_submission(
+def pack_submission(
     path: Path, scenarios: Sequence[Scenario], predictions: Mapping[str, Predictions]
-) -> None:
-    """Write the zip, and check it by reading it back.
+) -> bytes:
+    """Make the zip, and check it by reading it back.
 
     Args:
-        path: of the zip.
+        path: that it is for, which errors name.
         scenarios: all scenarios of the challenge.
         predictions: scenario name → phase → (T, 2m) in [0, 1], in the order of the models.
     """
@@ -53,7 +52,7 @@ def write_submission(
     content = buffer.getvalue()
     longest = max(2 * scenario.sizes.challenge for scenario in scenarios)
     _check_complete(_read(path, io.BytesIO(content), longest), scenarios, path)
-    write_bytes(path, content)
+    return content
 
 
 def _line(row: NDArray[np.float32]) -> str:

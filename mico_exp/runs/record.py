@@ -19,6 +19,7 @@ ROC_PLOT = "roc.png"
 SCORES_PLOT = "scores.png"
 TABLE = "selection.txt"  # of a selection
 ERROR = "error"  # tag of a run that failed
+HOST, PROCESS = "host", "process"  # tags: where a run was made, and by which process
 VALIDATED_TPR = f"val/tpr_at_fpr_{RANKING_FPR}"
 VALIDATED_AUC = "val/auc"
 CELLS = "tags.kind = 'cell'"  # as MLflow's search has it

@@ -1,32 +1,33 @@
-"""The one module that knows MLflow: every run that is logged, and every run that is read back.
-
-Without ``MLFLOW_TRACKING_URI`` the database is ``mlflow.db`` and artifacts lie under ``mlruns/``,
-both in the working directory, where a plain ``mlflow ui`` finds them.
-"""
+"""Every run that is logged to MLflow, and every run that is read back."""
 
 import getpass
 import json
 import logging
 import os
+import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
 from packaging.version import Version
 
-from mico_exp.common.atomic import exclusive
+from mico_exp.common import signals
 from mico_exp.common.errors import InputError, first_line
-from mico_exp.common.redaction import clean, clean_logs, shown
-from mico_exp.runs.record import BEST_FIRST, CELLS, COLUMNS, ERROR, Entries
+from mico_exp.common.redaction import clean, clean_logs
+from mico_exp.runs import database
+from mico_exp.runs.database import Database
+from mico_exp.runs.record import BEST_FIRST, CELLS, COLUMNS, ERROR, HOST, PROCESS, Entries
 
 log = logging.getLogger(__name__)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -36,6 +37,7 @@ MAX_TAG = 5000  # MLflow refuses longer values
 UI = "http://127.0.0.1:5000"  # where `mlflow ui` answers
 VIEWS_SINCE = Version("3.15")  # runs tables with columns of one's own, by their address
 VIEW = "mico_exp"
+_ended: dict[str, set[str]] = {}  # experiments of databases whose dead runs this process has ended
 
 
 @dataclass
@@ -69,13 +71,13 @@ def reach(folder: Path) -> None:
     Raises:
         InputError: it does not.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or _local_database(folder, create=True)
-    with _asking(uri):
-        MlflowClient(uri).search_experiments(max_results=1)
+    found = database.find(folder, create=True)
+    with _asking(found):
+        MlflowClient(found.uri).search_experiments(max_results=1)
 
 
 @contextmanager
-def _asking(uri: str, fault: str = "cannot be used") -> Iterator[None]:
+def _asking(where: Database, fault: str = "cannot be used") -> Iterator[None]:
     """Make one line of whatever goes wrong: of MLflow, of the database, of the network.
 
     Its cause is not kept: libraries put the whole address in their errors, password and all.
@@ -86,8 +88,10 @@ def _asking(uri: str, fault: str = "cannot be used") -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        if where.folder is None:
+            database.check_answer(where.uri)  # a server that is gone says it at greater length
         reason = clean(first_line(error))
-        raise InputError(f"MLflow at {shown(uri)} {fault}: {reason}") from None
+        raise InputError(f"MLflow at {where.shown} {fault}: {reason}") from None
 
 
 class Tracker:
@@ -103,69 +107,85 @@ class Tracker:
     """
 
     def __init__(self, experiment: str, folder: Path, *, create: bool = True) -> None:
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        location = None if uri else (folder / "mlruns" / experiment).absolute().as_uri()
-        if not uri:
-            uri = _local_database(folder, create)
-        self.uri = shown(uri)
-        with _asking(uri):
-            self.client = MlflowClient(uri)
-            self.experiment_id = self._experiment(experiment, location, create)
+        self.database = database.find(folder, create=create)
+        self.artifacts = self.database.artifacts(experiment)
+        with self._asking("cannot be used"):
+            self.client = MlflowClient(self.database.uri)
+            self.experiment_id = self._experiment(experiment, create)
 
-    def _experiment(self, name: str, location: str | None, create: bool) -> str:
+    def _experiment(self, name: str, create: bool) -> str:
         if known := self.client.get_experiment_by_name(name):
             if known.lifecycle_stage != "active":
                 raise InputError(
-                    f"The MLflow experiment {name} in {self.uri} was deleted. Bring it back with: "
-                    f"mlflow experiments restore --experiment-id {known.experiment_id}"
+                    f"The MLflow experiment {name} in {self.database.shown} was deleted. Bring it "
+                    f"back with: mlflow experiments restore --experiment-id {known.experiment_id}"
                 )
-            return str(known.experiment_id)
+            number, location = str(known.experiment_id), str(known.artifact_location)
+            self.artifacts = database.own_artifacts(self.database, name, number, location)
+            return number
         if not create:
             raise InputError(
-                f"There is no MLflow experiment {name} in {self.uri}: run a sweep first."
+                f"There is no MLflow experiment {name} in {self.database.shown}: run a sweep first."
             )
+        place = self.artifacts.as_uri() if self.artifacts else None
         try:
-            return str(self.client.create_experiment(name, artifact_location=location))
+            return str(self.client.create_experiment(name, artifact_location=place))
         except MlflowException:
             # Another process was faster, or there is a real fault, which then shows here.
             if known := self.client.get_experiment_by_name(name):
                 return str(known.experiment_id)
             raise
 
+    def _end_dead(self) -> None:
+        """End what processes of this machine have left running that were killed."""
+        if self.experiment_id in _ended.setdefault(self.database.uri, set()):
+            return
+        _ended[self.database.uri].add(self.experiment_id)
+        with suppress(InputError), self._asking("lets no run be ended"):  # none fails for another
+            for run in self._search("RUNNING", {HOST: socket.gethostname()}):
+                if not _lives(run.tags.get(PROCESS, "")):
+                    self.client.set_terminated(run.id, "KILLED")
+
     @contextmanager
     def run(self, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
         """Open a run; what it was given is logged when the block ends, in two calls.
 
-        It ends as FINISHED, as FAILED with the error in the tag ``error``, or as KILLED.
+        It ends as FINISHED, as FAILED with the error in the tag ``error``, or as KILLED. One whose
+        process is killed outright ends as KILLED when the next one opens the experiment.
         """
+        self._end_dead()
         system = {"mlflow.runName": name, "mlflow.user": _user(), "mlflow.source.name": "mico_exp"}
-        with self._asking("takes no run"):
-            created = self.client.create_run(self.experiment_id, tags={**system, **tags})
-        status = "FINISHED"
+        system |= {HOST: socket.gethostname(), PROCESS: _process(os.getpid())}
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(created.info.run_id, Path(folder))
+            run, status = None, "KILLED"
             try:
+                with signals.whole(), self._asking("takes no run"):
+                    created = self.client.create_run(self.experiment_id, tags={**system, **tags})
+                    run = Run(created.info.run_id, Path(folder))
                 yield run
+                status = "FINISHED"
             except Exception as error:
                 status = "FAILED"
-                run.tags[ERROR] = clean(f"{type(error).__name__}: {error}")[:MAX_TAG]
-                raise
-            except BaseException:
-                status = "KILLED"
+                if run:
+                    run.tags[ERROR] = clean(f"{type(error).__name__}: {error}")[:MAX_TAG]
                 raise
             finally:
-                try:
-                    with self._asking("does not take what a run logs"):
-                        self._log(run)
-                except BaseException:
-                    status = "FAILED"
-                    raise
-                finally:
-                    with self._asking("does not end a run"):
-                        self.client.set_terminated(run.id, status)
+                if run:
+                    self._end(run, status)
+
+    def _end(self, run: Run, status: str) -> None:
+        try:
+            with self._asking("does not take what a run logs"):
+                self._log(run)
+        except BaseException:
+            status = "FAILED"
+            raise
+        finally:
+            with signals.whole(), self._asking("does not end a run"):
+                self.client.set_terminated(run.id, status)
 
     def _asking(self, fault: str) -> AbstractContextManager[None]:
-        return _asking(self.uri, fault)
+        return _asking(self.database, fault)
 
     def _log(self, run: Run) -> None:
         now = int(time.time() * 1000)
@@ -175,8 +195,13 @@ class Tracker:
             params=[Param(key, str(value)) for key, value in run.params.items()],
             tags=[RunTag(key, value) for key, value in run.tags.items()],
         )
-        if any(run.artifacts.iterdir()):
+        if not any(run.artifacts.iterdir()):
+            return
+        if self.artifacts is None:
             self.client.log_artifacts(run.id, str(run.artifacts))
+        else:
+            place = self.artifacts / run.id / "artifacts"
+            shutil.copytree(run.artifacts, place, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
     def finished(self, tags: Mapping[str, str]) -> list[LoggedRun]:
         """All finished runs that carry these tags, the newest first."""
@@ -210,7 +235,8 @@ class Tracker:
 
         Where MLflow knows no such view it is that of the plain table.
         """
-        base = self.uri.partition("?")[0].rstrip("/") if self.uri.startswith("http") else UI
+        shown = self.database.shown
+        base = shown.partition("?")[0].rstrip("/") if shown.startswith("http") else UI
         plain = f"{base}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
         if Version(version("mlflow")) < VIEWS_SINCE:
             return plain
@@ -234,6 +260,8 @@ class Tracker:
 
     def artifact(self, run_id: str, name: str, folder: Path) -> Path:
         """Fetch one artifact of a run into `folder`."""
+        if self.artifacts and (path := self.artifacts / run_id / "artifacts" / name).is_file():
+            return path
         with self._asking(f"gives no artifact {name} of run {run_id}"):
             return Path(self.client.download_artifacts(run_id, name, str(folder)))
 
@@ -256,21 +284,18 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _local_database(folder: Path, create: bool) -> str:
-    """Give the address of `mlflow.db`, after making it if it is not there.
+def _process(number: int) -> str:
+    """Name a process so that no later one is taken for it: its number and when it started."""
+    return f"{number} since {psutil.Process(number).create_time():.2f}"
 
-    A database that several processes open while it is being made stays broken for good; so one
-    makes it under another name, and the others find it whole.
-    """
-    path = folder.absolute() / "mlflow.db"
-    if not path.exists() and not create:
-        raise InputError(f"{path} does not exist: run a sweep first, or go to the folder of one.")
-    if not path.exists():
-        with exclusive(folder / ".mlflow.db.lock", "making the MLflow database"):
-            if not path.exists():
-                unfinished = path.with_name(".mlflow.db.tmp")
-                unfinished.unlink(missing_ok=True)
-                logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # "Creating tables"
-                MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
-                os.replace(unfinished, path)
-    return f"sqlite:///{path}"
+
+def _lives(name: str) -> bool:
+    number = name.partition(" ")[0]
+    if not number.isdecimal():
+        return True  # nobody says which process it is
+    try:
+        return _process(int(number)) == name
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:  # it is there, and somebody else's
+        return True

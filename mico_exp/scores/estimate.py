@@ -226,42 +226,54 @@ def check_vitals(scenario: Scenario, vitals: Vitals, solution: Mask) -> list[Fin
     return [Finding(scenario.path, f"{scenario.path}: {line}", fatal=False) for line in found]
 
 
-def estimate(
+class _Gradients(NamedTuple):
+    """Seconds of one model: whatever it is asked for, and for each point more."""
+
+    model: float
+    each: float
+
+
+class Rates(NamedTuple):
+    """Seconds that a network takes here: to load a model, for a score, and for its gradients."""
+
+    load: float
+    score: float
+    gradients: _Gradients
+
+
+def measure(
     scenario: Scenario,
     points: ChallengePoints,
     records: Records,
     architecture: Architecture,
     runner: ModelRunner,
     metrics: Mapping[str, Metric],
-) -> Cost:
-    """Estimate extraction by running some points through as many models as run at once."""
+) -> Rates:
+    """Run some points through as many models as run at once."""
     train = scenario.phases["train"]
     stackable = can_stack(architecture.make(train[0].path))
     together = [model.path for model in train[: MODELS_AT_ONCE if stackable else 1]]
     started = time.perf_counter()
     models = runner.load(architecture, together)
-    per_model = (time.perf_counter() - started) / len(together)
+    load = (time.perf_counter() - started) / len(together)
     some = np.random.default_rng(0).permutation(points.unique)[:POINTS_ASKED]
     asked = np.broadcast_to(some, (len(together), len(some)))
     runner.scores(models, records, asked[:, :1], {"loss": loss})  # imports what it needs
     seconds = _warm(lambda: runner.scores(models, records, asked, {"loss": loss}))
-    per_score = seconds / asked.size
+    gradients = _gradient_seconds(runner, records, some, train[0], architecture, metrics)
+    return Rates(load, seconds / asked.size, gradients)
+
+
+def estimate(scenario: Scenario, points: ChallengePoints, rates: Rates, metrics: int) -> Cost:
+    """Estimate the extraction of so many metrics from what was measured on the same network."""
+    count = sum(map(len, scenario.phases.values()))
     own = [rows.size for phase, rows in points.of_phase.items() if phase != "train"]
-    total = len(train) * len(points.unique) + sum(own)
+    total = len(scenario.phases["train"]) * len(points.unique) + sum(own)
     # Every model is read five times: for its hash, its checksums and its digest, to see whether
     # it fits, and to run.
-    seconds = per_score * total + 5 * per_model * sum(map(len, scenario.phases.values()))
-    gradients = _gradient_seconds(runner, records, some, train[0], architecture, metrics)
-    second_pass = gradients.model * sum(map(len, scenario.phases.values())) + gradients.each * total
-    stored = total * len(metrics) * BYTES_PER_SCORE
-    return Cost(len(points.unique), seconds, second_pass, stored)
-
-
-class _Gradients(NamedTuple):
-    """Seconds of one model: whatever it is asked for, and for each point more."""
-
-    model: float
-    each: float
+    seconds = rates.score * total + 5 * rates.load * count
+    second_pass = rates.gradients.model * count + rates.gradients.each * total
+    return Cost(len(points.unique), seconds, second_pass, total * metrics * BYTES_PER_SCORE)
 
 
 def _gradient_seconds(

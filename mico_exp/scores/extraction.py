@@ -201,18 +201,20 @@ class Extraction:
                 self._check_models(folders)
                 asked = self._asked([points for _, points in missing], metrics.values())
                 self._check_soundness(folders, asked)
-                groups = list(self._alike(missing, alone=family == GRADIENTS))
-                self._compute_all(groups, metrics, family)
+                together = self._together(folders[0], family)
+                self._compute_all(_alike(missing, together), together, metrics, family)
             return len(missing)
 
     def _compute_all(
         self,
         groups: Sequence[list[tuple[Task, Indices]]],
+        together: int,
         metrics: Mapping[str, Metric],
         family: str,
     ) -> None:
         work = Work(self.architecture, self.records, metrics, self.processor)
-        shards = (self._shard(group, metrics.values()) for group in groups)
+        filled = (self._filled(group, together) for group in groups)
+        shards = (self._shard(group, metrics.values()) for group in filled)
         title = f"Extracting {family} of {self.name} on {self.workers.describe(self.processor)}"
         with progress(title, sum(map(len, groups))) as bar:
             started, points = time.perf_counter(), 0
@@ -267,7 +269,7 @@ class Extraction:
         own = [points for rows in self.points.of_phase.values() for points in rows]
         self._check_soundness(folders, self._asked(own, ()))
         pairs = list(zip(folders, own, strict=True))
-        size = MODELS_AT_ONCE if can_stack(self.architecture.make(folders[0])) else 1
+        size = self._together(folders[0], LOGITS)
         groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
         work = Work(self.architecture, self.records, VITAL, self.processor)
         found = {name: np.empty((len(own), len(own[0]))) for name in VITAL}
@@ -401,19 +403,23 @@ class Extraction:
             return first
         return np.unique(np.concatenate([first, *others]))
 
-    def _alike(
-        self, missing: Sequence[tuple[Task, Indices]], *, alone: bool
-    ) -> Iterator[list[tuple[Task, Indices]]]:
-        """Cut into runs of models that lack equally many points, and so can be stacked.
+    def _together(self, folder: Path, family: str) -> int:
+        """How many models are run at once."""
+        stackable = family == LOGITS and can_stack(self.architecture.make(folder))
+        return MODELS_AT_ONCE if stackable else 1
 
-        alone: one by one all the same.
+    def _filled(
+        self, group: Sequence[tuple[Task, Indices]], together: int
+    ) -> Sequence[tuple[Task, Indices]]:
+        """Repeat the last model until there are as many as in an undisturbed run.
+
+        The last bit of a product may hang on how many are made at once. That of a run which goes
+        on where it was killed must not.
         """
-        for _, run in groupby(missing, key=lambda pair: len(pair[1])):
-            alike = list(run)
-            stackable = can_stack(self.architecture.make(alike[0][0].folder.path))
-            size = MODELS_AT_ONCE if stackable and not alone else 1
-            for start in range(0, len(alike), size):
-                yield alike[start : start + size]
+        task, _ = group[0]
+        before = task.row // together * together
+        wanted = min(together, len(self.scenario.phases[task.phase]) - before)
+        return [*group, *[group[-1]] * (wanted - len(group))]
 
     def _shard(
         self,
@@ -450,6 +456,21 @@ class Extraction:
             f"{len(column.points)} points, the first record {wrong[0]}, {told}. Has the training "
             "diverged? `compute.allow_nan=true` goes on without."
         )
+
+
+def _alike(
+    missing: Sequence[tuple[Task, Indices]], together: int
+) -> list[list[tuple[Task, Indices]]]:
+    """Cut into runs of models that lack equally many points, and so can be stacked.
+
+    Only models of the same `together` of a phase are, whichever of these are finished.
+    """
+
+    def place(pair: tuple[Task, Indices]) -> tuple[str, int, int]:
+        task, lacking = pair
+        return task.phase, task.row // together, len(lacking)
+
+    return [list(run) for _, run in groupby(missing, key=place)]
 
 
 @cache

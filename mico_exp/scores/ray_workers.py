@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ from mico_exp.scores.inference import Processor, Shard
 Result = TypeVar("Result")
 DEATHS = 3  # of a worker, until its shard counts as impossible
 SECONDS_TO_ANSWER = 10
+SECONDS_TO_WAIT, SECONDS_TO_SETTLE, SECONDS_BETWEEN = 600.0, 5.0, 0.5  # for what others use
+log = logging.getLogger(__name__)
 
 
 class Ray:
@@ -88,6 +91,7 @@ class Ray:
         import ray
 
         self._check_resources(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        count = self._count(ray.available_resources)
         kind = ray.remote(_Worker).options(
             num_cpus=0 if self.num_gpus else self.threads,
             num_gpus=1 / self.jobs_per_gpu if self.num_gpus else 0,
@@ -102,7 +106,7 @@ class Ray:
         ahead = iter(enumerate(shards))
         try:
             while True:
-                while len(running) < self.num_workers and (one := next(ahead, None)):
+                while len(running) < count and (one := next(ahead, None)):
                     if not idle:  # one only once there is work for it
                         idle.append(kind.remote(threads))
                         workers.append(idle[-1])
@@ -159,6 +163,36 @@ class Ray:
                 raise InputError(
                     f"`compute`: {wanted} {kind}s are asked for, Ray has {there.get(kind, 0):g}."
                 )
+
+    def _count(self, free: Callable[[], Mapping[str, float]]) -> int:
+        """How many workers there is room for now, of those asked for; waits while there is none.
+
+        Args:
+            free: gives what nobody uses at the moment.
+
+        Raises:
+            InputError: others have used all of it for ten minutes.
+        """
+        kind, each = ("GPU", 1 / self.jobs_per_gpu) if self.num_gpus else ("CPU", self.threads)
+        started = time.monotonic()
+        said = False
+        while (room := int(free().get(kind, 0) / each + 1e-6)) == 0:
+            waited = time.monotonic() - started
+            if waited > SECONDS_TO_WAIT:
+                raise InputError(
+                    f"`compute`: Ray's {kind}s are all in use, for {waited:,.0f} s now; a worker "
+                    f"needs {each:g}."
+                )
+            if waited > SECONDS_TO_SETTLE and not said:
+                log.info("Waiting for Ray: all of its %ss are in use", kind)
+                said = True
+            time.sleep(SECONDS_BETWEEN)
+        if room < self.num_workers and time.monotonic() - started < SECONDS_TO_SETTLE:
+            time.sleep(SECONDS_BETWEEN)  # workers of the last pass may be about to end
+            room = max(1, int(free().get(kind, 0) / each + 1e-6))
+        if room < self.num_workers:
+            log.info("Ray has room for %d of %d workers", room, self.num_workers)
+        return min(room, self.num_workers)
 
 
 _connected: list[tuple[str | None, int, int]] = []  # what Ray was started with here, if it was
