@@ -28,6 +28,7 @@ from mico_exp.common.signals import end_if_told
 from mico_exp.config.typed import (
     OPTIONS,
     check_choice,
+    check_folder,
     groups,
     name_challenge,
     quote_choices,
@@ -109,7 +110,7 @@ def _run(name: str, cfg: DictConfig) -> Any:
     """Run a command; what is wrong is said once, and a sweep goes on with its other jobs."""
     end_if_told()
     try:
-        _check_folder()
+        check_folder(HydraConfig.get())
         return importlib.import_module(f"mico_exp.commands.{name}").command(cfg)
     except Exception as error:
         message = _message(error)
@@ -135,19 +136,6 @@ def _message(error: Exception) -> str | None:
         return str(error)
     refused = None if isinstance(error, CompactHydraException) else of_system(error)
     return None if refused is None else refusal(refused)
-
-
-def _check_folder() -> None:
-    """Refuse a job in a folder of its own, where it would make data and a database of its own.
-
-    Raises:
-        InputError: ``hydra.job.chdir`` is set.
-    """
-    if HydraConfig.get().job.chdir:
-        raise InputError(
-            "`hydra.job.chdir` must be false: data, scores and runs belong to the folder that the "
-            "command is started in, got true."
-        )
 
 
 def _give_up_if_unreachable(error: Exception, number: int) -> None:

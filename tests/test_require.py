@@ -1,6 +1,7 @@
 """What is a number and what is none, in a table; and that what takes numbers asks so."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,3 +129,17 @@ def test_true_is_no_size():
         Plan(True, True, None)
     with pytest.raises(InputError, match=r"`len_training` must be a whole number .*, got True"):
         Sizes(10, True, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("data", "data"), (2024, "2024"), ("a?b #c%", "a?b #c%"), ("~/x", str(Path.home() / "x"))],
+)
+def test_a_folder_of_any_name(given, expected):
+    assert require.folder("paths.data", given) == Path(expected)
+
+
+@pytest.mark.parametrize("given", [None, "", "  ", True, 1.5, ["x"], "a\0b", "~nobody-of-here/x"])
+def test_what_is_no_folder(given):
+    with pytest.raises(InputError, match=r"^`paths\.store` must name a folder, got "):
+        require.folder("paths.store", given)

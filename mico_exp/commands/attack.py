@@ -85,6 +85,8 @@ def _attack(cell: Cell, record: CellRecord, run: Run) -> CellRecord:
         result = evaluate(evidence, cell.formula, truth)
     except InputError as error:
         raise InputError(f"{record.cell}: {error}") from error
+    for warning in result.warnings:
+        log.warning("%s: %s", record.name, warning)
     record = _noted(run, replace(record, figures=result.figures))
     write_predictions(run.artifacts / PREDICTIONS, result.predictions, result.truth["train"])
     if cell.plots:

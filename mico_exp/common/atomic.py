@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,9 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from numpy.typing import NDArray
 
 from mico_exp.common.errors import InputError, first_line
+
+if sys.platform != "win32":
+    import fcntl
 
 log = logging.getLogger(__name__)
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # Lustre, some FUSE, NFS
@@ -169,12 +173,21 @@ def _held(lock: Path, timeout: float) -> BaseFileLock:
     """Take a lock; where the file system has none, by a file that is there while it is held."""
     lock.touch()  # with the mode that the umask wants, so that a group can share it
     mode = stat.S_IMODE(lock.stat().st_mode)
-    holder: BaseFileLock = FileLock(lock, mode=mode)
-    try:
-        holder.acquire(timeout=timeout)
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, Timeout) or getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
-            raise
+    if _can_be_locked(lock):
+        holder: BaseFileLock = FileLock(lock, mode=mode)
+    else:
         holder = SoftFileLock(lock.with_name(f"{lock.name}.held"), mode=mode)
-        holder.acquire(timeout=timeout)
+    holder.acquire(timeout=timeout)
     return holder
+
+
+def _can_be_locked(path: Path) -> bool:
+    """Try whether the file system knows locks at all, by whomever this one is held."""
+    if sys.platform == "win32":
+        return True
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in NO_LOCKS
+    return True

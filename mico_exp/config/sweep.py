@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mico_exp.common.errors import InputError
 from mico_exp.config.compose import plots
 from mico_exp.config.options import option_names, option_of
+from mico_exp.config.typed import check_folder
 from mico_exp.results.plots import heatmap, png
 from mico_exp.results.selection import newest
 from mico_exp.runs import provenance
@@ -49,6 +50,7 @@ class Sweep(Callback):
         The first pass through a model computes them all.
         """
         try:
+            check_folder(config.hydra)
             reach(Path.cwd())
             shown = plots(config)
         except InputError as error:  # Hydra would only warn of it, and go on

@@ -116,3 +116,19 @@ def _quoted(value: Any) -> str:
     if isinstance(value, QuotedString):
         return value.with_quotes()
     return f"'{value}'" if isinstance(value, (bool, int, float)) else str(value)
+
+
+def check_folder(hydra: Any) -> None:
+    """Refuse jobs in folders of their own, where each would make data and a database of its own.
+
+    Args:
+        hydra: Hydra's own configuration.
+
+    Raises:
+        InputError: ``hydra.job.chdir`` is set.
+    """
+    if hydra.job.chdir:
+        raise InputError(
+            "`hydra.job.chdir` must be false: data, scores and runs belong to the folder that the "
+            "command is started in, got true."
+        )
