@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mico_exp.attacks.calibration import calibrate, scale
+from mico_exp.attacks.calibration import calibrate, scale, sees_gaps
 from mico_exp.attacks.evidence import Evidence
-from mico_exp.attacks.formulas import offset
+from mico_exp.attacks.formulas import offset, uncalibrated
 from mico_exp.challenge.points import ChallengePoints
 from mico_exp.common.errors import InputError
 from mico_exp.results import scoring, statistics
@@ -195,3 +195,66 @@ def test_predictions_run_no_code(tmp_path):
     with pytest.raises(InputError, match="cannot be read as predictions"):
         read_validation(path)
     assert not mark.exists()
+
+
+def test_figures_that_say_little_are_warned_of(world):
+    scores, points, truth = world
+    quiet = evaluate(evidence(scores, points), offset, truth)
+    assert quiet.warnings == ()
+    flat = Scores(
+        np.zeros_like(scores.shadow), {k: np.zeros_like(v) for k, v in scores.own.items()}
+    )
+    found = evaluate(evidence(flat, points), offset, truth)
+    assert found.warnings == tuple(
+        f"in {phase} all calibrated scores are equal, so they tell nothing"
+        for phase in ("validation", "dev")
+    )
+    nobody_out = replace(points, is_member=np.ones_like(points.is_member))
+    lacking = evaluate(evidence(scores, nobody_out), offset, truth)
+    assert lacking.warnings == tuple(
+        f"in {phase} the formula lacked shadow models at every point"
+        for phase in ("validation", "dev")
+    )
+
+
+def test_a_metric_by_itself_needs_no_shadow_model(world):
+    """One train model, which leaves itself out, or none of whose points anybody knows."""
+    scores, points, truth = world
+    columns = {"train": points.of_phase["train"][:1], "dev": points.of_phase["dev"]}
+    one = ChallengePoints(columns, points.unique, points.is_member[:1], points.solution[:1])
+    own = {"train": scores.own["train"][:1], "dev": scores.own["dev"]}
+    found = evaluate(evidence(Scores(scores.shadow[:1], own), one), uncalibrated, truth)
+    assert np.array_equal(found.predictions["train"], scale(own["train"]))
+    assert np.array_equal(found.predictions["dev"], scale(own["dev"]))
+    assert found.figures["val/auc"] == scoring.figures(one.solution, own["train"])["auc"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda s: s.astype(str), "must give real numbers, got <U"),
+        (lambda s: s + 1j, "must give real numbers, got complex128"),
+        (lambda _: "text", "must give real numbers, got <U4"),
+        (lambda _: None, "must give real numbers, got object"),
+        (lambda s: s[..., :3], r"must give shape \(8, 10\) for scores \(8, 10\), got \(8, 3\)"),
+        (lambda _: 1 / 0, "The formula fails: ZeroDivisionError: division by zero"),
+        (lambda s: s * np.inf, "calibrated scores are not finite"),
+    ],
+)
+def test_what_a_formula_of_ones_own_gives_is_told_as_its_own(world, given, said):
+    scores, points, truth = world
+    with pytest.raises(InputError, match=said):
+        evaluate(evidence(scores, points), lambda score, *_: given(score), truth)
+
+
+def test_a_formula_that_sees_gaps_gives_a_pair(world):
+    scores, points, truth = world
+    alone = sees_gaps(lambda score, *_: score)
+    with pytest.raises(InputError, match="its scores and where it lacked models, got ndarray"):
+        evaluate(evidence(scores, points), alone, truth)
+
+
+def test_lists_will_do(world):
+    scores, points, truth = world
+    found = evaluate(evidence(scores, points), lambda score, *_: score.tolist(), truth)
+    assert np.array_equal(found.predictions["dev"], scale(scores.own["dev"]))

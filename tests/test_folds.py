@@ -41,10 +41,19 @@ def test_points_have_folds_only_where_train_models_share_some(evidence):
     assert Folds.of(evidence.points, 4).point_folds == 2
 
 
-@pytest.mark.parametrize("folds", [2, 1, 0, 12, 3.0, True, None])
-def test_fewer_models_than_folds(evidence, folds):
-    with pytest.raises(InputError, match="`folds` must be a whole number from 3 to "):
+@pytest.mark.parametrize("folds", [2, 1, 0, 3.0, True, None])
+def test_too_few_folds(evidence, folds):
+    with pytest.raises(InputError, match="`folds` must be a whole number of at least 3"):
         Folds.of(evidence.points, folds)
+
+
+def test_fewer_models_than_folds_are_folds_of_their_own(evidence):
+    folds = Folds.of(evidence.points, 12)
+    assert sorted(folds.of_model) == list(range(11))
+    few = {"train": evidence.points.of_phase["train"][:2]}
+    points = replace(evidence.points, of_phase=few, is_member=evidence.points.is_member[:2])
+    with pytest.raises(InputError, match="train models needs at least 3 of them, got 2"):
+        Folds.of(points, 5)
 
 
 def test_sides_without_folds_are_sides_of_the_others(evidence):

@@ -36,11 +36,11 @@ def only(evidence, name):
     return replace(evidence, scores={name: evidence.scores[name]})
 
 
-@pytest.mark.parametrize("folds", [1, 2, 0, 25, 2.0, True])
-def test_fewer_models_than_folds(world, folds):
+@pytest.mark.parametrize("folds", [1, 2, 0, 2.0, True])
+def test_too_few_folds(world, folds):
     for attack in (Stack(folds=folds), Quantile(folds=folds)):
         evidence = world[0] if isinstance(attack, Stack) else only(world[0], "weak")
-        with pytest.raises(InputError, match="`folds` must be a whole number from 3 to "):
+        with pytest.raises(InputError, match="`folds` must be a whole number of at least 3"):
             attack(evidence)
     with pytest.raises(InputError, match="`folds` must be a whole number of at least 4"):
         StackSearch(folds=3)(world[0])

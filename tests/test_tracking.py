@@ -1,14 +1,21 @@
 import http.server
 import json
 import multiprocessing
+import os
+import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 import traceback
 
 import pytest
 from mlflow import MlflowClient
 
-from mico_exp.common.errors import InputError
+from mico_exp.common.errors import InputError, UnreachableError
+from mico_exp.runs import tracking
 from mico_exp.runs.tracking import Tracker
 
 
@@ -269,3 +276,113 @@ def test_an_experiment_of_five_thousand_runs(tmp_path):
     assert len({one.id for one in found}) == 5000
     assert {one.params["metric"] for one in found} == {"loss"}
     assert {one.metrics["val/auc"] for one in found} == {0.6}
+
+
+def test_runs_of_something_else_are_counted_and_not_read(folder):
+    tracker = Tracker("counted", folder)
+    for scenario, content in (("inf", "a"), ("inf", "b"), ("inf", "c"), ("hi", "b")):
+        with tracker.run("run", {"kind": "cell", "content": content}) as run:
+            run.params |= {"dataset": "digits", "scenario": scenario}
+    with pytest.raises(OSError, match="on purpose"), tracker.run("run", {"kind": "cell"}):
+        raise OSError("on purpose")
+    asked = {"kind": "cell"}, {"dataset": "digits", "scenario": "inf"}, {"content": "a"}
+    assert tracker.count_others(*asked) == 2
+    tracker.client.delete_run(tracker.finished({"content": "c"})[0].id)
+    assert tracker.count_others(*asked) == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mico_exp.runs.tracking import Tracker
+with Tracker("dead", Path(sys.argv[1])).run("killed", {}):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_run_whose_process_was_killed_ends_when_the_next_opens_the_experiment(folder):
+    dead = subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False)
+    assert dead.returncode == -signal.SIGKILL
+    tracker = Tracker("dead", folder)
+    (left,) = tracker._search("RUNNING", {})
+    alive, elsewhere, old = (
+        tracker.client.create_run(tracker.experiment_id, tags=tags).info.run_id
+        for tags in (
+            {"host": left.tags["host"], "process": tracking._process(os.getpid())},
+            {"host": "another", "process": left.tags["process"]},
+            {},
+        )
+    )
+    recycled = f"{os.getpid()} since 12.00"  # a later process of the same number
+    tags = {"host": left.tags["host"], "process": recycled}
+    gone = tracker.client.create_run(tracker.experiment_id, tags=tags).info.run_id
+    with tracker.run("next", {}) as run:
+        pass
+    status = {one: stored(tracker, one).info.status for one in (alive, elsewhere, old)}
+    assert set(status.values()) == {"RUNNING"}
+    assert {stored(tracker, one).info.status for one in (left.id, gone)} == {"KILLED"}
+    assert stored(tracker, run.id).info.status == "FINISHED"
+
+
+def test_a_folder_that_was_copied_has_artifacts_of_its_own(folder, tmp_path):
+    with Tracker("moved", folder).run("first", {}) as first:
+        (first.artifacts / "note.txt").write_text("first")
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    hidden = (folder / "mlruns" / "moved").rename(folder / "mlruns" / "hidden")
+    try:
+        tracker = Tracker("moved", copy)
+        with tracker.run("second", {}) as second:
+            (second.artifacts / "note.txt").write_text("second")
+        for run, text in ((first, "first"), (second, "second")):
+            found = tracker.artifact(run.id, "note.txt", tmp_path)
+            assert found.read_text() == text
+            assert found.is_relative_to(copy)
+            # MLflow's own pages find it too
+            uri = stored(tracker, run.id).info.artifact_uri
+            assert uri.startswith((copy / "mlruns" / "moved").as_uri())
+        assert not (folder / "mlruns" / "moved").exists()
+    finally:
+        hidden.rename(folder / "mlruns" / "moved")
+
+
+def test_an_experiment_that_others_have_made_keeps_its_place(folder, tmp_path):
+    Tracker("there", folder).client.create_experiment("theirs", (tmp_path / "apart").as_uri())
+    with Tracker("theirs", folder).run("run", {}) as run:
+        (run.artifacts / "note.txt").write_text("x")
+    assert [one.read_text() for one in (tmp_path / "apart").rglob("note.txt")] == ["x"]
+    assert not (folder / "mlruns" / "theirs").exists()
+
+
+def test_a_folder_of_any_name_keeps_its_own_database_which_a_group_can_share(tmp_path, monkeypatch):
+    place = tmp_path / "50%25 off? #1"
+    place.mkdir()
+    monkeypatch.chdir(place)  # as a command is
+    before = os.umask(0o002)
+    try:
+        with Tracker("team", place).run("run", {"kind": "cell"}) as run:
+            (run.artifacts / "note.txt").write_text("x")
+    finally:
+        os.umask(before)
+    assert [one.name for one in tmp_path.iterdir()] == [place.name]
+    modes = {one.name: one.stat().st_mode & 0o777 for one in place.iterdir()}
+    assert modes == {"mlflow.db": 0o664, ".mlflow.db.lock": 0o664, "mlruns": 0o775}
+    tracker = Tracker("team", place, create=False)
+    assert [one.id for one in tracker.finished({"kind": "cell"})] == [run.id]
+    assert tracker.artifact(run.id, "note.txt", tmp_path).read_text() == "x"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="MLflow keeps no runs in a folder whose name has"):
+        Tracker("team", place)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "postgresql://me@127.0.0.1:9/db", "mysql+x://127.0.0.1:9/db"]
+)
+def test_nobody_who_answers_is_known_at_once(tmp_path, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    started = time.monotonic()
+    with pytest.raises(
+        UnreachableError, match=r"127\.0\.0\.1:9 does not answer: Connection refused"
+    ):
+        tracking.reach(tmp_path)
+    assert time.monotonic() - started < 1  # MLflow alone asks a dead database for minutes

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mico_exp.common.arrays import Floats, Mask
-from mico_exp.common.errors import InputError
+from mico_exp.common.errors import InputError, first_line
 
 Function = TypeVar("Function", bound=Callable[..., object])
 FEWEST_OUT = 2  # the winner's threshold: with fewer out models, in models stand in for them
@@ -59,6 +59,18 @@ def sees_gaps(function: Function) -> Function:
 def copes_with_gaps(formula: Any) -> bool:
     """Tell whether a formula is marked by `sees_gaps`, and wants the models without stand-ins."""
     return getattr(formula.func if isinstance(formula, partial) else formula, "sees_gaps", False)
+
+
+def needs_no_shadows(function: Function) -> Function:
+    """Mark a formula, one that sees gaps, which looks at the target's own score alone."""
+    function.needs_no_shadows = True  # type: ignore[attr-defined]
+    return function
+
+
+def asks_nobody(formula: Any) -> bool:
+    """Tell whether a formula is marked by `needs_no_shadows`."""
+    bare = formula.func if isinstance(formula, partial) else formula
+    return getattr(bare, "needs_no_shadows", False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,19 +126,21 @@ def calibrate(
     scores = np.empty(own.shape)
     fell_back = np.zeros(3)
     out_models = np.empty(own.shape, dtype=np.int64)
-    gaps = copes_with_gaps(formula)
-    for some, gathered, is_in, is_out in shadows_of(shadow, is_member, columns, left_out):
+    gaps, alone = copes_with_gaps(formula), asks_nobody(formula)
+    fewest = 0 if alone else 1
+    for some, gathered, is_in, is_out in shadows_of(shadow, is_member, columns, left_out, fewest):
         out_models[some] = np.count_nonzero(is_out, axis=-2)
         nobody = ~(is_in | is_out).any(axis=-2)
-        known[some] &= ~nobody
+        if not alone:
+            known[some] &= ~nobody
         asked = np.where(known[some], own[some], 0)
         if gaps:
-            values, lacking = formula(asked, gathered, is_in, is_out)
-            fell_back[0] += np.count_nonzero(lacking)
+            values, lacking = _pair(_ask(formula, asked, gathered, is_in, is_out))
+            fell_back[0] += np.count_nonzero(_of_shape(lacking, asked.shape))
         else:
             is_in[..., 0, :] |= nobody  # any score will do, for the result is not used
             is_in, is_out, counts = stand_in(is_in, is_out)
-            values = formula(asked, gathered, is_in, is_out)
+            values = _ask(formula, asked, gathered, is_in, is_out)
             fell_back += [counts.sum(), *counts]
         scores[some] = _of_shape(values, asked.shape)
     scores[~known] = np.median(scores[known]) if known.any() else 0
@@ -140,17 +154,19 @@ def shadows_of(
     is_member: Mask,
     columns: NDArray[np.int64],
     left_out: NDArray[np.int64] | None = None,
+    fewest: int = 1,
 ) -> Iterator[tuple[slice, Floats, Mask, Mask]]:
     """Give the shadow models' scores at the targets' points, some targets at a time.
 
-    Arguments are those of `calibrate`. Yields which targets they are, the scores (t, S, P), and
-    masks (t, S, P) of the models that were and were not trained on the points.
+    Arguments are those of `calibrate`, and the fewest shadow models that will do. Yields which
+    targets they are, the scores (t, S, P), and masks (t, S, P) of the models that were and were
+    not trained on the points.
 
     Raises:
-        InputError: fewer than one shadow model is left.
+        InputError: fewer shadow models are left.
     """
     shadows = len(shadow) - (left_out is not None)
-    if shadows < 1:
+    if shadows < fewest:
         raise InputError(
             "Calibration needs at least one shadow model for each target, got "
             f"{len(shadow)} train model(s){' with one left out' if left_out is not None else ''}."
@@ -169,12 +185,34 @@ def shadows_of(
         yield some, gathered, is_in, is_out
 
 
-def _of_shape(values: Floats, shape: tuple[int, ...]) -> Floats:
-    if np.shape(values) != shape:
+def _ask(formula: Formula, *arguments: Any) -> Any:
+    try:
+        return formula(*arguments)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # whatever a user's own formula makes of it
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"The formula fails: {reason}") from error
+
+
+def _pair(found: Any) -> tuple[Any, Any]:
+    if not isinstance(found, tuple) or len(found) != 2:
         raise InputError(
-            f"A formula must give shape {shape} for scores {shape}, got {np.shape(values)}."
+            "A formula that sees gaps must give its scores and where it lacked models, got "
+            f"{type(found).__name__}."
         )
-    return values
+    return found
+
+
+def _of_shape(values: Any, shape: tuple[int, ...]) -> Floats:
+    found = np.asarray(values)
+    if found.dtype.kind not in "biuf":
+        raise InputError(f"A formula must give real numbers, got {found.dtype}.")
+    if found.shape != shape:
+        raise InputError(
+            f"A formula must give shape {shape} for scores {shape}, got {found.shape}."
+        )
+    return found
 
 
 def _check_finite(scores: Floats) -> None:

@@ -33,6 +33,7 @@ from mico_exp.attacks.sides import Side, joined, side
 from mico_exp.challenge.points import ChallengePoints
 from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices, Mask
+from mico_exp.common.errors import InputError
 
 FEWEST_FOLDS = 3  # one is scored, one is learnt from, and the others' models are its shadows
 POINT_FOLDS = 2  # where train models share points
@@ -56,12 +57,19 @@ class Folds:
     def of(cls, points: ChallengePoints, count: int, fewest: int = FEWEST_FOLDS) -> "Folds":
         """Draw `count` folds of models, and folds of points where train models share any.
 
+        Where there are fewer models than folds, each is a fold of its own.
+
         Raises:
-            InputError: fewer than `fewest` folds, or more than models.
+            InputError: fewer than `fewest` folds, or models.
         """
         columns = points.columns("train")
         models = len(columns)
-        require.whole("folds", count, fewest, models, advice=f"; there are {models} train models")
+        require.whole("folds", count, fewest)
+        if models < fewest:
+            raise InputError(
+                f"What learns from the train models needs at least {fewest} of them, got {models}."
+            )
+        count = min(count, models)
         of_model = np.random.default_rng(0).permutation(models) % count
         shared = len(np.unique(columns)) < columns.size
         order = np.random.default_rng(1).permutation(len(points.unique))

@@ -7,7 +7,7 @@ What is common to them is in `sides`. One small file in ``conf/formula`` makes a
 import numpy as np
 from scipy.special import log_ndtr
 
-from mico_exp.attacks.calibration import sees_gaps
+from mico_exp.attacks.calibration import needs_no_shadows, sees_gaps
 from mico_exp.attacks.sides import (
     PRIOR_SCORES,
     Side,
@@ -31,6 +31,7 @@ SCALES = ("all", "within", "shrunk", "pooled")
 CENTRES = ("mean", "median")
 
 
+@needs_no_shadows
 @sees_gaps
 def uncalibrated(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> tuple[Floats, Mask]:  # noqa: ARG001
     """s, the metric itself: no shadow model is asked."""

@@ -16,7 +16,7 @@ import numpy as np
 from mico_exp.challenge.tree import Scenario, read_truth
 from mico_exp.common.errors import InputError, printable
 from mico_exp.common.fingerprints import definition
-from mico_exp.common.identity import CellIdentity, ChoiceIdentity
+from mico_exp.common.identity import WORDS, CellIdentity, ChoiceIdentity
 from mico_exp.config.advice import advice
 from mico_exp.config.compose import Challenge, Selection
 from mico_exp.config.options import logged_code, option_names
@@ -31,7 +31,14 @@ from mico_exp.results.scoring import RANKING_FPR, roc
 from mico_exp.results.selection import Candidate, Selected, newest
 from mico_exp.results.statistics import LEVEL, SEED, intervals
 from mico_exp.runs.cells_alike import Cell, cells, halvings, judge, sort_out
-from mico_exp.runs.record import PREDICTIONS, CellRecord, cells_of, error_of
+from mico_exp.runs.record import (
+    PREDICTIONS,
+    CellRecord,
+    cells_of,
+    error_of,
+    of_content,
+    of_scenario,
+)
 from mico_exp.runs.tracking import LoggedRun, Tracker
 
 log = logging.getLogger(__name__)
@@ -107,11 +114,6 @@ def _advice(setups: Sequence[Setup], selection: Selection) -> str:
     return advice([one.options for one in setups], wanted)
 
 
-def finished_cells(challenge: str, tracker: Tracker) -> list[Cell]:
-    """All finished cells of the challenge, whatever they hang on."""
-    return cells(tracker.finished(cells_of(challenge)))
-
-
 def choose(
     challenge: Challenge,
     selection: Selection,
@@ -122,21 +124,24 @@ def choose(
 
     Without a preset by the rule on validation; with one the cell that it names.
     """
-    runs = finished_cells(challenge.name, tracker)
+    runs: list[Cell] = []
     present, missing, others = {}, [], 0
     for name, here in scenarios.items():
-        of_scenario = [cell for cell in runs if cell.record.folder == name]
-        present[name] = _present_cells(selection, name, here, of_scenario)
+        of_scenario, elsewhere = _finished(challenge, name, here, tracker)
+        present[name] = _present_cells(selection, name, here, of_scenario, elsewhere)
+        runs += of_scenario
         if not present[name]:
             missing.append(challenge.setups[name])
-            others += len(of_scenario)
+            others += len(of_scenario) + elsewhere
     if missing:
         about = f" ({others} are of other cells, data, models or code)" if others else ""
         raise InputError(
             f"No finished run of {', '.join(one.name for one in missing)} for the challenge "
             f"{challenge.name} in {tracker.database.shown}{about}. {_advice(missing, selection)}"
         )
-    _tell_failed(cells(tracker.failed(cells_of(challenge.name))), present, scenarios)
+    for name, here in scenarios.items():
+        tags = cells_of(challenge.name) | of_content(here.identity.content)
+        _tell_failed(name, cells(tracker.failed(tags)), present[name])
     by_id = {cell.run.id: cell for cell in runs}
     return {
         name: _judged(selection, tracker, scenarios[name], some, by_id)
@@ -144,17 +149,33 @@ def choose(
     }
 
 
+def _finished(
+    challenge: Challenge, name: str, here: Here, tracker: Tracker
+) -> tuple[list[Cell], int]:
+    """Finished cells of a scenario on what is there now, and how many are of something else.
+
+    An experiment may hold thousands of the latter, which nobody needs to read.
+    """
+    tags, content = cells_of(challenge.name), of_content(here.identity.content)
+    found = [one for one in cells(tracker.finished(tags | content)) if one.record.folder == name]
+    setup = challenge.setups[name]
+    params = of_scenario(setup.dataset, setup.scenario)
+    return found, tracker.count_others(tags, params, content) or 0
+
+
 def _present_cells(
-    selection: Selection, name: str, here: Here, some: Sequence[Cell]
+    selection: Selection, name: str, here: Here, some: Sequence[Cell], elsewhere: int
 ) -> list[Candidate]:
     """Cells of a scenario that can be compared, in the order of the options; tells of others."""
     found = sort_out(some, here.expected)
+    found.reasons[WORDS["content"]] += elsewhere
     for cell, reason in found.broken:
         shown = printable(cell.record.cell, 80)
         log.warning("%s: run %s, %s, is left out: %s.", name, cell.run.id, shown, reason)
-    if count := sum(found.reasons.values()):
-        reasons = ", ".join(f"{reason} ({n})" for reason, n in found.reasons.most_common())
-        log.warning("%s: %d of %d runs are left out: %s", name, count, len(some), reasons)
+    if count := found.reasons.total():
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in found.reasons.most_common() if n)
+        every = len(some) + elsewhere
+        log.warning("%s: %d of %d runs are left out: %s", name, count, every, reasons)
     wanted = selection.preset_cell(name)
     present = [one for one in found.present if wanted in (None, one.cell)]
     return newest(present, option_names("metric"), option_names("formula"))
@@ -254,25 +275,20 @@ def choice_identity(selection: Selection, chosen: Mapping[str, Chosen]) -> Choic
     )
 
 
-def _tell_failed(
-    failed: Sequence[Cell],
-    present: Mapping[str, Sequence[Candidate]],
-    scenarios: Mapping[str, Here],
-) -> None:
-    """Name the cells whose newest run failed, and which the choice goes on without."""
+def _tell_failed(name: str, failed: Sequence[Cell], present: Sequence[Candidate]) -> None:
+    """Name the cells of a scenario whose newest run failed, and which the choice goes on without.
+
+    A run that was refused before it had read any data is of no content, and not among them.
+    """
+    there = {one.cell: one.started for one in present}
     told = set()
     for run, record in failed:
-        name, cell = record.folder, record.cell
-        there = {one.cell: one.started for one in present.get(name, [])}
-        if name not in present or (name, cell) in told:
+        if record.folder != name or record.cell in told:
             continue
-        # A run without content was refused before it had read any data.
-        if record.identity.content != scenarios[name].identity.content:
-            continue
-        told.add((name, cell))
-        if there.get(cell, -1) < run.started:
-            what = "an older run of it is taken" if cell in there else "it is left out"
-            shown = printable(cell, 80), what, _why(run)
+        told.add(record.cell)
+        if there.get(record.cell, -1) < run.started:
+            what = "an older run of it is taken" if record.cell in there else "it is left out"
+            shown = printable(record.cell, 80), what, _why(run)
             log.warning("%s: the last run of %s failed, %s: %s", name, *shown)
 
 

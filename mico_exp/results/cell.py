@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mico_exp.attacks.calibration import Calibrated, Formula
 from mico_exp.attacks.evidence import Attack, Evidence
+from mico_exp.challenge.phases import CALLED
 from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError
 from mico_exp.results.scoring import Roc, figures_of, operating_points, roc
@@ -37,6 +38,7 @@ class Result:
         (``val/auc_low``, ``val/auc_high``), operating points, rates of the fall-backs.
     curves: ROC by phase, ``train`` first.
     out_models: (T, P) how many models beside the target were not trained on a validation point.
+    warnings: what makes figures of a phase say little.
     """
 
     predictions: Predictions
@@ -44,6 +46,7 @@ class Result:
     figures: dict[str, float]
     curves: dict[str, Roc]
     out_models: NDArray[np.int64]
+    warnings: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -75,7 +78,17 @@ def evaluate(
         values = _figures(solution, predictions[phase], curve)
         found |= {f"{SHOWN_AS[phase]}/{figure}": value for figure, value in values.items()}
         curves[phase] = curve
-    return Result(predictions, known, found, curves, calibrated["train"].out_models)
+    warnings = tuple(_warnings(calibrated))
+    return Result(predictions, known, found, curves, calibrated["train"].out_models, warnings)
+
+
+def _warnings(calibrated: Mapping[str, Calibrated]) -> Iterator[str]:
+    for phase, one in calibrated.items():
+        models = f"in {CALLED[phase]}"
+        if one.scores.size and one.scores.min() == one.scores.max():
+            yield f"{models} all calibrated scores are equal, so they tell nothing"
+        elif one.fallback_rate == 1:
+            yield f"{models} the formula lacked shadow models at every point"
 
 
 def calibrate_phases(evidence: Evidence, formula: Formula | Attack) -> dict[str, Calibrated]:

@@ -10,10 +10,11 @@ import os
 import socket
 import sqlite3
 import urllib.request
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 
@@ -23,6 +24,7 @@ from mico_exp.common.redaction import clean, shown
 
 NAME, ARTIFACTS = "mlflow.db", "mlruns"
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+CUTTING = set("?#%")  # what ends the path of an address, or stands for another letter
 SECONDS_TO_CONNECT = 5
 
 
@@ -79,10 +81,17 @@ def _make(path: Path) -> None:
 
 
 def _address(path: Path) -> str:
-    """Address of a database file: SQLite's own where the path has letters that end a plain one."""
-    if set("?#%") & set(str(path)):
-        return f"sqlite:///file:{quote(str(path))}?uri=true"
-    return _plain(path)
+    """Address of a database file: from the working directory where its letters end an address.
+
+    Raises:
+        InputError: they do even so.
+    """
+    if not CUTTING & set(str(path)):
+        return _plain(path)
+    near = os.path.relpath(path)
+    if CUTTING & set(near):
+        raise InputError(f"{path}: MLflow keeps no runs in a folder whose name has ?, # or %.")
+    return _plain(Path(near))
 
 
 def _plain(path: Path) -> str:
@@ -118,6 +127,41 @@ def _server(uri: str) -> tuple[str, int] | None:
     if scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
         return None
     return host, port
+
+
+def count_runs(
+    database: Database,
+    experiment: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+    without: Mapping[str, str],
+) -> int | None:
+    """Count the finished runs of an experiment; None where a server has them, which cannot.
+
+    Args:
+        database: that has them.
+        experiment: its number.
+        tags: that they carry.
+        params: that they have.
+        without: tags, none of which they carry.
+    """
+    if database.folder is None:
+        return None
+    has = (
+        "{}EXISTS (SELECT 1 FROM {} o WHERE o.run_uuid = r.run_uuid AND o.key = ? AND o.value = ?)"
+    )
+    wanted = [(has.format("", "tags"), *one) for one in tags.items()]
+    wanted += [(has.format("", "params"), *one) for one in params.items()]
+    wanted += [(has.format("NOT ", "tags"), *one) for one in without.items()]
+    conditions = " AND ".join(condition for condition, *_ in wanted)
+    values = [value for _, *pair in wanted for value in pair]
+    with closing(sqlite3.connect(database.folder / NAME)) as opened:
+        (count,) = opened.execute(
+            "SELECT count(*) FROM runs r WHERE r.experiment_id = ? AND r.status = 'FINISHED' "
+            f"AND r.lifecycle_stage = 'active' AND {conditions}",
+            (experiment, *values),
+        ).fetchone()
+    return int(count)
 
 
 def own_artifacts(database: Database, experiment: str, number: str, location: str) -> Path | None:

@@ -226,6 +226,16 @@ def cells_of(challenge: str, sweep: str | None = None) -> dict[str, str]:
     return {"kind": "cell", "challenge": challenge} | ({} if sweep is None else {"sweep": sweep})
 
 
+def of_content(content: str) -> dict[str, str]:
+    """Tags of runs on these models, records and seeds."""
+    return {"content": content}
+
+
+def of_scenario(dataset: str, scenario: str) -> dict[str, str]:
+    """Params of a scenario's runs."""
+    return {"dataset": dataset, "scenario": scenario}
+
+
 def error_of(run: Entries) -> str:
     """Why a run failed, in its own words; empty where it does not say."""
     return run.tags.get(ERROR, "")

@@ -207,6 +207,16 @@ class Tracker:
         """All finished runs that carry these tags, the newest first."""
         return self._search("FINISHED", tags)
 
+    def count_others(
+        self, tags: Mapping[str, str], params: Mapping[str, str], without: Mapping[str, str]
+    ) -> int | None:
+        """Count finished runs with these tags and params, but not those of `without`.
+
+        None where a server has them, which would have to send all of them to be counted.
+        """
+        with self._asking("does not count its runs"):
+            return database.count_runs(self.database, self.experiment_id, tags, params, without)
+
     def failed(self, tags: Mapping[str, str]) -> list[LoggedRun]:
         """All failed runs that carry these tags, the newest first; why is in the tag ``error``."""
         return self._search("FAILED", tags)

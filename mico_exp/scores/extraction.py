@@ -42,7 +42,7 @@ from mico_exp.scores.inference import (
     reference_of,
 )
 from mico_exp.scores.metrics import logit, margin
-from mico_exp.scores.soundness import Trial, about_logits, check_records, trial_of
+from mico_exp.scores.soundness import Trial, are_finite, check_records, trial_of
 from mico_exp.scores.store import Address, Column, ScoreStore, read_vitals, write_vitals
 from mico_exp.scores.table import Scores
 from mico_exp.scores.vitals import Vitals, findings
@@ -450,11 +450,13 @@ class Extraction:
 
     def _not_finite(self, task: Task, metric_name: str, column: Column) -> MetricError:
         folder, wrong = task.folder.path, column.points[~np.isfinite(column.scores)]
-        told = about_logits(self.architecture, folder, self.records, wrong[0])
+        why = "whose logits are not finite either. Has the training diverged?"
+        if are_finite(self.architecture, folder, self.records, wrong[0]):
+            why = "whose logits are finite. Does the metric overflow, or is it not defined there?"
         return MetricError(
             f"{folder}: metric `{metric_name}` is not finite at {len(wrong)} of "
-            f"{len(column.points)} points, the first record {wrong[0]}, {told}. Has the training "
-            "diverged? `compute.allow_nan=true` goes on without."
+            f"{len(column.points)} points, the first record {wrong[0]}, {why} "
+            "`compute.allow_nan=true` goes on without."
         )
 
 

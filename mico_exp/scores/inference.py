@@ -401,7 +401,10 @@ def _named(name: str) -> Iterator[None]:
         raise MetricError(f"metric `{name}` fails: {type(error).__name__}: {error}") from error
 
 
-def _check_shape(name: str, values: Tensor, logits: Tensor) -> None:
+def _check_shape(name: str, values: Any, logits: Tensor) -> None:
+    if not isinstance(values, Tensor) or values.is_complex():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise MetricError(f"metric `{name}` must give a tensor of real numbers, got {kind}.")
     if values.shape != logits.shape[:-1]:
         raise MetricError(
             f"metric `{name}` must give shape {tuple(logits.shape[:-1])} for logits "

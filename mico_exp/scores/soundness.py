@@ -319,12 +319,11 @@ def check_training(mlps: Stacked, records: Records) -> None:
     _Model(runner_on(Processor("cpu")), mlps, records, "`dataset.model`").check(points)
 
 
-def about_logits(architecture: Architecture, folder: Path, records: Records, record: int) -> str:
-    """Say of a record whose score is not finite whether the logits are."""
+def are_finite(architecture: Architecture, folder: Path, records: Records, record: int) -> bool:
+    """Tell whether a model's logits of a record are finite, whose score is not."""
     runner = runner_on(Processor("cpu"))
     one = _Model(runner, Alone(runner.load_one(architecture, folder)), records, str(folder))
-    is_finite = bool(one.logits(np.array([record])).isfinite().all())
-    return "whose logits are finite" if is_finite else "whose logits are not finite either"
+    return bool(one.logits(np.array([record])).isfinite().all())
 
 
 @dataclass(frozen=True, eq=False)
