@@ -158,7 +158,7 @@ def test_a_full_disk_under_the_output_fails_nothing():
         ("open('/')", "/ cannot be used: Is a directory."),
         ("os.mkdir('/dev/null/x')", "/dev/null/x cannot be used: Not a directory."),
         ("open('x' * 300, 'w')", f"{'x' * 300} cannot be used: File name too long."),
-        ("os.write(os.open('/dev/full', os.O_WRONLY), b'x')", "No space left on device."),
+        ("os.write(os.open('/dev/full', os.O_WRONLY), b'x')", "No space left on device: in /"),
         ("import tempfile; tempfile.mkdtemp()", "No usable temporary directory found in "),
     ],
 )

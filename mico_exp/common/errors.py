@@ -1,5 +1,11 @@
 """The exception whose message is meant for the user, and the first line of all others."""
 
+import errno
+import tempfile
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class InputError(ValueError):
     """A file, folder or choice that the user gave cannot be used.
@@ -39,6 +45,8 @@ def refusal(error: OSError) -> str:
     """Say in one line what the operating system refuses, and at which path where it says so."""
     reason = error.strerror or first_line(error)
     names = [printable(str(one), 1000) for one in (error.filename, error.filename2) if one]
+    if not names and error.errno in FULL:
+        return f"{reason}: in {Path.cwd()}, or in {tempfile.gettempdir()} for temporary files."
     if not names:
         return f"{reason[:1].upper()}{reason[1:]}."
     return f"{' → '.join(names)} cannot be used: {reason}."

@@ -86,7 +86,8 @@ def finish() -> None:
 def _challenges(folder: Path) -> list[str]:
     """Challenges that the jobs of a sweep belong to, from the configurations that they left."""
     configs = [OmegaConf.load(path) for path in sorted(folder.rglob(".hydra/config.yaml"))]
-    return list(dict.fromkeys(str(one.challenge) for one in configs))
+    names = [one.get("challenge") for one in configs if isinstance(one, DictConfig)]
+    return [str(name) for name in dict.fromkeys(names) if name]  # of a full disk they may be cut
 
 
 def draw_heatmaps(tracker: Tracker, challenge: str, grid: Grid) -> None:

@@ -14,18 +14,20 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from mlflow import MlflowClient
 
 from mico_exp.common.atomic import exclusive
-from mico_exp.common.errors import InputError, UnreachableError
+from mico_exp.common.errors import InputError, UnreachableError, first_line
 from mico_exp.common.redaction import clean, shown
 
 NAME, ARTIFACTS = "mlflow.db", "mlruns"
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 CUTTING = set("?#%")  # what ends the path of an address, or stands for another letter
 SECONDS_TO_CONNECT = 5
+# It tells of every table that it makes, and of errors at length, which are told here.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def find(folder: Path, *, create: bool) -> Database:
         raise InputError(f"{path} does not exist: run a sweep first, or go to the folder of one.")
     if not path.exists():
         _make(path)
+    _check_file(path)
     return Database(_address(path), _plain(path), path.parent)
 
 
@@ -75,9 +78,25 @@ def _make(path: Path) -> None:
             unfinished = path.with_name(".mlflow.db.tmp")
             unfinished.unlink(missing_ok=True)
             unfinished.touch()  # with the mode that the umask wants; SQLite's own is narrower
-            logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # "Creating tables"
-            MlflowClient(_address(unfinished)).search_experiments(max_results=1)
-            os.replace(unfinished, path)
+            try:
+                MlflowClient(_address(unfinished)).search_experiments(max_results=1)
+                os.replace(unfinished, path)
+            except Exception as error:  # whatever SQLAlchemy makes of a full disk
+                unfinished.unlink(missing_ok=True)
+                raise InputError(f"{path} cannot be made: {first_line(error)}.") from error
+
+
+def _check_file(path: Path) -> None:
+    """Try to open a database; MLflow would try for minutes.
+
+    Raises:
+        InputError: it cannot be.
+    """
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as opened:
+            opened.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise InputError(f"MLflow at {_plain(path)} cannot be used: {error}.") from error
 
 
 def _address(path: Path) -> str:

@@ -90,8 +90,13 @@ def _asking(where: Database, fault: str = "cannot be used") -> Iterator[None]:
     except Exception as error:
         if where.folder is None:
             database.check_answer(where.uri)  # a server that is gone says it at greater length
-        reason = clean(first_line(error))
-        raise InputError(f"MLflow at {where.shown} {fault}: {reason}") from None
+        raise InputError(f"MLflow at {where.shown} {fault}: {clean(_reason(error))}") from None
+
+
+def _reason(error: Exception) -> str:
+    """First line of an error that is about the error itself, and not about how it came up."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a")]
+    return lines[0] if lines else first_line(error)
 
 
 class Tracker:
@@ -157,21 +162,21 @@ class Tracker:
         system = {"mlflow.runName": name, "mlflow.user": _user(), "mlflow.source.name": "mico_exp"}
         system |= {HOST: socket.gethostname(), PROCESS: _process(os.getpid())}
         with tempfile.TemporaryDirectory() as folder:
-            run, status = None, "KILLED"
+            run = None
             try:
                 with signals.whole(), self._asking("takes no run"):
                     created = self.client.create_run(self.experiment_id, tags={**system, **tags})
                     run = Run(created.info.run_id, Path(folder))
                 yield run
-                status = "FINISHED"
-            except Exception as error:
-                status = "FAILED"
+            except BaseException as error:
                 if run:
-                    run.tags[ERROR] = clean(f"{type(error).__name__}: {error}")[:MAX_TAG]
+                    status = "FAILED" if isinstance(error, Exception) else "KILLED"
+                    if status == "FAILED":
+                        run.tags[ERROR] = clean(f"{type(error).__name__}: {error}")[:MAX_TAG]
+                    with suppress(InputError):  # the error that was first is the one to be told
+                        self._end(run, status)
                 raise
-            finally:
-                if run:
-                    self._end(run, status)
+            self._end(run, "FINISHED")
 
     def _end(self, run: Run, status: str) -> None:
         try:
@@ -201,7 +206,9 @@ class Tracker:
             self.client.log_artifacts(run.id, str(run.artifacts))
         else:
             place = self.artifacts / run.id / "artifacts"
-            shutil.copytree(run.artifacts, place, copy_function=shutil.copyfile, dirs_exist_ok=True)
+            place.mkdir(parents=True, exist_ok=True)
+            for file in run.artifacts.iterdir():
+                shutil.copyfile(file, place / file.name)
 
     def finished(self, tags: Mapping[str, str]) -> list[LoggedRun]:
         """All finished runs that carry these tags, the newest first."""
