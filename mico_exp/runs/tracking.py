@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from packaging.version import Version
 
 from mico_exp.common import signals
-from mico_exp.common.errors import InputError, first_line
+from mico_exp.common.errors import InputError, UnreachableError, first_line
 from mico_exp.common.redaction import clean, clean_logs
 from mico_exp.runs import database
 from mico_exp.runs.database import Database
@@ -179,15 +179,17 @@ class Tracker:
             self._end(run, "FINISHED")
 
     def _end(self, run: Run, status: str) -> None:
+        gone = False
         try:
             with self._asking("does not take what a run logs"):
                 self._log(run)
-        except BaseException:
-            status = "FAILED"
+        except BaseException as error:
+            status, gone = "FAILED", isinstance(error, UnreachableError)
             raise
         finally:
-            with signals.whole(), self._asking("does not end a run"):
-                self.client.set_terminated(run.id, status)
+            if not gone:  # else it would be asked once more, for seconds
+                with signals.whole(), self._asking("does not end a run"):
+                    self.client.set_terminated(run.id, status)
 
     def _asking(self, fault: str) -> AbstractContextManager[None]:
         return _asking(self.database, fault)
