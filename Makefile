@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test test-fast check bench findings clean
+.PHONY: help run test test-fast fuzz check bench findings clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ test: $(VENV)/.installed ## Run all tests
 
 test-fast: $(VENV)/.installed ## Run the tests that need no sweep, no Ray and no browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not commands"
+
+fuzz: $(VENV)/.installed ## Give every reader of files some thousand damaged ones
+	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py
 
 check: $(VENV)/.installed ## Lint, check formatting and types
 	$(BIN)/ruff check .

@@ -466,5 +466,5 @@ def _read_table(path: Path) -> Any:
         return pd.read_csv(
             path, sep="\t", quoting=3, keep_default_na=False, dtype=texts, encoding="utf-8-sig"
         )
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # whatever pandas and Arrow make of it
         raise InputError(f"{path}: cannot be read as a table: {first_line(error)}") from error

@@ -1,10 +1,12 @@
 """The exception whose message is meant for the user, and the first line of all others."""
 
 import errno
+import re
 import tempfile
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class InputError(ValueError):
@@ -24,8 +26,12 @@ class UnreachableError(InputError):
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of an error's message, or its kind where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """Give the first line of an error's message, or its kind where it has none.
+
+    It may hold what is in a file, and so is shown as `printable` has it, without colours.
+    """
+    lines = COLOURS.sub("", str(error)).splitlines()
+    return printable(lines[0] if lines else type(error).__name__, 500)
 
 
 def printable(text: str, longest: int = 200) -> str:

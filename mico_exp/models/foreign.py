@@ -16,7 +16,6 @@ NESTED = ("state_dict", "model_state_dict", "module_state_dict", "model")  # whe
 OPACUS = "a checkpoint of Opacus before 1.6, which holds code: save its `module_state_dict` alone"
 LOOK = 512  # bytes that tell a text
 REFUSED = re.compile(r"GLOBAL ([\w.]+)")  # what torch says that a pickle asks for
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def what_is(path: Path, error: BaseException) -> str:
@@ -73,7 +72,7 @@ def _pickle(error: BaseException) -> str:
     if found:
         return f"it is a pickled {printable(found[0])}, which is not unpickled: {SAVE}."
     # torch's own words go on to recommend loading without a check, which nobody should
-    line = COLOURS.sub("", first_line(error)).partition("(1)")[0].strip()
+    line = first_line(error).partition("(1)")[0].strip()
     return printable(line) if line and "weights_only" not in line else "it is no file of torch."
 
 
