@@ -8,7 +8,6 @@ import gc
 import importlib
 import logging
 import math
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +20,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from yaml import MarkedYAMLError
 
 from mico_exp.common import process
-from mico_exp.common.errors import InputError, UnreachableError, of_system, refusal
+from mico_exp.common.errors import UnreachableError
 from mico_exp.common.signals import end_if_told
 from mico_exp.config.typed import (
     OPTIONS,
@@ -89,7 +89,7 @@ def _refusals_in_one_line() -> Iterator[None]:
             try:
                 return func()
             except Exception as error:
-                if (message := _message(error)) is None or _wants_everything():
+                if (message := _message(error)) is None or process.wants_everything():
                     raise
                 sys.exit(message)
 
@@ -102,10 +102,6 @@ def _refusals_in_one_line() -> Iterator[None]:
         hydra_utils.run_and_report = report
 
 
-def _wants_everything() -> bool:
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"
-
-
 def _run(name: str, cfg: DictConfig) -> Any:
     """Run a command; what is wrong is said once, and a sweep goes on with its other jobs."""
     end_if_told()
@@ -114,7 +110,7 @@ def _run(name: str, cfg: DictConfig) -> Any:
         return importlib.import_module(f"mico_exp.commands.{name}").command(cfg)
     except Exception as error:
         message = _message(error)
-        if message is None or _wants_everything():
+        if message is None or process.wants_everything():
             raise
         job = HydraConfig.get()
         if job.mode == RunMode.RUN:
@@ -130,12 +126,14 @@ def _run(name: str, cfg: DictConfig) -> Any:
         return math.nan
 
 
-def _message(error: Exception) -> str | None:
-    """One line for what is not a defect: bad input, and what the operating system refuses."""
-    if isinstance(error, InputError):
-        return str(error)
-    refused = None if isinstance(error, CompactHydraException) else of_system(error)
-    return None if refused is None else refusal(refused)
+def _message(error: BaseException) -> str | None:
+    """One line for what is not a defect: bad input, an option file among it, and refusals."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}: line {mark.line + 1} cannot be read as YAML: {error.problem}."
+    if isinstance(error, CompactHydraException):  # Hydra says it in a line; some are an OSError too
+        return None
+    return process.one_line(error)
 
 
 def _give_up_if_unreachable(error: Exception, number: int) -> None:

@@ -80,8 +80,11 @@ def test_a_lock_holds_whether_or_not_the_file_system_has_any(tmp_path, monkeypat
     """No file system without locks is here, so its refusal is."""
     if number is not None:
 
-        def refused(*_):
-            raise OSError(number, os.strerror(number))
+        def refused(file, *_):
+            # NFS asks for a file that is open for reading and writing, or says EBADF
+            way = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+            found = number if way == os.O_RDWR else errno.EBADF
+            raise OSError(found, os.strerror(found))
 
         monkeypatch.setattr(fcntl, "flock", refused)
     lock = tmp_path / "place" / ".lock"
@@ -89,3 +92,11 @@ def test_a_lock_holds_whether_or_not_the_file_system_has_any(tmp_path, monkeypat
         with atomic.exclusive(lock, "testing"):
             assert _is_held(lock)
     assert not _is_held(lock)
+
+
+def test_a_folder_is_tried_before_long_work(tmp_path):
+    atomic.check_writable(tmp_path / "new" / "place")
+    assert list((tmp_path / "new" / "place").iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="file cannot be written into: Not a directory"):
+        atomic.check_writable(tmp_path / "file")

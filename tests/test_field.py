@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -66,7 +67,7 @@ def test_what_is_in_the_way_is_one_line(built, tmp_path, name, make, command):
     assert name in lines[-1]
 
 
-def test_an_absent_folder_for_temporary_files_is_one_line(built, tmp_path):
+def test_where_a_folder_for_temporary_files_is_absent_others_are_tried(built, tmp_path):
     shutil.copytree(built, tmp_path / "user")
     nowhere = {name: str(tmp_path / "nowhere") for name in ("TMPDIR", "TEMP", "TMP")}
     done = run(*CELL, cwd=tmp_path / "user", **nowhere)  # others are tried
@@ -163,3 +164,32 @@ def test_a_sweep_gives_up_where_its_server_is_gone(built, tmp_path):
     assert sum("does not answer: Connection refused" in line for line in lines) == 1
     assert lines[-1].startswith("The sweep ends with job #1: twice in a row there was no answer.")
     assert "#2 :" not in done.stdout
+
+
+BROKEN = {
+    "tabs": ("name: tabs\n\tfunction: x\n", "tabs.yaml: line 2 cannot be read as YAML: found"),
+    "twice": ("name: a\nname: b\n", "twice.yaml: line 2 cannot be read as YAML: found duplicate"),
+    "empty": ("", "metric/empty.yaml must give a `name`, got none."),
+}
+
+
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+@pytest.mark.parametrize("name", BROKEN)
+def test_option_files_of_ones_own_that_say_nothing(tmp_path, name, mode):
+    text, expected = BROKEN[name]
+    (tmp_path / "options" / "metric").mkdir(parents=True)
+    (tmp_path / "options" / "metric" / f"{name}.yaml").write_text(text)
+    own = ["--config-dir=options", f"metric={name}", "formula=0", "scenario=inf", *TINY]
+    lines = said(run("mico_exp", *own, *mode, cwd=tmp_path, status=1))
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+@pytest.mark.parametrize("name", ["solution.csv", "model.pt", "seed_training"])
+def test_a_pipe_in_a_models_place_is_not_waited_for(built, tmp_path, name):
+    shutil.copytree(built / "data", tmp_path / "data")
+    path = tmp_path / "data" / "digits" / "digits_inf" / "train" / "model_0" / name
+    path.unlink()
+    os.mkfifo(path)
+    (line,) = said(run(*CELL, cwd=tmp_path, status=1))
+    assert line.endswith(f"model_0/{name} must be a file, got a pipe, a socket or a device.")

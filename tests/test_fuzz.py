@@ -27,6 +27,7 @@ from mico_exp.results.cell import read_predictions, read_validation
 from mico_exp.results.submission import read_submission, submitted_models
 from mico_exp.scores import store
 
+pytestmark = pytest.mark.commands  # it takes long for what it is: not for `make test-fast`
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 LIKE = MLP([6, 5, 3])
 

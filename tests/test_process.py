@@ -199,3 +199,26 @@ def test_plots_are_the_same_whatever_the_users_matplotlib_wants(tmp_path):
         shown.append(out)
     assert shown[0].startswith(b"\x89PNG")
     assert shown[0] == shown[1]
+
+
+def test_a_signal_counts_while_nobody_reads_what_is_said():
+    """It comes while a line is being written, of which a pipe takes no more."""
+    body = """
+        import fcntl, logging, threading
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        for i in range(100000):
+            logging.info("a line of some length, so that the pipe is full before long")
+        print("went on")
+    """
+    process = start(body)
+    time.sleep(1.5)
+    status, out, _ = ended(process)
+    assert (status, out) == (143, "")
+
+
+def test_whoever_wants_everything_gets_a_traceback():
+    body = "from mico_exp.common.errors import InputError; raise InputError('wrong')"
+    asked = os.environ | {"HYDRA_FULL_ERROR": "1"}
+    assert ended(start(body))[::2] == (1, "wrong\n")
+    assert "Traceback" in ended(start(body, env=asked))[2]

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mico_exp.common.errors import InputError, UnreachableError
-from mico_exp.runs import tracking
+from mico_exp.runs import database, tracking
 from mico_exp.runs.tracking import Tracker
 
 
@@ -386,3 +386,42 @@ def test_nobody_who_answers_is_known_at_once(tmp_path, monkeypatch, uri):
     ):
         tracking.reach(tmp_path)
     assert time.monotonic() - started < 1  # MLflow alone asks a dead database for minutes
+
+
+@pytest.mark.parametrize(
+    ("uri", "proxies", "expected"),
+    [
+        ("http://host.here/", {}, ("host.here", 80)),
+        ("https://host.here:8080/x", {}, ("host.here", 8080)),
+        ("postgresql+psycopg2://me:pw@db/x", {}, ("db", 5432)),
+        ("mssql+pyodbc://me:pw@mydsn", {}, None),  # the name of a source, not of a host
+        ("sqlite:///mlflow.db", {}, None),
+        ("http://host.here", {"ALL_PROXY": "http://127.0.0.1:1"}, None),
+        ("http://host.here", {"http_proxy": "http://127.0.0.1:1"}, None),
+        ("http://x:y/z", {}, None),
+    ],
+)
+def test_who_is_to_answer(monkeypatch, uri, proxies, expected):
+    for name in ("ALL_PROXY", "all_proxy", "http_proxy", "HTTP_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    assert database._server(uri) == expected
+
+
+def test_a_name_that_is_none_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://a..b:5000")
+    with pytest.raises(InputError, match=r"cannot be used: a\.\.b:5000 does not answer"):
+        Tracker("team", tmp_path)
+
+
+def test_an_interrupt_while_a_run_is_logged_is_none_of_the_runs_failures(folder, monkeypatch):
+    tracker = Tracker("interrupted", folder)
+
+    def interrupted(*_, **__):
+        raise SystemExit(130)
+
+    monkeypatch.setattr(tracker.client, "log_batch", interrupted)
+    with pytest.raises(SystemExit), tracker.run("run", {}) as run:
+        run.metrics["value"] = 1.0
+    assert stored(tracker, run.id).info.status == "KILLED"

@@ -189,7 +189,7 @@ def purchase100(folder: str, store: str | None = None) -> Records:
         folder: holds the CSV, and may be read-only.
         store: where the array is kept, in ``records/``; None for the folder of the CSV.
     """
-    path = require.folder("dataset.records.folder", folder) / "dataset_purchase"
+    path = require.file(require.folder("dataset.records.folder", folder) / "dataset_purchase")
     if not path.exists():
         raise InputError(
             f"{path} is missing. Unpack dataset_purchase.tgz of "
@@ -370,6 +370,8 @@ def _tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if name.startswith("~"):
+        name = str(require.folder("dataset.records.tokenizer", name))
     try:
         if not (own := _own_code(name)):
             return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -427,7 +429,7 @@ def _sentences_file(folder: Path, part: str) -> Path:
     for place in WITHIN:
         for name in SST2_PARTS[part]:
             if (path := folder / place / name).exists():
-                return path
+                return require.file(path)
     for repository, pattern in SST2_HUB.items():
         found = try_to_load_from_cache(repository, pattern.format(part), repo_type="dataset")
         if isinstance(found, str):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mico_exp.challenge.phases import PHASES, SUBMITTED
 from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split, permutation, split
+from mico_exp.common import require
 from mico_exp.common.errors import InputError
 
 
@@ -214,7 +215,7 @@ def read_model(path: Path) -> ModelFolder:
 def read_seed(path: Path) -> int:
     """Read one integer in [0, 2^63 - 1] from a text file."""
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = require.file(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: a seed must be readable as text, got: {error}.") from error
     if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > MAX_SEED:
@@ -254,7 +255,7 @@ def read_epsilon(path: Path) -> float | None:
         InputError: it is no positive number.
     """
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = require.file(path).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -272,7 +273,7 @@ def read_solution(path: Path, length: int | None = None) -> NDArray[np.bool_]:
         InputError: it cannot be read, or holds another number of values or other values.
     """
     try:
-        values = split_line(path, path.read_bytes())
+        values = split_line(path, require.file(path).read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}.") from error
     expected = f"expected one line of {'' if length is None else f'{length} '}values 0 or 1"

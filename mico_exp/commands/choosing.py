@@ -125,16 +125,19 @@ def choose(
     Without a preset by the rule on validation; with one the cell that it names.
     """
     runs: list[Cell] = []
-    present, missing, others = {}, [], 0
+    present, missing, others, uncounted = {}, [], 0, False
     for name, here in scenarios.items():
         of_scenario, elsewhere = _finished(challenge, name, here, tracker)
         present[name] = _present_cells(selection, name, here, of_scenario, elsewhere)
         runs += of_scenario
         if not present[name]:
             missing.append(challenge.setups[name])
-            others += len(of_scenario) + elsewhere
+            others += len(of_scenario) + (elsewhere or 0)
+            uncounted |= elsewhere is None
     if missing:
         about = f" ({others} are of other cells, data, models or code)" if others else ""
+        if uncounted:
+            about = " (there are runs of other data or models)"
         raise InputError(
             f"No finished run of {', '.join(one.name for one in missing)} for the challenge "
             f"{challenge.name} in {tracker.database.shown}{about}. {_advice(missing, selection)}"
@@ -151,8 +154,10 @@ def choose(
 
 def _finished(
     challenge: Challenge, name: str, here: Here, tracker: Tracker
-) -> tuple[list[Cell], int]:
+) -> tuple[list[Cell], int | None]:
     """Finished cells of a scenario on what is there now, and how many are of something else.
+
+    None for some that a server does not count.
 
     An experiment may hold thousands of the latter, which nobody needs to read.
     """
@@ -160,21 +165,23 @@ def _finished(
     found = [one for one in cells(tracker.finished(tags | content)) if one.record.folder == name]
     setup = challenge.setups[name]
     params = of_scenario(setup.dataset, setup.scenario)
-    return found, tracker.count_others(tags, params, content) or 0
+    return found, tracker.count_others(tags, params, content)
 
 
 def _present_cells(
-    selection: Selection, name: str, here: Here, some: Sequence[Cell], elsewhere: int
+    selection: Selection, name: str, here: Here, some: Sequence[Cell], elsewhere: int | None
 ) -> list[Candidate]:
     """Cells of a scenario that can be compared, in the order of the options; tells of others."""
     found = sort_out(some, here.expected)
-    found.reasons[WORDS["content"]] += elsewhere
+    if elsewhere is None:
+        log.warning("%s: runs on %s are left out", name, WORDS["content"])
+    found.reasons[WORDS["content"]] += elsewhere or 0
     for cell, reason in found.broken:
         shown = printable(cell.record.cell, 80)
         log.warning("%s: run %s, %s, is left out: %s.", name, cell.run.id, shown, reason)
     if count := found.reasons.total():
         reasons = ", ".join(f"{reason} ({n})" for reason, n in found.reasons.most_common() if n)
-        every = len(some) + elsewhere
+        every = len(some) + (elsewhere or 0)
         log.warning("%s: %d of %d runs are left out: %s", name, count, every, reasons)
     wanted = selection.preset_cell(name)
     present = [one for one in found.present if wanted in (None, one.cell)]

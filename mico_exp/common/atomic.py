@@ -17,6 +17,7 @@ import numpy as np
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from numpy.typing import NDArray
 
+from mico_exp.common import signals
 from mico_exp.common.errors import InputError, first_line
 
 if sys.platform != "win32":
@@ -48,11 +49,27 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     try:
         for path, content in contents.items():
             written[path] = _write_aside(path, content, durable=True)
-        for path, temporary in written.items():
-            _rename(temporary, path)
+        with signals.whole():
+            for path, temporary in written.items():
+                _rename(temporary, path)
     finally:
         for temporary in written.values():
             _remove(temporary)
+
+
+def check_writable(folder: Path) -> None:
+    """Try whether a folder can be written into, before long work; it is made if it is not there.
+
+    Raises:
+        InputError: it cannot.
+    """
+    probe = _temporary(folder / "probe")
+    try:
+        _created(probe).close()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written into: {error.strerror}.") from error
+    finally:
+        _remove(probe)
 
 
 def _write_aside(path: Path, content: bytes | memoryview, durable: bool) -> Path:
@@ -152,14 +169,16 @@ def remove_leftovers(folder: Path) -> None:
 def exclusive(lock: Path, doing: str) -> Iterator[None]:
     """Hold a lock between processes on this machine; say so when another one has it.
 
-    The operating system frees it when its holder ends, by whatever cause.
+    The operating system frees it when its holder ends, by whatever cause; where there are no locks,
+    the next one does that sees that its holder is gone.
     """
     holder: BaseFileLock | None = None
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         holder = _held(lock, 0)
     except Timeout:
-        log.info("Waiting for another process that is %s", doing)
+        marker = lock if _can_be_locked(lock) else _marker(lock)
+        log.info("Waiting for another process that is %s (by %s)", doing, marker)
     except OSError as error:
         raise _unwritable(lock, error) from error
     holder = holder or _held(lock, -1)
@@ -176,16 +195,20 @@ def _held(lock: Path, timeout: float) -> BaseFileLock:
     if _can_be_locked(lock):
         holder: BaseFileLock = FileLock(lock, mode=mode)
     else:
-        holder = SoftFileLock(lock.with_name(f"{lock.name}.held"), mode=mode)
+        holder = SoftFileLock(_marker(lock), mode=mode)
     holder.acquire(timeout=timeout)
     return holder
+
+
+def _marker(lock: Path) -> Path:
+    return lock.with_name(f"{lock.name}.held")
 
 
 def _can_be_locked(path: Path) -> bool:
     """Try whether the file system knows locks at all, by whomever this one is held."""
     if sys.platform == "win32":
         return True
-    with path.open("ab") as file:
+    with path.open("a+b") as file:  # NFS asks for both, to say what it cannot do
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:

@@ -23,14 +23,25 @@ def command() -> Iterator[None]:
     except SystemExit:
         signals.end_if_told()  # Ray turns the status into 1
         raise
-    except InputError as error:
-        sys.exit(str(error))
     except Exception as error:
         signals.end_if_told()  # what broke off may have been a library's own clean-up
-        if (refused := of_system(error)) is None:
+        if (message := one_line(error)) is None or wants_everything():
             raise
-        sys.exit(refusal(refused))
+        sys.exit(message)
     signals.end_if_told()
+
+
+def one_line(error: BaseException) -> str | None:
+    """What is said of an error that is no defect: of bad input, or what the system refuses."""
+    if isinstance(error, InputError):
+        return str(error)
+    refused = of_system(error)
+    return None if refused is None else refusal(refused)
+
+
+def wants_everything() -> bool:
+    """Tell whether whoever runs this wants a traceback of whatever goes wrong."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def run(main: Callable[[], int]) -> None:

@@ -1,4 +1,4 @@
-"""What a number or a folder that a person chooses must be, said in one way.
+"""What a number, a file or a folder that a person gives must be, said in one way.
 
 Text is no number, nor is `True`, which Python takes for 1. Where a value is something else than
 each function says, an `InputError` tells what was expected and what was found, text in quotes.
@@ -6,6 +6,7 @@ each function says, an `InputError` tells what was expected and what was found, 
 """
 
 import math
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,17 @@ def between(name: str, value: Any, low: float, high: float) -> None:
     """Want a number in (low, high), neither of which will do."""
     if not _is_number(value) or not low < value < high:
         raise _refused(name, f"a number in ({low:g}, {high:g})", value)
+
+
+def file(path: Path) -> Path:
+    """Want a plain file, if anything is there: a pipe would be waited for, and a device read on."""
+    try:
+        kind = path.stat().st_mode
+    except OSError:  # whoever opens it says why
+        return path
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise InputError(f"{path} must be a file, got a pipe, a socket or a device.")
+    return path
 
 
 def folder(name: str, value: Any) -> Path:

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 STOPPING = [getattr(signal, one) for one in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, one)]
@@ -49,8 +49,9 @@ def whole() -> Iterator[None]:
 def _end(number: int, frame: Any) -> None:  # noqa: ARG001
     now = time.monotonic()
     if not _told:
-        print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
         _told.append((number, now))
+        with suppress(OSError):  # not by `print`, which may be what was interrupted
+            os.write(2, b"Interrupted; the same command goes on where it stopped.\n")
         end_if_told()
     elif now - _told[0][1] > SAME:
         os._exit(128 + number)

@@ -21,6 +21,7 @@ from mico_exp.attacks.calibration import Formula
 from mico_exp.attacks.evidence import Attack
 from mico_exp.challenge.phases import PHASES
 from mico_exp.common import require
+from mico_exp.common.atomic import check_writable
 from mico_exp.common.errors import InputError
 from mico_exp.config import options
 from mico_exp.config.making import make
@@ -155,6 +156,7 @@ def choosing(cfg: DictConfig, key: str) -> Choosing:
     """Make what a choice works with, which writes into the folder that `key` names."""
     how = selection(cfg)  # what is wrong with it is said first
     folder = require.folder(key, cfg[key])
+    check_writable(folder)
     return Choosing(challenge(cfg), how, folder)
 
 

@@ -88,6 +88,10 @@ def check_cell(cfg: DictConfig) -> None:
     Raises:
         InputError: it has none, and why.
     """
+    for group in CELL:
+        if not OmegaConf.is_dict(cfg[group]) or not cfg[group].get("name"):
+            chosen = HydraConfig.get().runtime.choices.get(group)
+            raise InputError(f"{group}/{chosen}.yaml must give a `name`, got none.")
     if (reason := refusal(cfg.metric, cfg.formula, cfg.scenario)) is not None:
         raise InputError(f"{cfg.scenario.name}/{cfg.metric.name}/{cfg.formula.name}: {reason}.")
 

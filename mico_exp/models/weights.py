@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mico_exp.common import require
 from mico_exp.common.errors import InputError, printable
 from mico_exp.common.fingerprints import FileFingerprints
 from mico_exp.models.architectures import DP_PREFIX, State, bare, ignored_keys
@@ -44,7 +45,7 @@ def model_files(folder: Path) -> list[Path]:
         raise InputError(f"{folder} holds no weights: expected one of {', '.join(WEIGHTS)}.")
     if len(found) > 1:
         raise InputError(_several(folder, found))
-    return [folder / name for name in (*found, "config.json") if name in names]
+    return [require.file(folder / name) for name in (*found, "config.json") if name in names]
 
 
 def _several(folder: Path, names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mico_exp.challenge.archive import DAMAGED
 from mico_exp.challenge.phases import SUBMITTED
 from mico_exp.challenge.tree import Scenario, split_line
+from mico_exp.common import require
 from mico_exp.common.errors import InputError, first_line
 
 Predictions = Mapping[str, NDArray[np.float32]]
@@ -85,7 +86,7 @@ def submitted_models(path: Path) -> list[str]:
 
 @contextmanager
 def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[zipfile.ZipFile]:
-    if source is path and not path.exists():
+    if source is path and not require.file(path).exists():
         raise InputError(f"{path} does not exist.")
     try:
         with zipfile.ZipFile(source) as archive:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from mlflow import MlflowClient
 
@@ -23,7 +23,7 @@ from mico_exp.common.errors import InputError, UnreachableError, first_line
 from mico_exp.common.redaction import clean, shown
 
 NAME, ARTIFACTS = "mlflow.db", "mlruns"
-PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 CUTTING = set("?#%")  # what ends the path of an address, or stands for another letter
 SECONDS_TO_CONNECT = 5
 # It tells of every table that it makes, and of errors at length, which are told here.
@@ -128,8 +128,9 @@ def check_answer(uri: str) -> None:
         return
     try:
         socket.create_connection(where, timeout=SECONDS_TO_CONNECT).close()
-    except OSError as error:
-        reason = clean(f"{where[0]}:{where[1]} does not answer: {error.strerror or error}")
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        reason = clean(f"{where[0]}:{where[1]} does not answer: {why}")
         raise UnreachableError(f"MLflow at {shown(uri)} cannot be used: {reason}.") from None
 
 
@@ -143,7 +144,11 @@ def _server(uri: str) -> tuple[str, int] | None:
         return None
     if host is None or port is None:
         return None
-    if scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+    if scheme not in PORTS:  # an ODBC source's name is no host
+        return None
+    if {scheme, "all"} & urllib.request.getproxies().keys() and not urllib.request.proxy_bypass(
+        host
+    ):
         return None
     return host, port
 
@@ -154,18 +159,17 @@ def count_runs(
     tags: Mapping[str, str],
     params: Mapping[str, str],
     without: Mapping[str, str],
-) -> int | None:
-    """Count the finished runs of an experiment; None where a server has them, which cannot.
+) -> int:
+    """Count the finished runs of an experiment in the folder's own database.
 
     Args:
-        database: that has them.
+        database: that has them, not a server.
         experiment: its number.
         tags: that they carry.
         params: that they have.
         without: tags, none of which they carry.
     """
-    if database.folder is None:
-        return None
+    assert database.folder is not None
     has = (
         "{}EXISTS (SELECT 1 FROM {} o WHERE o.run_uuid = r.run_uuid AND o.key = ? AND o.value = ?)"
     )
@@ -201,6 +205,8 @@ def own_artifacts(database: Database, experiment: str, number: str, location: st
     if location != present:
         if not location.endswith(Path("/", ARTIFACTS, experiment).as_uri().removeprefix("file://")):
             return None  # somebody else has made the experiment
+        if not place.exists() and Path(unquote(urlsplit(location).path)).exists():
+            return None  # somewhere else on purpose
         with suppress(sqlite3.OperationalError):
             _correct(place.parents[1] / NAME, number, location, present)
     return place

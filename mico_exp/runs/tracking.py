@@ -184,7 +184,9 @@ class Tracker:
             with self._asking("does not take what a run logs"):
                 self._log(run)
         except BaseException as error:
-            status, gone = "FAILED", isinstance(error, UnreachableError)
+            gone = isinstance(error, UnreachableError)
+            failed = isinstance(error, Exception) and status == "FINISHED"
+            status = "FAILED" if failed else "KILLED" if status == "FINISHED" else status
             raise
         finally:
             if not gone:  # else it would be asked once more, for seconds
@@ -221,10 +223,18 @@ class Tracker:
     ) -> int | None:
         """Count finished runs with these tags and params, but not those of `without`.
 
-        None where a server has them, which would have to send all of them to be counted.
+        None where a server has some, which would have to send all of them to be counted.
         """
         with self._asking("does not count its runs"):
-            return database.count_runs(self.database, self.experiment_id, tags, params, without)
+            if self.database.folder is not None:
+                return database.count_runs(self.database, self.experiment_id, tags, params, without)
+            conditions = ["attributes.status = 'FINISHED'"]
+            conditions += [f"tags.{key} = '{value}'" for key, value in tags.items()]
+            conditions += [f"params.{key} = '{value}'" for key, value in params.items()]
+            conditions += [f"tags.{key} != '{value}'" for key, value in without.items()]
+            wanted = " and ".join(conditions)
+            found = self.client.search_runs([self.experiment_id], wanted, max_results=1)
+            return None if len(found) else 0
 
     def failed(self, tags: Mapping[str, str]) -> list[LoggedRun]:
         """All failed runs that carry these tags, the newest first; why is in the tag ``error``."""

@@ -174,10 +174,12 @@ class Ray:
             InputError: others have used all of it for ten minutes.
         """
         kind, each = ("GPU", 1 / self.jobs_per_gpu) if self.num_gpus else ("CPU", self.threads)
-        started = time.monotonic()
-        said = False
-        while (room := int(free().get(kind, 0) / each + 1e-6)) == 0:
-            waited = time.monotonic() - started
+        started, said = time.monotonic(), False
+        while True:
+            room, waited = int(free().get(kind, 0) / each + 1e-6), time.monotonic() - started
+            # Workers of the last pass may be about to end; whoever else has some keeps them.
+            if room >= self.num_workers or (room and waited > SECONDS_TO_SETTLE):
+                break
             if waited > SECONDS_TO_WAIT:
                 raise InputError(
                     f"`compute`: Ray's {kind}s are all in use, for {waited:,.0f} s now; a worker "
@@ -187,9 +189,6 @@ class Ray:
                 log.info("Waiting for Ray: all of its %ss are in use", kind)
                 said = True
             time.sleep(SECONDS_BETWEEN)
-        if room < self.num_workers and time.monotonic() - started < SECONDS_TO_SETTLE:
-            time.sleep(SECONDS_BETWEEN)  # workers of the last pass may be about to end
-            room = max(1, int(free().get(kind, 0) / each + 1e-6))
         if room < self.num_workers:
             log.info("Ray has room for %d of %d workers", room, self.num_workers)
         return min(room, self.num_workers)
