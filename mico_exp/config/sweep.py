@@ -143,4 +143,4 @@ def _real_name(group: str, name: str) -> str:
     """Name that an option gives itself: ``formula=midpoint`` is 0."""
     if name not in option_names(group):
         return name  # Hydra itself will refuse it
-    return str(option_of(group, name).name)
+    return str(option_of(group, name).get("name") or name)
