@@ -89,9 +89,7 @@ def check_cell(cfg: DictConfig) -> None:
         InputError: it has none, and why.
     """
     for group in CELL:
-        if not OmegaConf.is_dict(cfg[group]) or not cfg[group].get("name"):
-            chosen = HydraConfig.get().runtime.choices.get(group)
-            raise InputError(f"{group}/{chosen}.yaml must give a `name`, got none.")
+        _check_named(group, HydraConfig.get().runtime.choices.get(group), cfg[group])
     if (reason := refusal(cfg.metric, cfg.formula, cfg.scenario)) is not None:
         raise InputError(f"{cfg.scenario.name}/{cfg.metric.name}/{cfg.formula.name}: {reason}.")
 
@@ -133,8 +131,16 @@ def _chosen(group: str, job: Sequence[str]) -> DictConfig:
     """Option of a group that overrides choose; others of theirs do not change it."""
     texts = [text for text in job if is_of([group], text)]
     if len(texts) == 1 and (alone := re.fullmatch(rf"{group}=(?:'([^'\\]+)'|(\w+))", texts[0])):
-        return option_of(group, alone[1] or alone[2])
+        name = alone[1] or alone[2]
+        return _check_named(group, name, option_of(group, name))
     option: DictConfig = composed(*texts)[group]
+    return _check_named(group, ", ".join(texts), option)
+
+
+def _check_named(group: str, chosen: Any, option: Any) -> DictConfig:
+    """Want an option that says who it is, which an empty file does not."""
+    if not isinstance(option, DictConfig) or not option.get("name"):
+        raise InputError(f"{group}/{chosen}.yaml must give a `name`, got none.")
     return option
 
 
