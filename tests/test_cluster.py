@@ -17,7 +17,7 @@ from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.models.architectures import MLP, Architecture
-from mico_exp.scores import metrics
+from mico_exp.scores import metrics, ray_workers
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Processor
 from mico_exp.scores.ray_workers import Ray
@@ -148,6 +148,35 @@ def test_an_interrupt_ends_as_without_ray(tmp_path):
     assert "Interrupted" in error
     assert "Traceback" not in error
     assert (tmp_path / "started").read_text() == "127.0.0.1"  # nobody else can reach Ray
+
+
+@pytest.mark.parametrize(
+    ("free", "count", "said"),
+    [
+        ([8.0], 4, ""),
+        ([2.0], 2, "Ray has room for 2 of 4 workers"),
+        ([0.0, 0.0, 0.0, 3.0], 3, "Waiting for Ray: all of its CPUs are in use"),
+        ([0.0, 1.0, 4.0], 4, ""),  # workers of the last pass end one after another
+    ],
+)
+def test_a_cluster_that_others_use_gives_what_is_free(monkeypatch, caplog, free, count, said):
+    """No other job is here, so what Ray says of the cluster is."""
+    monkeypatch.setattr(ray_workers, "SECONDS_TO_SETTLE", 0.03 if len(free) == 4 else 1.0)
+    monkeypatch.setattr(ray_workers, "SECONDS_BETWEEN", 0.02)
+    workers = Ray(num_workers=4)
+    workers.threads = 1
+    answers = iter(free)
+    with caplog.at_level("INFO"):
+        found = workers._count(lambda: {"CPU": next(answers, free[-1])})
+    assert found == count
+    assert said in caplog.text
+
+
+def test_a_cluster_that_others_keep_is_given_up(monkeypatch):
+    monkeypatch.setattr(ray_workers, "SECONDS_TO_WAIT", 0.05)
+    monkeypatch.setattr(ray_workers, "SECONDS_BETWEEN", 0.02)
+    with pytest.raises(InputError, match="`compute`: Ray's CPUs are all in use, for 0 s now"):
+        Ray(num_workers=2)._count(dict)
 
 
 def test_gpus_that_are_not_here():
