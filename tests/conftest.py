@@ -1,6 +1,7 @@
 """A tiny world that tests share: one small challenge of real models, built once a session."""
 
 import functools
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from mico_exp.challenge import datasets
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.models.building import Recipe, build
 from mico_exp.models.training import Plan
+
+# Whoever starts the tests in the background ignores these, and so would every command of theirs.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 WINNER = {  # the winner's formulas by his numbers

@@ -16,7 +16,7 @@ import numpy as np
 from mico_exp.challenge.tree import Scenario, read_truth
 from mico_exp.common.errors import InputError, printable
 from mico_exp.common.fingerprints import definition
-from mico_exp.common.identity import WORDS, CellIdentity, ChoiceIdentity
+from mico_exp.common.identity import OTHER_CONTENT, CellIdentity, ChoiceIdentity
 from mico_exp.config.advice import advice
 from mico_exp.config.compose import Challenge, Selection
 from mico_exp.config.options import logged_code, option_names
@@ -174,8 +174,8 @@ def _present_cells(
     """Cells of a scenario that can be compared, in the order of the options; tells of others."""
     found = sort_out(some, here.expected)
     if elsewhere is None:
-        log.warning("%s: runs on %s are left out", name, WORDS["content"])
-    found.reasons[WORDS["content"]] += elsewhere or 0
+        log.warning("%s: runs on %s are left out", name, OTHER_CONTENT)
+    found.reasons[OTHER_CONTENT] += elsewhere or 0
     for cell, reason in found.broken:
         shown = printable(cell.record.cell, 80)
         log.warning("%s: run %s, %s, is left out: %s.", name, cell.run.id, shown, reason)

@@ -58,12 +58,13 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Try whether a folder can be written into, before long work; it is made if it is not there.
+    """Try whether a folder can be written into, or made, before long work; nothing is left there.
 
     Raises:
         InputError: it cannot.
     """
-    probe = _temporary(folder / "probe")
+    place = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
+    probe = _temporary(place / "probe")
     try:
         _created(probe).close()
     except OSError as error:

@@ -101,6 +101,7 @@ WORDS = {
     "allow_nan": "compute.allow_nan={there}, not {here}",
     "allow_outliers": "compute.allow_outliers={there}, not {here}",
 }
+OTHER_CONTENT = WORDS["content"]
 
 
 @dataclass(frozen=True)
