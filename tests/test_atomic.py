@@ -33,7 +33,7 @@ def too_long(place):
 REFUSED = {
     file_for_a_folder: "Not a directory",
     folder_for_a_file: "Is a directory",
-    dangling: "File exists",
+    dangling: "{0}/link is a link to {0}/nowhere/at/all, which is not there",
     too_long: "File name too long",
 }
 
@@ -44,7 +44,8 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, make):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError) as failed:
         atomic.write_bytes(path, b"content")
-    assert str(failed.value) == f"{path} cannot be written: {REFUSED[make]}."
+    reason = REFUSED[make].format(tmp_path)
+    assert str(failed.value) == f"{path} cannot be written: {reason}."
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -99,7 +99,11 @@ def _rename(temporary: Path, path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path} cannot be written: {error.strerror or first_line(error)}.")
+    reason = error.strerror or first_line(error)
+    for place in path.parents:
+        if place.is_symlink() and not place.exists():  # else it would say that a file exists
+            reason = f"{place} is a link to {os.readlink(place)}, which is not there"
+    return InputError(f"{path} cannot be written: {reason}.")
 
 
 def _remove(path: Path) -> None:
