@@ -114,8 +114,26 @@ def test_new_points_are_added_without_redoing_the_old(open_extraction, ran, tree
     new = np.setdiff1d(changed.points.unique, old)
     own = np.setdiff1d(changed.points.of_phase["dev"][1], job.points.of_phase["dev"][1])
     assert 0 < len(new) <= 20
-    assert sum(ran) == 12 * len(new) + 3 * len(own)  # as many dev models at once as before
+    # The dev model lacks all of its points, and is run among as many as at first.
+    assert sum(ran) == 12 * len(new) + 3 * len(own)
     assert changed.read("loss", metrics.loss).own["dev"].shape == (3, 20)
+
+
+def test_only_models_that_were_run_at_once_before_fill_a_stack():
+    """Dev models of disclosed scenarios are asked at unequally many points, each by itself."""
+    sizes = {"train": [9] * 7, "dev": [4, 5, 5, 6]}
+    lacking = {"train": [0, 9, 0, 9, 9, 2, 0], "dev": [4, 5, 0, 6]}
+    tasks = [
+        (extraction.Task(phase, row, None, np.arange(size), {}), np.arange(lacking[phase][row]))
+        for phase, rows in sizes.items()
+        for row, size in enumerate(rows)
+    ]
+    stacks = extraction._stacks(tasks, together=4)
+    shown = [([task.row for task, _ in one.pairs], len(one.filled)) for one in stacks]
+    train, dev = shown[:3], shown[3:]
+    assert train == [([1, 3], 4), ([4], 3), ([5], 1)]  # new points alone are no stack of before
+    assert dev == [([0], 1), ([1], 2), ([3], 1)]
+    assert [task.row for task, _ in stacks[0].filled] == [1, 3, 3, 3]
 
 
 def test_another_metric_of_the_same_name_is_another_column(open_extraction):

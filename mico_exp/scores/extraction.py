@@ -65,6 +65,22 @@ class Task:
     addresses: dict[str, Address]
 
 
+class Stack(NamedTuple):
+    """Models that are run at once, with what each lacks; and how many there were at first.
+
+    The last bit of a product may hang on how many are made at once. That of a run which goes on
+    where it was killed must not, so there are always as many.
+    """
+
+    pairs: list[tuple[Task, Indices]]
+    size: int
+
+    @property
+    def filled(self) -> list[tuple[Task, Indices]]:
+        """As many as at first: in place of the finished ones the last again."""
+        return self.pairs + self.pairs[-1:] * (self.size - len(self.pairs))
+
+
 class Pass(NamedTuple):
     """What a family of metrics took: models that were run, and seconds."""
 
@@ -190,31 +206,27 @@ class Extraction:
         """Compute what is missing of one family; says for how many models."""
         with exclusive(self.store.lock(self.name), f"extracting {self.name}"):
             remove_leftovers(self.store.folder / self.name)
-            missing = [
-                (task, lacking)
-                for task in self.tasks(metrics)
-                if len(lacking := self._lacking(task))
-            ]
+            tasks = [(task, self._lacking(task)) for task in self.tasks(metrics)]
+            missing = [(task, lacking) for task, lacking in tasks if len(lacking)]
             if missing:
                 self.workers.check(self.processor)
                 folders = [task.folder.path for task, _ in missing]
                 self._check_models(folders)
                 asked = self._asked([points for _, points in missing], metrics.values())
                 self._check_soundness(folders, asked)
-                together = self._together(folders[0], family)
-                self._compute_all(_alike(missing, together), together, metrics, family)
+                stacks = _stacks(tasks, self._together(folders[0], family))
+                self._compute_all(stacks, metrics, family)
             return len(missing)
 
     def _compute_all(
         self,
-        groups: Sequence[list[tuple[Task, Indices]]],
-        together: int,
+        stacks: Sequence[Stack],
         metrics: Mapping[str, Metric],
         family: str,
     ) -> None:
         work = Work(self.architecture, self.records, metrics, self.processor)
-        filled = (self._filled(group, together) for group in groups)
-        shards = (self._shard(group, metrics.values()) for group in filled)
+        groups = [stack.pairs for stack in stacks]
+        shards = (self._shard(stack.filled, metrics.values()) for stack in stacks)
         title = f"Extracting {family} of {self.name} on {self.workers.describe(self.processor)}"
         with progress(title, sum(map(len, groups))) as bar:
             started, points = time.perf_counter(), 0
@@ -408,19 +420,6 @@ class Extraction:
         stackable = family == LOGITS and can_stack(self.architecture.make(folder))
         return MODELS_AT_ONCE if stackable else 1
 
-    def _filled(
-        self, group: Sequence[tuple[Task, Indices]], together: int
-    ) -> Sequence[tuple[Task, Indices]]:
-        """Repeat the last model until there are as many as in an undisturbed run.
-
-        The last bit of a product may hang on how many are made at once. That of a run which goes
-        on where it was killed must not.
-        """
-        task, _ = group[0]
-        before = task.row // together * together
-        wanted = min(together, len(self.scenario.phases[task.phase]) - before)
-        return [*group, *[group[-1]] * (wanted - len(group))]
-
     def _shard(
         self,
         group: Sequence[tuple[Task, Indices]],
@@ -460,19 +459,27 @@ class Extraction:
         )
 
 
-def _alike(
-    missing: Sequence[tuple[Task, Indices]], together: int
-) -> list[list[tuple[Task, Indices]]]:
-    """Cut into runs of models that lack equally many points, and so can be stacked.
+def _stacks(tasks: Iterable[tuple[Task, Indices]], together: int) -> list[Stack]:
+    """Cut tasks into runs of models that lack equally many points, and so can be stacked.
 
-    Only models of the same `together` of a phase are, whichever of these are finished.
+    Args:
+        tasks: all of them, with what they lack; many may lack nothing.
+        together: how many models at most. Only those of the same `together` of a phase are, whose
+            columns have equally many points, whichever of them are finished.
     """
 
     def place(pair: tuple[Task, Indices]) -> tuple[str, int, int]:
-        task, lacking = pair
-        return task.phase, task.row // together, len(lacking)
+        task, _ = pair
+        return task.phase, task.row // together, len(task.points)
 
-    return [list(run) for _, run in groupby(missing, key=place)]
+    found = []
+    for (*_, whole), run in groupby(tasks, key=place):
+        first = list(run)
+        missing = [pair for pair in first if len(pair[1])]
+        for lacking, alike in groupby(missing, key=lambda pair: len(pair[1])):
+            pairs = list(alike)
+            found.append(Stack(pairs, len(first) if lacking == whole else len(pairs)))
+    return found
 
 
 @cache
