@@ -60,12 +60,13 @@ def test_files_written_together_are_all_there_or_none(tmp_path):
 
 
 def _try(lock, queue):
-    holder = atomic._held(lock, 0)
+    holder = atomic.lock_of(lock)
+    holder.acquire(timeout=0)
     queue.put("held")
     holder.release()
 
 
-def _is_held(lock, monkeypatch=None):
+def _is_held(lock):
     """Whether another process finds the lock held."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue()

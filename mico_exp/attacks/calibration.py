@@ -30,7 +30,8 @@ class Formula(Protocol):
       (`stand_in`).
     - A function that is marked by `sees_gaps`. It sees the models as they are, n_I and n_O of
       them, either of which may be 0, and returns its scores together with (…, P) True where it
-      had to do with less than it wants.
+      had to do with less than it wants. One that is marked by `needs_no_shadows` as well looks at
+      the target alone, and does where there is no shadow model at all.
     - An `evidence.Attack`, no function of this form: it is given all the evidence on a scenario,
       since it looks at more than one point at a time, or learns from the train models.
 
@@ -58,7 +59,7 @@ def sees_gaps(function: Function) -> Function:
 
 def copes_with_gaps(formula: Any) -> bool:
     """Tell whether a formula is marked by `sees_gaps`, and wants the models without stand-ins."""
-    return getattr(formula.func if isinstance(formula, partial) else formula, "sees_gaps", False)
+    return _is_marked(formula, "sees_gaps")
 
 
 def needs_no_shadows(function: Function) -> Function:
@@ -69,8 +70,11 @@ def needs_no_shadows(function: Function) -> Function:
 
 def asks_nobody(formula: Any) -> bool:
     """Tell whether a formula is marked by `needs_no_shadows`."""
-    bare = formula.func if isinstance(formula, partial) else formula
-    return getattr(bare, "needs_no_shadows", False)
+    return _is_marked(formula, "needs_no_shadows")
+
+
+def _is_marked(formula: Any, mark: str) -> bool:
+    return getattr(formula.func if isinstance(formula, partial) else formula, mark, False)
 
 
 @dataclass(frozen=True, eq=False)

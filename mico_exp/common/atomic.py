@@ -177,36 +177,28 @@ def exclusive(lock: Path, doing: str) -> Iterator[None]:
     The operating system frees it when its holder ends, by whatever cause; where there are no locks,
     the next one does that sees that its holder is gone.
     """
-    holder: BaseFileLock | None = None
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        holder = _held(lock, 0)
+        holder = lock_of(lock)
+        holder.acquire(timeout=0)
     except Timeout:
-        marker = lock if _can_be_locked(lock) else _marker(lock)
-        log.info("Waiting for another process that is %s (by %s)", doing, marker)
+        log.info("Waiting for another process that is %s (by %s)", doing, holder.lock_file)
+        holder.acquire()
     except OSError as error:
         raise _unwritable(lock, error) from error
-    holder = holder or _held(lock, -1)
     try:
         yield
     finally:
         holder.release()
 
 
-def _held(lock: Path, timeout: float) -> BaseFileLock:
-    """Take a lock; where the file system has none, by a file that is there while it is held."""
-    lock.touch()  # with the mode that the umask wants, so that a group can share it
-    mode = stat.S_IMODE(lock.stat().st_mode)
-    if _can_be_locked(lock):
-        holder: BaseFileLock = FileLock(lock, mode=mode)
-    else:
-        holder = SoftFileLock(_marker(lock), mode=mode)
-    holder.acquire(timeout=timeout)
-    return holder
-
-
-def _marker(lock: Path) -> Path:
-    return lock.with_name(f"{lock.name}.held")
+def lock_of(path: Path) -> BaseFileLock:
+    """Make a lock; where the file system has none, by a file that is there while it is held."""
+    path.touch()  # with the mode that the umask wants, so that a group can share it
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if _can_be_locked(path):
+        return FileLock(path, mode=mode)
+    return SoftFileLock(path.with_name(f"{path.name}.held"), mode=mode)
 
 
 def _can_be_locked(path: Path) -> bool:

@@ -130,11 +130,10 @@ def _refusal_of(job: Sequence[str]) -> str | None:
 def _chosen(group: str, job: Sequence[str]) -> DictConfig:
     """Option of a group that overrides choose; others of theirs do not change it."""
     texts = [text for text in job if is_of([group], text)]
-    if len(texts) == 1 and (alone := re.fullmatch(rf"{group}=(?:'([^'\\]+)'|(\w+))", texts[0])):
-        name = alone[1] or alone[2]
-        return _check_named(group, name, option_of(group, name))
-    option: DictConfig = composed(*texts)[group]
-    return _check_named(group, ", ".join(texts), option)
+    named = (text.partition("=")[2].strip("'") for text in texts if text.startswith(f"{group}="))
+    name = next(named, None)
+    option = option_of(group, name) if name and len(texts) == 1 else composed(*texts)[group]
+    return _check_named(group, name, option)
 
 
 def _check_named(group: str, chosen: Any, option: Any) -> DictConfig:

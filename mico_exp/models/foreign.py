@@ -53,7 +53,7 @@ def _zip(path: Path, error: BaseException) -> str:
     except zipfile.BadZipFile:
         return "it has no end: was it cut off?"
     except Exception as damage:  # whatever zipfile makes of flipped bits
-        return f"it is damaged: {printable(first_line(damage))}."
+        return f"it is damaged: {first_line(damage)}."
     if any(name.endswith((".npy", ".npz")) for name in names):
         return "it holds arrays of NumPy, not a state dict."
     if any("/code/" in f"/{name}" or name.endswith("constants.pkl") for name in names):
@@ -73,7 +73,7 @@ def _pickle(error: BaseException) -> str:
         return f"it is a pickled {printable(found[0])}, which is not unpickled: {SAVE}."
     # torch's own words go on to recommend loading without a check, which nobody should
     line = first_line(error).partition("(1)")[0].strip()
-    return printable(line) if line and "weights_only" not in line else "it is no file of torch."
+    return line if line and "weights_only" not in line else "it is no file of torch."
 
 
 def what_holds(loaded: Any) -> str:

@@ -59,9 +59,11 @@ def find(folder: Path, *, create: bool) -> Database:
         check_answer(uri)
         return Database(uri, shown(uri), None)
     path = folder.absolute() / NAME
-    if not path.exists() and not create:
-        raise InputError(f"{path} does not exist: run a sweep first, or go to the folder of one.")
     if not path.exists():
+        if not create:
+            raise InputError(
+                f"{path} does not exist: run a sweep first, or go to the folder of one."
+            )
         _make(path)
     _check_file(path)
     return Database(_address(path), _plain(path), path.parent)
@@ -146,9 +148,8 @@ def _server(uri: str) -> tuple[str, int] | None:
         return None
     if scheme not in PORTS:  # an ODBC source's name is no host
         return None
-    if {scheme, "all"} & urllib.request.getproxies().keys() and not urllib.request.proxy_bypass(
-        host
-    ):
+    by_proxy = {scheme, "all"} & urllib.request.getproxies().keys()
+    if by_proxy and not urllib.request.proxy_bypass(host):
         return None
     return host, port
 

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -37,7 +38,7 @@ MAX_TAG = 5000  # MLflow refuses longer values
 UI = "http://127.0.0.1:5000"  # where `mlflow ui` answers
 VIEWS_SINCE = Version("3.15")  # runs tables with columns of one's own, by their address
 VIEW = "mico_exp"
-_ended: dict[str, set[str]] = {}  # experiments of databases whose dead runs this process has ended
+_ended: set[tuple[str, str]] = set()  # databases' experiments whose dead runs have been ended
 
 
 @dataclass
@@ -93,6 +94,11 @@ def _asking(where: Database, fault: str = "cannot be used") -> Iterator[None]:
         raise InputError(f"MLflow at {where.shown} {fault}: {clean(_reason(error))}") from None
 
 
+def _status(error: BaseException) -> str:
+    """What a run ends as that an error has broken off."""
+    return "FAILED" if isinstance(error, Exception) else "KILLED"
+
+
 def _reason(error: Exception) -> str:
     """First line of an error that is about the error itself, and not about how it came up."""
     lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a")]
@@ -143,9 +149,9 @@ class Tracker:
 
     def _end_dead(self) -> None:
         """End what processes of this machine have left running that were killed."""
-        if self.experiment_id in _ended.setdefault(self.database.uri, set()):
+        if (here := (self.database.uri, self.experiment_id)) in _ended:
             return
-        _ended[self.database.uri].add(self.experiment_id)
+        _ended.add(here)
         with suppress(InputError), self._asking("lets no run be ended"):  # none fails for another
             for run in self._search("RUNNING", {HOST: socket.gethostname()}):
                 if not _lives(run.tags.get(PROCESS, "")):
@@ -170,11 +176,10 @@ class Tracker:
                 yield run
             except BaseException as error:
                 if run:
-                    status = "FAILED" if isinstance(error, Exception) else "KILLED"
-                    if status == "FAILED":
+                    if isinstance(error, Exception):
                         run.tags[ERROR] = clean(f"{type(error).__name__}: {error}")[:MAX_TAG]
                     with suppress(InputError):  # the error that was first is the one to be told
-                        self._end(run, status)
+                        self._end(run, _status(error))
                 raise
             self._end(run, "FINISHED")
 
@@ -185,8 +190,8 @@ class Tracker:
                 self._log(run)
         except BaseException as error:
             gone = isinstance(error, UnreachableError)
-            failed = isinstance(error, Exception) and status == "FINISHED"
-            status = "FAILED" if failed else "KILLED" if status == "FINISHED" else status
+            if status == "FINISHED":
+                status = _status(error)
             raise
         finally:
             if not gone:  # else it would be asked once more, for seconds
@@ -228,11 +233,7 @@ class Tracker:
         with self._asking("does not count its runs"):
             if self.database.folder is not None:
                 return database.count_runs(self.database, self.experiment_id, tags, params, without)
-            conditions = ["attributes.status = 'FINISHED'"]
-            conditions += [f"tags.{key} = '{value}'" for key, value in tags.items()]
-            conditions += [f"params.{key} = '{value}'" for key, value in params.items()]
-            conditions += [f"tags.{key} != '{value}'" for key, value in without.items()]
-            wanted = " and ".join(conditions)
+            wanted = _where("FINISHED", tags, params, without)
             found = self.client.search_runs([self.experiment_id], wanted, max_results=1)
             return None if len(found) else 0
 
@@ -241,15 +242,13 @@ class Tracker:
         return self._search("FAILED", tags)
 
     def _search(self, status: str, tags: Mapping[str, str]) -> list[LoggedRun]:
-        conditions = [f"attributes.status = '{status}'"]
-        conditions += [f"tags.{key} = '{value}'" for key, value in tags.items()]
         found: list[LoggedRun] = []
         token: str | None = None
         while True:
             with self._asking("does not list its runs"):
                 page = self.client.search_runs(
                     [self.experiment_id],
-                    " and ".join(conditions),
+                    _where(status, tags),
                     max_results=1000,
                     order_by=["attributes.start_time DESC"],
                     page_token=token,
@@ -293,6 +292,20 @@ class Tracker:
             return path
         with self._asking(f"gives no artifact {name} of run {run_id}"):
             return Path(self.client.download_artifacts(run_id, name, str(folder)))
+
+
+def _where(
+    status: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, str] = MappingProxyType({}),
+    without: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Say in MLflow's words: of a status, with tags and params, and no tag of `without`."""
+    conditions = [f"attributes.status = '{status}'"]
+    conditions += [f"tags.{key} = '{value}'" for key, value in tags.items()]
+    conditions += [f"params.{key} = '{value}'" for key, value in params.items()]
+    conditions += [f"tags.{key} != '{value}'" for key, value in without.items()]
+    return " and ".join(conditions)
 
 
 def _logged(run: StoredRun) -> LoggedRun:
