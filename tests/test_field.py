@@ -1,7 +1,6 @@
 """Commands among other people's disks, folders and servers."""
 
 import http.server
-import json
 import os
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ import threading
 
 import pytest
 from commands import run
+from tracking_server import Answers
 
 TINY = [
     "dataset.len_training=120",
@@ -124,32 +124,15 @@ def test_paths_are_taken_as_a_shell_would(built, tmp_path):
     assert "digits_inf" in chosen.stdout
 
 
-class Dying(http.server.BaseHTTPRequestHandler):
-    """A tracking server that takes one run, and is gone."""
+class Dying(Answers):
+    """One that takes one run, and is gone."""
 
-    known = {  # noqa: RUF012
-        "get-by-name": {"experiment": {"experiment_id": "1", "lifecycle_stage": "active"}},
-        "create": {"run": {"info": {"run_id": "r", "experiment_id": "1"}, "data": {}}},
-    }
-
-    def do_GET(self):
-        name = self.path.partition("?")[0].rpartition("/")[2]
-        body = json.dumps(self.known.get(name, {})).encode()
+    def answer(self, name):
         if name == "create":
             self.server.shutdown()
             self.server.server_close()  # nobody listens any more
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
+        super().answer(name)
         self.close_connection = True
-
-    do_POST = do_GET  # noqa: N815
-
-    def log_message(self, *_):
-        pass
 
 
 def test_a_sweep_gives_up_where_its_server_is_gone(built, tmp_path):

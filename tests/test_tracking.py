@@ -1,5 +1,4 @@
 import http.server
-import json
 import multiprocessing
 import os
 import shutil
@@ -13,6 +12,7 @@ import traceback
 
 import pytest
 from mlflow import MlflowClient
+from tracking_server import KNOWN, Answers
 
 from mico_exp.common.errors import InputError, UnreachableError
 from mico_exp.runs import database, tracking
@@ -177,31 +177,17 @@ def test_an_address_that_fails_keeps_its_password(tmp_path, monkeypatch, uri, ca
     assert "\n" not in str(failed.value)
 
 
-class _Server(http.server.BaseHTTPRequestHandler):
-    """A tracking server with one experiment, which takes a run, then answers as it is told to."""
+class _Server(Answers):
+    """One that answers as it is told to, or not at all."""
 
     status = 500
-    known = {  # noqa: RUF012
-        "get-by-name": {"experiment": {"experiment_id": "1", "lifecycle_stage": "active"}},
-        "create": {"run": {"info": {"run_id": "r", "experiment_id": "1"}, "data": {}}},
-    }
+    message = {"message": "S3cretPass is wrong"}  # noqa: RUF012
 
-    def do_GET(self):
-        name = self.path.partition("?")[0].rpartition("/")[2]
-        if name not in self.known and not self.status:
+    def answer(self, name):
+        if name in KNOWN or self.status:
+            super().answer(name)
+        else:
             self.connection.close()
-            return
-        body = json.dumps(self.known.get(name, {"message": "S3cretPass is wrong"})).encode()
-        self.send_response(200 if name in self.known else self.status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_POST = do_GET  # noqa: N815
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")
