@@ -11,6 +11,7 @@ from matplotlib import colormaps, rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.markers import TICKDOWN, TICKLEFT
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
@@ -124,9 +125,9 @@ def _minor_ticks(axes: Axes, lowest: float) -> None:
     places = np.outer(powers, np.arange(2, 10)).ravel()
     places = places[places > lowest]
     zeros = np.zeros(len(places))
-    style: dict[str, Any] = {"color": "black", "linestyle": "", "markersize": 4, "clip_on": False}
-    axes.plot(places, zeros, marker=2, transform=axes.get_xaxis_transform(), **style)
-    axes.plot(zeros, places, marker=0, transform=axes.get_yaxis_transform(), **style)
+    style: dict[str, Any] = {"color": "black", "linestyle": "", "markersize": 2, "clip_on": False}
+    axes.plot(places, zeros, marker=TICKDOWN, transform=axes.get_xaxis_transform(), **style)
+    axes.plot(zeros, places, marker=TICKLEFT, transform=axes.get_yaxis_transform(), **style)
 
 
 def _band(
