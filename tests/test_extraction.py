@@ -12,6 +12,7 @@ from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.models.architectures import MLP, Architecture
+from mico_exp.models.devices import open_device
 from mico_exp.models.weights import load_state
 from mico_exp.scores import extraction, inference, metrics
 from mico_exp.scores.extraction import Extraction
@@ -203,10 +204,10 @@ def test_models_that_diverged_count_for_nothing_when_asked(open_extraction, tree
 
 def test_a_device_that_is_not_here():
     with pytest.raises(InputError, match=r"`compute\.device`: foo"):
-        inference.open_device("foo")
+        open_device("foo")
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="cuda:7 cannot be used here"):
-            inference.open_device("cuda:7")
+            open_device("cuda:7")
 
 
 def test_a_model_of_another_shape_is_named(open_extraction):

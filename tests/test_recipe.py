@@ -24,6 +24,8 @@ from mico_exp.models.architectures import MLP
 from mico_exp.models.building import PrivacyTarget, build
 from mico_exp.models.weights import load_state
 
+CPU = torch.device("cpu")
+
 
 def contents(root):
     return {
@@ -182,7 +184,7 @@ def test_the_accountant_and_the_batches_have_the_same_rate(digits, monkeypatch):
 
     monkeypatch.setattr(building, "train", watched)
     with tqdm(disable=True) as bar:
-        chunk = building._train_chunk(how, digits, range(2), building._privacy(how), bar, 2)
+        chunk = building._train_chunk(how, digits, range(2), building._privacy(how), bar, 2, CPU)
     # At σ = 1 the accountant, asked afresh, tells what these 200 steps have spent.
     accountant = PRVAccountant()
     accountant.history = [(1.0, 16 / 300, 200)]
@@ -233,6 +235,30 @@ def test_privacy_that_no_noise_gives_is_refused_before_anything_is_written(digit
     with pytest.raises(InputError, match=r"`epsilon` = 10 cannot be met with `delta` = 0\.2"):
         build(tmp_path, how, digits)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(digits, tmp_path):
+    with pytest.raises(InputError, match=r"`compute\.device`: vulcan cannot be used here"):
+        build(tmp_path, tiny_recipe(), digits, "vulcan")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_record_names_every_device_but_not_a_lone_cpu(digits, tmp_path, monkeypatch):
+    """Bits differ between devices, and a build may go on at another one."""
+    plan = dataclasses.replace(tiny_recipe().plan, steps=2)
+    how, folder = tiny_recipe(plan=plan), tmp_path / "digits" / "digits_inf"
+
+    def built_on(card):
+        monkeypatch.setattr(building, "describe", lambda _: card)
+        shutil.rmtree(folder / "dev" / "model_13", ignore_errors=True)
+        assert build(tmp_path, how, digits) is True
+        return json.loads((folder / "build.json").read_text()).get("devices")
+
+    assert built_on("cpu") is None
+    assert built_on("A card") == ["A card", "cpu"]
+    assert built_on("cpu") == ["A card", "cpu"]
+    shutil.rmtree(folder)
+    assert built_on("A card") == ["A card"]
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,8 @@ def _computing(cfg: DictConfig) -> dict[str, Any]:
     if "compute" not in cfg:
         return {}
     how = cfg.compute
+    if "workers" not in how:  # of a command that trains models, and asks none
+        return {"processor": Processor(how.device)}
     return {
         "processor": Processor(how.device, how.precision, how.batch_size),
         "workers": make(how.workers),

@@ -189,7 +189,7 @@ class Setup:
         if not is_complete(self.root, how):
             self.source.check_steady()
             check_training(untrained(how), loaded)
-        return build(self.root, how, loaded)
+        return build(self.root, how, loaded, self.processor.device)
 
     @cached_property
     def found(self) -> Scenario:

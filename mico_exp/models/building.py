@@ -1,7 +1,8 @@
 """How a scenario is made: a recipe, and the competition's tree that it gives.
 
-The same recipe gives the same files, bit for bit on the same machine. A model's folder appears
-whole or not at all, so that an interrupted build goes on where it stopped.
+The same recipe gives the same files, bit for bit on the same machine and device: a GPU draws other
+random numbers, of the same distribution. A model's folder appears whole or not at all, so that an
+interrupted build goes on where it stopped.
 """
 
 import io
@@ -29,14 +30,16 @@ from mico_exp.challenge.tree import (
 )
 from mico_exp.common import require
 from mico_exp.common.atomic import exclusive, new_folder, remove_leftovers, write_text
-from mico_exp.common.errors import InputError
+from mico_exp.common.errors import InputError, first_line
 from mico_exp.models.accountant import DELTAS, EPSILONS, noise_multiplier, spent_epsilon
 from mico_exp.models.architectures import DP_PREFIX, StackedMLP
+from mico_exp.models.devices import describe, open_device
 from mico_exp.models.training import Plan, Privacy, initial_mlps, train
 
 log = logging.getLogger(__name__)
 RECORD = "build.json"
 FINGERPRINT = "records_fingerprint"  # in it
+DEVICES = "devices"  # in it, where any is not the CPU: all that models were trained on
 CLIP_NORMS = (1e-20, 1e20)  # the noise is σ·C, in single precision
 TRAINING = ("widths", "steps", "batch_size", "optimizer", "clip_norm")  # what `dataset` sets of it
 MODELS_AT_ONCE = 50  # trained as one and written as one: what an interruption can cost
@@ -114,24 +117,33 @@ class Recipe:
         }
 
 
-def build(root: Path, recipe: Recipe, records: Records) -> bool:
+def build(root: Path, recipe: Recipe, records: Records, device: str = "cpu") -> bool:
     """Build what is missing of a scenario under `root`; says whether anything was.
 
     `scores.soundness.check_training` says beforehand whether records can be trained on.
 
+    Args:
+        root: of the tree.
+        recipe: all that decides it, but for the device's random numbers and rounding.
+        records: the data set.
+        device: that models are trained on, as `open_device` takes it.
+
     Raises:
         InputError: the folder was built by another recipe, from other records, or not by this
-            command at all, or no noise gives the privacy that is asked for.
+            command at all, no noise gives the privacy that is asked for, or the device is not
+            here or has too little memory.
     """
     folder = scenario_folder(root, recipe.challenge, recipe.scenario)
     _check_record(folder, recipe, records)
     if not list(_missing(root, recipe)):
         return False
     privacy = _privacy(recipe)  # what cannot be met is said before anything is written
+    place = open_device(device)
     lock = folder.with_name(f".{recipe.scenario}.lock")
     with exclusive(lock, f"building {folder}"):
         _check_record(folder, recipe, records)
-        write_text(folder / RECORD, json.dumps(recipe.description(records), indent=2) + "\n")
+        told = recipe.description(records) | _devices(folder, place)
+        write_text(folder / RECORD, json.dumps(told, indent=2) + "\n")
         remove_leftovers(folder)
         remove_leftovers(scenario_folder(truth_folder(root), recipe.challenge, recipe.scenario))
         missing = set(_missing(root, recipe))
@@ -149,11 +161,19 @@ def build(root: Path, recipe: Recipe, records: Records) -> bool:
             for first in range(0, total, MODELS_AT_ONCE):
                 numbers = range(first, min(first + MODELS_AT_ONCE, total))
                 if share := len(missing.intersection(numbers)):
-                    chunk = _train_chunk(recipe, records, numbers, privacy, bar, share)
+                    chunk = _train_chunk(recipe, records, numbers, privacy, bar, share, place)
                     for number in numbers:
                         if number in missing:
                             _write_model(root, recipe, chunk, number)
     return True
+
+
+def _devices(folder: Path, device: torch.device) -> dict[str, list[str]]:
+    """What models of a build were trained on, with those to come; nothing where that is the CPU."""
+    begun = any(model_folders(folder / phase) for phase in PHASES)
+    before = _read_record(folder / RECORD).get(DEVICES, ["cpu"]) if begun else []
+    found = sorted({*map(str, before), describe(device)})
+    return {} if found == ["cpu"] else {DEVICES: found}
 
 
 def is_complete(root: Path, recipe: Recipe) -> bool:
@@ -301,29 +321,40 @@ def _train_chunk(
     privacy: Privacy | None,
     bar: "tqdm[Any]",
     share: int,
+    device: torch.device,
 ) -> _Chunk:
-    """Train the models `numbers` together. Their randomness depends on nothing but the recipe."""
+    """Train the models `numbers` together.
+
+    Their randomness depends on nothing but the recipe, and on what the device makes of a seed.
+    """
     source = np.random.SeedSequence(
         [recipe.seed, zlib.crc32(f"{recipe.challenge}/{recipe.scenario}".encode()), numbers[0]]
     )
     random = np.random.default_rng(source)
-    generator = torch.Generator().manual_seed(int(random.integers(MAX_SEED)))
+    generator = torch.Generator(device).manual_seed(int(random.integers(MAX_SEED)))
     folders = [
         ModelFolder(Path(f"model_{number}"), *map(int, random.integers(MAX_SEED, size=3)))
         for number in numbers
     ]
     splits = [folder.split(recipe.sizes) for folder in folders]
     own = torch.from_numpy(np.stack([np.concatenate([s.member, s.training]) for s in splits]))
-    mlps = initial_mlps(len(numbers), recipe.widths, generator)
     step = share / recipe.plan.steps
-    inputs, labels = _features(records, own), records.labels[own]
-    train(mlps, inputs, labels, recipe.plan, generator, privacy, lambda: _advance(bar, step))
+    try:
+        mlps = initial_mlps(len(numbers), recipe.widths, generator)
+        inputs, labels = _features(records, own).to(device), records.labels[own].to(device)
+        train(mlps, inputs, labels, recipe.plan, generator, privacy, lambda: _advance(bar, step))
+        accuracy = _accuracy(mlps, records, splits)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"`compute.device`: {device} has no memory to train {len(numbers)} models at once: "
+            f"{first_line(error)} `compute.device=cpu` takes main memory."
+        ) from error
     epsilon = None
     if privacy and recipe.privacy:
         sigma, rate, steps = privacy.noise_multiplier, recipe.sample_rate, recipe.plan.steps
         epsilon = spent_epsilon(sigma, recipe.privacy.delta, rate, steps)
-    accuracy = _accuracy(mlps, records, splits)
-    return _Chunk(numbers[0], folders, splits, mlps.states(), accuracy, epsilon)
+    states = StackedMLP([one.cpu() for one in mlps.parameters]).states()
+    return _Chunk(numbers[0], folders, splits, states, accuracy, epsilon)
 
 
 def _advance(bar: "tqdm[Any]", step: float) -> None:
@@ -340,8 +371,9 @@ def _features(records: Records, indices: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def _accuracy(mlps: StackedMLP, records: Records, splits: list[Split]) -> list[float]:
     """Share of the evaluation records that each model gets right."""
-    everything = torch.arange(len(records.labels))
-    right = (mlps(_features(records, everything)).argmax(dim=-1) == records.labels).numpy()
+    device = mlps.parameters[0].device
+    everything = _features(records, torch.arange(len(records.labels))).to(device)
+    right = (mlps(everything).argmax(dim=-1).cpu() == records.labels).numpy()
     return [float(row[split.evaluation].mean()) for row, split in zip(right, splits, strict=True)]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mico_exp.common import require
 from mico_exp.models.architectures import StackedMLP
+from mico_exp.models.devices import allow_tf32
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,15 @@ class Plan:
 
 
 def initial_mlps(models: int, widths: Sequence[int], generator: torch.Generator) -> StackedMLP:
-    """Draw M networks as `torch.nn.Linear` does: all uniform in ± 1/√(fan-in)."""
+    """Draw M networks as `torch.nn.Linear` does: all uniform in ± 1/√(fan-in).
+
+    They lie where the generator draws.
+    """
 
     def uniform(fan_in: int, *shape: int) -> Tensor:
         bound = 1 / math.sqrt(fan_in)
-        return torch.empty(models, *shape).uniform_(-bound, bound, generator=generator)
+        empty = torch.empty(models, *shape, device=generator.device)
+        return empty.uniform_(-bound, bound, generator=generator)
 
     layers = [
         (uniform(fan_in, fan_out, fan_in), uniform(fan_in, fan_out))
@@ -109,12 +114,12 @@ def poisson_batches(
     Yields indices (M, B) and present (M, B) float, 0 where a model drew fewer than B records.
     """
     while True:
-        drawn = torch.rand(models, records, generator=generator) < rate
+        drawn = torch.rand(models, records, generator=generator, device=generator.device) < rate
         row, column = drawn.nonzero(as_tuple=True)
         position = drawn.cumsum(dim=1)[row, column] - 1
         widest = int(drawn.sum(dim=1).max())
-        indices = torch.zeros(models, widest, dtype=torch.int64)
-        present = torch.zeros(models, widest)
+        indices = torch.zeros(models, widest, dtype=torch.int64, device=generator.device)
+        present = torch.zeros(models, widest, device=generator.device)
         indices[row, position] = column
         present[row, position] = 1
         yield indices, present
@@ -125,9 +130,9 @@ def shuffled_batches(
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Draw batches without end: every epoch a new order for each model, the last batch smaller."""
     while True:
-        order = torch.rand(models, records, generator=generator).argsort(dim=1)
-        for indices in order.split(size, dim=1):
-            yield indices, torch.ones(indices.shape)
+        drawn = torch.rand(models, records, generator=generator, device=generator.device)
+        for indices in drawn.argsort(dim=1).split(size, dim=1):
+            yield indices, torch.ones(indices.shape, device=generator.device)
 
 
 def train(
@@ -139,17 +144,19 @@ def train(
     privacy: Privacy | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train the stacked networks in place, each on its own records.
+    """Train the stacked networks in place, each on its own records; all are on one device.
 
     Args:
         mlps: M networks.
         inputs: (M, n, F).
         labels: (M, n).
         plan: steps, batch size (the expected one with `privacy`), optimiser.
-        generator: source of the batches and of the noise.
+        generator: source of the batches and of the noise, on the same device: another device's
+            draws others of the same distribution.
         privacy: train with DP-SGD; plain SGD on the batch's mean without.
         after_step: called after every step, for progress.
     """
+    allow_tf32(False)  # whatever ran before
     models, records = labels.shape
     rate = plan.batch_size / records
     if privacy:
@@ -157,7 +164,7 @@ def train(
     else:
         batches = shuffled_batches(models, records, plan.batch_size, generator)
     optimizer = plan.optimizer(mlps.parameters)
-    every = torch.arange(models).unsqueeze(1)
+    every = torch.arange(models, device=labels.device).unsqueeze(1)
     for _, (indices, present) in zip(range(plan.steps), batches, strict=False):
         batch = inputs[every, indices], labels[every, indices]
         if privacy:

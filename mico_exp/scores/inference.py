@@ -22,6 +22,7 @@ from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices
 from mico_exp.common.errors import InputError, MetricError, first_line
 from mico_exp.models.architectures import Alone, Architecture, Stacked, State, fill, stack
+from mico_exp.models.devices import allow_tf32, open_device
 from mico_exp.models.weights import load_state, not_finite, weights_file
 from mico_exp.scores.backprop import trace
 from mico_exp.scores.batching import Batches, out_of_memory
@@ -66,25 +67,6 @@ class Processor:
             )
         if self.batch_size is not None:
             require.whole("compute.batch_size", self.batch_size, 1, other="null")
-
-
-def open_device(name: str) -> torch.device:
-    """Find a device by its name, ``cpu`` or ``cuda:1``; ``auto`` is CUDA if it is here.
-
-    Raises:
-        InputError: there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("expected auto, cpu, cuda or cuda:1")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"`compute.device`: {name} cannot be used here: {reason}") from error
-    return device
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +255,7 @@ class ModelRunner:
 
     def _view(self, model: nn.Module, records: Records, points: Indices) -> View:
         wanted = torch.from_numpy(points)
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        allow_tf32(False)
         traced = asked(
             "the model",
             lambda some: trace(model, to_device(inputs_at(records, some), self.device)),
@@ -312,9 +294,7 @@ class ModelRunner:
 
     def _logits(self, models: Stacked, records: Records, wanted: Tensor) -> Tensor:
         inputs = to_device(inputs_at(records, wanted), self.device)
-        # TF32, cuDNN's default, would move logits by about 1e-3.
-        tf32 = self.processor.precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+        allow_tf32(self.processor.precision == "tf32")
         coarse = self.processor.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=coarse):
             logits = models(inputs, own=wanted.ndim > 1)

@@ -1,0 +1,39 @@
+"""Devices: found by their names, and how exactly a GPU multiplies."""
+
+import torch
+
+from mico_exp.common.errors import InputError
+
+
+def open_device(name: str) -> torch.device:
+    """Find a device by its name, ``cpu`` or ``cuda:1``; ``auto`` is CUDA if it is here.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("expected auto, cpu, cuda or cuda:1")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"`compute.device`: {name} cannot be used here: {reason}") from error
+    return device
+
+
+def describe(device: torch.device) -> str:
+    """Name what computes: ``cpu``, or the card."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let a GPU's products have ten bits after the point, or all 23 of a float32.
+
+    cuDNN's convolutions have ten unless told otherwise, which would move logits by about 1e-3.
+    Convolutions are repeatable besides: what runs again gives the same bits.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.deterministic = True
