@@ -3,12 +3,13 @@
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from mico_exp.common.arrays import Indices
-from mico_exp.common.errors import InputError
+from mico_exp.common.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 # A batch is as large as lets its largest layer's output take so much. On a CPU that is what stays
@@ -17,7 +18,11 @@ log = logging.getLogger(__name__)
 CPU_LAYER_BYTES = 8 << 20
 GPU_LAYER_BYTES = 1 << 30  # more makes no GPU faster
 GPU_LAYERS_AT_ONCE = 16  # the free memory is to hold so many of them
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+OUT_OF_MEMORY = (
+    *("can't allocate memory", "not enough memory", "out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED"),
+    "unable to find an engine",  # that finds room for what it works with: cuDNN's convolutions
+)
 
 
 class Batches:
@@ -95,6 +100,21 @@ class Batches:
             torch.cuda.empty_cache()
         self.layer_bytes = bytes_each * (tried // 2)
         log.warning("%s is out of memory with %d points at once: halved", self.device, tried)
+
+
+@contextmanager
+def needs_memory(device: torch.device, what: object) -> Iterator[None]:
+    """Tell in one line where a device has no memory for what no batch can be smaller than.
+
+    Raises:
+        InputError: it has none.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(f"{device} has no memory for {what}: {first_line(error)}") from error
 
 
 def _tried(work: Callable[[Indices], None], some: Indices) -> str | None:

@@ -1,10 +1,12 @@
 """Who does the shards of an extraction: this process; `ray_workers` has others do them."""
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
-from mico_exp.scores.inference import Processor, Shard, runner_on
+from mico_exp.scores.inference import Processor, Shard, Work, runner_on
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -41,6 +43,20 @@ class Local:
     def map(
         self, work: Callable[[Shard], Result], shards: Iterable[Shard]
     ) -> Iterator[tuple[int, Result]]:
-        """Do the shards in turn."""
+        """Do the shards in turn; while a GPU does one, the models of the next are read."""
+        if isinstance(work, Work) and runner_on(work.processor).device.type == "cuda":
+            shards = one_ahead(work.read, shards)
         for i, shard in enumerate(shards):
             yield i, work(shard)
+
+
+def one_ahead(prepare: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Prepare items in turn, in a thread: each while the one before it is made use of."""
+    coming: Future[Result] | None = None
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        for item in items:
+            ready, coming = coming, pool.submit(prepare, item)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
