@@ -13,3 +13,8 @@ SILENT = {
 }
 for _name, _value in SILENT.items():
     os.environ.setdefault(_name, _value)
+
+# Threads that have nothing to do sleep until they are needed. Those that spin meanwhile, as is
+# usual, keep each other from the cores beside any other busy process: the same takes ten times as
+# long there. Read when PyTorch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

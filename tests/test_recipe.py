@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 import torch
 from conftest import SIZES, tiny_recipe
 from opacus.accountants import PRVAccountant
-from tqdm import tqdm
 
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario, model_folders, read_solution, read_truth
+from mico_exp.common import pool
 from mico_exp.common.errors import InputError
 from mico_exp.models import building
 from mico_exp.models.architectures import MLP
@@ -167,6 +168,82 @@ def test_a_killed_build_leaves_only_whole_models(built, digits, tmp_path):
     assert contents(tmp_path) == expected
 
 
+@pytest.fixture
+def spreading(monkeypatch):
+    """Builds of small chunks in as many processes as are asked for, forked also by pytest-xdist."""
+    monkeypatch.setattr(building, "MODELS_AT_ONCE", 4)
+    monkeypatch.setattr(pool, "start_method", lambda: "fork")
+    monkeypatch.setattr(building, "noise_multiplier", lambda *_: 1.0)
+
+    def build_with(processes, root, records):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(processes))
+        plan = dataclasses.replace(tiny_recipe().plan, steps=30)
+        target = PrivacyTarget(epsilon=4.0, delta=1e-5, clip_norm=1.0)
+        return build(root, tiny_recipe("digits_hi", target, plan=plan), records)
+
+    return build_with
+
+
+def test_processes_build_what_one_does_and_go_on_where_they_were_cut_off(
+    spreading, digits, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    spreading(1, tmp_path / "one", digits)
+    expected = contents(tmp_path / "one")
+    assert "training 17 models on cpu" in caplog.text
+    spreading(2, tmp_path / "two", digits)
+    assert "training 17 models on 2 processes of one thread each" in caplog.text
+    assert contents(tmp_path / "two") == expected
+    # Cut off by what happens to the head, and by an error in another process.
+    update, told = building.tqdm.update, []
+
+    def interrupted(bar, n):
+        told.append(n)
+        if sum(told) > 9:
+            raise KeyboardInterrupt
+        update(bar, n)
+
+    monkeypatch.setattr(building.tqdm, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spreading(2, tmp_path / "cut", digits)
+    monkeypatch.setattr(building.tqdm, "update", update)
+    first = contents(tmp_path / "cut")
+    assert 0 < sum(name.endswith("model.pt") for name in first) < 17
+    write = building._write_model
+
+    def refused(root, how, chunk, number):
+        if number == 14:
+            raise InputError("`it` must be\nright.")
+        write(root, how, chunk, number)
+
+    monkeypatch.setattr(building, "_write_model", refused)
+    with pytest.raises(InputError, match=r"^`it` must be\nright\.$"):
+        spreading(2, tmp_path / "cut", digits)
+    monkeypatch.setattr(building, "_write_model", write)
+    assert expected.items() > contents(tmp_path / "cut").items() > first.items()
+    spreading(2, tmp_path / "cut", digits)
+    assert contents(tmp_path / "cut") == expected
+
+
+@pytest.mark.parametrize(
+    ("told", "chunks", "device", "memory", "expected"),
+    [
+        ("4", 9, "cpu", 2**40, 4),
+        ("4", 3, "cpu", 2**40, 3),
+        ("1", 9, "cpu", 2**40, 1),
+        ("4", 1, "cpu", 2**40, 1),
+        ("4", 9, "cuda", 2**40, 1),
+        ("4", 9, "cpu", 2 * 2 * 50 * 120 * 64 * 4, 2),
+        ("4", 9, "cpu", 1, 1),
+    ],
+)
+def test_how_many_processes_build(told, chunks, device, memory, expected, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    free = types.SimpleNamespace(available=memory)
+    monkeypatch.setattr(building.psutil, "virtual_memory", lambda: free)
+    assert building._processes(tiny_recipe(), chunks, torch.device(device)) == expected
+
+
 def test_the_accountant_and_the_batches_have_the_same_rate(digits, monkeypatch):
     target = PrivacyTarget(epsilon=4.0, delta=1e-5, clip_norm=1.0)
     how = tiny_recipe("digits_lo", target, sizes=Sizes(1797, 300, 50))
@@ -183,8 +260,10 @@ def test_the_accountant_and_the_batches_have_the_same_rate(digits, monkeypatch):
         return real(mlps, inputs, labels, plan, generator, privacy, after_step)
 
     monkeypatch.setattr(building, "train", watched)
-    with tqdm(disable=True) as bar:
-        chunk = building._train_chunk(how, digits, range(2), building._privacy(how), bar, 2, CPU)
+    privacy = building._privacy(how)
+    spent = building._spent(how, privacy)
+    work = building._Training(None, how, digits, privacy, spent, CPU, frozenset())
+    chunk = work.chunk(range(2))
     # At σ = 1 the accountant, asked afresh, tells what these 200 steps have spent.
     accountant = PRVAccountant()
     accountant.history = [(1.0, 16 / 300, 200)]

@@ -28,6 +28,12 @@ def end_on_signals() -> None:
             signal.signal(number, _end)
 
 
+def leave_to_head() -> None:
+    """Let the head of a group of processes answer them, in one that it will end itself."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+
+
 def end_if_told() -> None:
     """Exit if a signal came before: a library may have caught the exit that it led to."""
     if _told and not _holding:

@@ -9,12 +9,13 @@ import io
 import json
 import logging
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ from mico_exp.challenge.tree import (
     truth_folder,
     write_solution,
 )
-from mico_exp.common import require
+from mico_exp.common import cores, pool, require
 from mico_exp.common.atomic import exclusive, new_folder, remove_leftovers, write_text
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.models.accountant import DELTAS, EPSILONS, noise_multiplier, spent_epsilon
@@ -42,6 +43,7 @@ FINGERPRINT = "records_fingerprint"  # in it
 DEVICES = "devices"  # in it, where any is not the CPU: all that models were trained on
 CLIP_NORMS = (1e-20, 1e20)  # the noise is σ·C, in single precision
 TRAINING = ("widths", "steps", "batch_size", "optimizer", "clip_norm")  # what `dataset` sets of it
+COPIES = 2  # of what models train on, while they do
 MODELS_AT_ONCE = 50  # trained as one and written as one: what an interruption can cost
 
 
@@ -146,26 +148,44 @@ def build(root: Path, recipe: Recipe, records: Records, device: str = "cpu") -> 
         write_text(folder / RECORD, json.dumps(told, indent=2) + "\n")
         remove_leftovers(folder)
         remove_leftovers(scenario_folder(truth_folder(root), recipe.challenge, recipe.scenario))
-        missing = set(_missing(root, recipe))
-        total = sum(recipe.models.values())
-        done = total - len(missing)
-        with tqdm(
-            desc=f"Training {recipe.challenge}/{recipe.scenario}",
-            total=total,
-            initial=done,
-            disable=None,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} models "
-            "[{elapsed}<{remaining}, {rate_fmt}]",
-            unit=" models",
-        ) as bar:
-            for first in range(0, total, MODELS_AT_ONCE):
-                numbers = range(first, min(first + MODELS_AT_ONCE, total))
-                if share := len(missing.intersection(numbers)):
-                    chunk = _train_chunk(recipe, records, numbers, privacy, bar, share, place)
-                    for number in numbers:
-                        if number in missing:
-                            _write_model(root, recipe, chunk, number)
+        _train_missing(root, recipe, records, privacy, place)
     return True
+
+
+def _train_missing(
+    root: Path, recipe: Recipe, records: Records, privacy: Privacy | None, device: torch.device
+) -> None:
+    """Train and write what is missing: on a CPU by a process on each core, with one thread."""
+    missing, total = frozenset(_missing(root, recipe)), sum(recipe.models.values())
+    starts = range(0, total, MODELS_AT_ONCE)
+    chunks = [range(start, min(start + MODELS_AT_ONCE, total)) for start in starts]
+    chunks = [numbers for numbers in chunks if missing.intersection(numbers)]
+    processes = _processes(recipe, len(chunks), device)
+    name = f"{recipe.challenge}/{recipe.scenario}"
+    how = f"{processes} processes of one thread each" if processes > 1 else describe(device)
+    log.info("%s: training %d models on %s", name, len(missing), how)
+    if processes > 1:
+        recipe.plan.optimizer([torch.zeros(1)])  # imports much, here once for all of them
+    with tqdm(
+        desc=f"Training {name}",
+        total=total,
+        initial=total - len(missing),
+        disable=None,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} models "
+        "[{elapsed}<{remaining}, {rate_fmt}]",
+        unit=" models",
+    ) as bar:
+        work = _Training(root, recipe, records, privacy, _spent(recipe, privacy), device, missing)
+        pool.spread(work, chunks, processes, bar.update)
+
+
+def _processes(recipe: Recipe, chunks: int, device: torch.device) -> int:
+    """How many processes train at once: as many as have a core and room for their records."""
+    if device.type != "cpu" or chunks < 2:
+        return 1
+    inputs = MODELS_AT_ONCE * recipe.sizes.training * recipe.widths[0] * torch.float32.itemsize
+    room = psutil.virtual_memory().available // (COPIES * inputs)
+    return max(1, min(cores.for_processes(), chunks, room))
 
 
 def _devices(folder: Path, device: torch.device) -> dict[str, list[str]]:
@@ -302,6 +322,67 @@ def _privacy(recipe: Recipe) -> Privacy | None:
     return Privacy(sigma, target.clip_norm)
 
 
+def _spent(recipe: Recipe, privacy: Privacy | None) -> float | None:
+    """The ε that a model's training spends."""
+    if privacy is None or recipe.privacy is None:
+        return None
+    sigma, rate, steps = privacy.noise_multiplier, recipe.sample_rate, recipe.plan.steps
+    return spent_epsilon(sigma, recipe.privacy.delta, rate, steps)
+
+
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """What all chunks of a build have in common; called with one, it trains and writes its models.
+
+    epsilon: that each spends. missing: numbers of the models that are not there yet.
+    """
+
+    root: Path
+    recipe: Recipe
+    records: Records
+    privacy: Privacy | None
+    epsilon: float | None
+    device: torch.device
+    missing: frozenset[int]
+
+    def __call__(self, numbers: range, tell: Callable[[float], None]) -> None:
+        lacking = self.missing.intersection(numbers)
+        step = len(lacking) / self.recipe.plan.steps
+        if pool.is_worker():
+            torch.set_num_threads(1)  # another on each core has its own; bits do not hang on it
+        chunk = self.chunk(numbers, lambda: tell(step))
+        for number in sorted(lacking):
+            _write_model(self.root, self.recipe, chunk, number)
+
+    def chunk(self, numbers: range, after_step: Callable[[], None] = lambda: None) -> "_Chunk":
+        """Train the models `numbers` together.
+
+        Their randomness depends on nothing but the recipe, and on what the device makes of a seed.
+        """
+        recipe, records, device = self.recipe, self.records, self.device
+        name = zlib.crc32(f"{recipe.challenge}/{recipe.scenario}".encode())
+        random = np.random.default_rng(np.random.SeedSequence([recipe.seed, name, numbers[0]]))
+        generator = torch.Generator(device).manual_seed(int(random.integers(MAX_SEED)))
+        folders = [
+            ModelFolder(Path(f"model_{number}"), *map(int, random.integers(MAX_SEED, size=3)))
+            for number in numbers
+        ]
+        splits = [folder.split(recipe.sizes) for folder in folders]
+        own = torch.from_numpy(np.stack([np.concatenate([s.member, s.training]) for s in splits]))
+        try:
+            mlps = initial_mlps(len(numbers), recipe.widths, generator)
+            inputs, labels = _features(records, own).to(device), records.labels[own].to(device)
+            train(mlps, inputs, labels, recipe.plan, generator, self.privacy, after_step)
+            accuracy = _accuracy(mlps, records, splits)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"`compute.device`: {device} has no memory to train {len(numbers)} models at once: "
+                f"{first_line(error)} `compute.device=cpu` takes main memory."
+            ) from error
+        states = StackedMLP([one.cpu() for one in mlps.parameters]).states()
+        return _Chunk(numbers[0], folders, splits, states, accuracy, self.epsilon)
+
+
 @dataclass(frozen=True, eq=False)
 class _Chunk:
     """Models trained together, with what is written beside each."""
@@ -312,53 +393,6 @@ class _Chunk:
     states: list[dict[str, torch.Tensor]]
     accuracy: list[float]
     epsilon: float | None
-
-
-def _train_chunk(
-    recipe: Recipe,
-    records: Records,
-    numbers: range,
-    privacy: Privacy | None,
-    bar: "tqdm[Any]",
-    share: int,
-    device: torch.device,
-) -> _Chunk:
-    """Train the models `numbers` together.
-
-    Their randomness depends on nothing but the recipe, and on what the device makes of a seed.
-    """
-    source = np.random.SeedSequence(
-        [recipe.seed, zlib.crc32(f"{recipe.challenge}/{recipe.scenario}".encode()), numbers[0]]
-    )
-    random = np.random.default_rng(source)
-    generator = torch.Generator(device).manual_seed(int(random.integers(MAX_SEED)))
-    folders = [
-        ModelFolder(Path(f"model_{number}"), *map(int, random.integers(MAX_SEED, size=3)))
-        for number in numbers
-    ]
-    splits = [folder.split(recipe.sizes) for folder in folders]
-    own = torch.from_numpy(np.stack([np.concatenate([s.member, s.training]) for s in splits]))
-    step = share / recipe.plan.steps
-    try:
-        mlps = initial_mlps(len(numbers), recipe.widths, generator)
-        inputs, labels = _features(records, own).to(device), records.labels[own].to(device)
-        train(mlps, inputs, labels, recipe.plan, generator, privacy, lambda: _advance(bar, step))
-        accuracy = _accuracy(mlps, records, splits)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"`compute.device`: {device} has no memory to train {len(numbers)} models at once: "
-            f"{first_line(error)} `compute.device=cpu` takes main memory."
-        ) from error
-    epsilon = None
-    if privacy and recipe.privacy:
-        sigma, rate, steps = privacy.noise_multiplier, recipe.sample_rate, recipe.plan.steps
-        epsilon = spent_epsilon(sigma, recipe.privacy.delta, rate, steps)
-    states = StackedMLP([one.cpu() for one in mlps.parameters]).states()
-    return _Chunk(numbers[0], folders, splits, states, accuracy, epsilon)
-
-
-def _advance(bar: "tqdm[Any]", step: float) -> None:
-    bar.update(step)
 
 
 def _features(records: Records, indices: torch.Tensor) -> torch.Tensor:
