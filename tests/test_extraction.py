@@ -16,7 +16,9 @@ from mico_exp.models.devices import open_device
 from mico_exp.models.weights import load_state
 from mico_exp.scores import extraction, inference, metrics
 from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
+from mico_exp.scores.workers import Local
 
 METRICS = {name: getattr(metrics, name) for name in ("loss", "confidence", "mod_entropy")}
 
@@ -308,3 +310,15 @@ def test_outliers_are_gone_on_without_where_that_is_asked_for(open_extraction, t
     others = np.delete(np.arange(12), 4)
     assert np.array_equal(left.shadow[others], plain.shadow[others])
     assert np.array_equal(left.own["dev"], plain.own["dev"])
+
+
+@pytest.mark.parametrize(("given", "used"), [(1, 1), (8, 2)])
+def test_threads_are_as_many_as_there_are_cores_for_and_it_is_said(given, used, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr("mico_exp.common.cores.usable", lambda: given)
+    try:
+        torch.set_num_threads(2)
+        Local().check(Processor("cpu"))
+        assert Local().describe(Processor("cpu")) == f"cpu, threads: {used}"
+    finally:
+        torch.set_num_threads(before)

@@ -18,6 +18,8 @@ def command(cfg: DictConfig) -> None:
     setup.build()
     setup.check_content()
     setup.source.check_steady()
+    where = setup.workers.describe(setup.processor)
+    log.info("%s: models run on %s", setup.path, where)
     for line in setup.extraction.findings():
         log.warning("%s", line)
     passes = setup.extraction.compute(metrics)

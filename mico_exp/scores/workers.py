@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+import torch
+
+from mico_exp.common import cores
 from mico_exp.scores.inference import Processor, Shard, Work, runner_on
 
 Item = TypeVar("Item")
@@ -33,12 +36,14 @@ class Local:
     """One shard after another in this process."""
 
     def check(self, processor: Processor) -> None:
-        """Open the device."""
-        runner_on(processor)
+        """Open the device; a processor's threads are as many as a container gives cores."""
+        if runner_on(processor).device.type == "cpu" and cores.usable() < torch.get_num_threads():
+            torch.set_num_threads(cores.usable())
 
     def describe(self, processor: Processor) -> str:
-        """Name the device."""
-        return str(runner_on(processor).device)
+        """Name the device, and a processor's threads."""
+        device = runner_on(processor).device
+        return f"cpu, threads: {torch.get_num_threads()}" if device.type == "cpu" else str(device)
 
     def map(
         self, work: Callable[[Shard], Result], shards: Iterable[Shard]
