@@ -7,15 +7,18 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from mico_exp.challenge.phases import CALLED
 from mico_exp.challenge.tree import read_truth
+from mico_exp.common import beside
+from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.terminal import warn_once
-from mico_exp.config import compose, options
+from mico_exp.config import compose, options, sweep
 from mico_exp.config.compose import Cell
 from mico_exp.results.cell import Result, evaluate, write_predictions
 from mico_exp.results.plots import PHASE_STYLE, Curve, png, roc_plot, scores_plot
@@ -48,6 +51,8 @@ def command(cfg: DictConfig) -> float:
         _write_configuration(cfg, run)
         record = _attack(compose.cell(cfg, metric, formula), record, run)
         _noted(run, replace(record, seconds=time.perf_counter() - started))
+    if not sweep.is_here():
+        beside.finish()
     tpr, auc = record.figures[VALIDATED_TPR], record.figures[VALIDATED_AUC]
     log.info(
         "%s  %s: validation TPR@0.1FPR %.4f, AUC %.4f  (%.1f s)",
@@ -90,7 +95,7 @@ def _attack(cell: Cell, record: CellRecord, run: Run) -> CellRecord:
     record = _noted(run, replace(record, figures=result.figures))
     write_predictions(run.artifacts / PREDICTIONS, result.predictions, result.truth["train"])
     if cell.plots:
-        _draw(cell.setup.name, record, result, run)
+        _draw_beside(cell.setup.name, record, result, run)
     return record
 
 
@@ -150,7 +155,19 @@ def _about_passes(record: CellRecord, passes: list[Pass]) -> CellRecord:
     )
 
 
-def _draw(scenario: str, record: CellRecord, result: Result, run: Run) -> None:
+def _draw_beside(scenario: str, record: CellRecord, result: Result, run: Run) -> None:
+    """Draw the plots while the run and the next cell go on, where artifacts lie on this machine.
+
+    They take as long as all else in a cell.
+    """
+    if run.place is None:
+        return _draw(scenario, record, result, run.artifacts)
+    work = partial(_draw, scenario, record, result, run.place)
+    beside.do(work, f"{record.name}: {ROC_PLOT} or {SCORES_PLOT}")
+    return None
+
+
+def _draw(scenario: str, record: CellRecord, result: Result, folder: Path) -> None:
     """Draw the ROC curves, and how the validation's scores lie."""
     title = f"{scenario}: metric {record.metric}, formula {record.formula}"
     solution, predictions = result.truth["train"], result.predictions["train"]
@@ -159,10 +176,10 @@ def _draw(scenario: str, record: CellRecord, result: Result, run: Run) -> None:
         shown = (solution, predictions) if phase == "train" else (None, None)
         points = result.predictions[phase].size
         curves.append(Curve(CALLED[phase], curve, points, PHASE_STYLE[phase], *shown))
-    (run.artifacts / ROC_PLOT).write_bytes(png(roc_plot(title, curves)))
+    write_bytes(folder / ROC_PLOT, png(roc_plot(title, curves)), durable=False)
     curve = result.curves["train"]
     threshold = float(curve.threshold[curve.place(RANKING_FPR)])
     figure = scores_plot(
         f"{title} (validation)", solution, predictions, result.out_models, threshold
     )
-    (run.artifacts / SCORES_PLOT).write_bytes(png(figure))
+    write_bytes(folder / SCORES_PLOT, png(figure), durable=False)

@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from mico_exp.common import beside
 from mico_exp.common.errors import InputError
 from mico_exp.config.compose import plots
 from mico_exp.config.options import option_names, option_of
@@ -69,10 +70,16 @@ class Sweep(Callback):
         finish()
 
 
+def is_here() -> bool:
+    """Tell whether this process runs the jobs of a sweep, one after the other."""
+    return bool(_running)
+
+
 def finish() -> None:
     """Draw the heatmaps of this process's sweep, if there is one, and say where its runs are."""
     while _running:
         grid = _running.pop()
+        beside.finish()
         try:
             for challenge in _challenges(grid.folder):
                 tracker = Tracker(challenge, Path.cwd(), create=False)

@@ -43,10 +43,14 @@ _ended: set[tuple[str, str]] = set()  # databases' experiments whose dead runs h
 
 @dataclass
 class Run:
-    """What one run logs when it ends: fill the three dictionaries and the folder of artifacts."""
+    """What one run logs when it ends: fill the three dictionaries and the folder of artifacts.
+
+    place: where artifacts lie then, on this machine; None where a server has them.
+    """
 
     id: str
     artifacts: Path
+    place: Path | None = None
     params: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -172,7 +176,7 @@ class Tracker:
             try:
                 with signals.whole(), self._asking("takes no run"):
                     created = self.client.create_run(self.experiment_id, tags={**system, **tags})
-                    run = Run(created.info.run_id, Path(folder))
+                    run = Run(created.info.run_id, Path(folder), self._place(created.info.run_id))
                 yield run
             except BaseException as error:
                 if run:
@@ -211,13 +215,16 @@ class Tracker:
         )
         if not any(run.artifacts.iterdir()):
             return
-        if self.artifacts is None:
+        if run.place is None:
             self.client.log_artifacts(run.id, str(run.artifacts))
         else:
-            place = self.artifacts / run.id / "artifacts"
-            place.mkdir(parents=True, exist_ok=True)
+            run.place.mkdir(parents=True, exist_ok=True)
             for file in run.artifacts.iterdir():
-                shutil.copyfile(file, place / file.name)
+                shutil.copyfile(file, run.place / file.name)
+
+    def _place(self, run_id: str) -> Path | None:
+        """Folder of a run's artifacts; None where a server has them."""
+        return self.artifacts and self.artifacts / run_id / "artifacts"
 
     def finished(self, tags: Mapping[str, str]) -> list[LoggedRun]:
         """All finished runs that carry these tags, the newest first."""
@@ -288,8 +295,8 @@ class Tracker:
 
     def artifact(self, run_id: str, name: str, folder: Path) -> Path:
         """Fetch one artifact of a run into `folder`."""
-        if self.artifacts and (path := self.artifacts / run_id / "artifacts" / name).is_file():
-            return path
+        if (place := self._place(run_id)) and (place / name).is_file():
+            return place / name
         with self._asking(f"gives no artifact {name} of run {run_id}"):
             return Path(self.client.download_artifacts(run_id, name, str(folder)))
 
