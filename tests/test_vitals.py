@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from mico_exp.common.errors import InputError
-from mico_exp.scores.vitals import Vitals, findings
+from mico_exp.scores.vitals import Vitals, _ranks, findings
 
 
 def vitals(leak=1.0, models=20, points=40, seed=0):
@@ -133,3 +134,10 @@ def test_too_few_models_to_tell():
     few = Vitals({"train": found.logit["train"]}, {"train": found.right["train"]})
     few.logit["train"][0] *= 1e6
     assert few.outliers() == {}
+
+
+def test_ranks_are_scipys():
+    random = np.random.default_rng(0)
+    for values in (random.normal(size=50), random.integers(0, 9, 50) * 1.0, np.array([np.inf, 1])):
+        np.testing.assert_array_equal(_ranks(values), rankdata(values))
+    assert np.isnan(_ranks(np.array([1, np.nan]))).all()
