@@ -12,13 +12,14 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
 from mico_exp.common.errors import InputError
-from mico_exp.common.fingerprints import FileFingerprints, definition
+from mico_exp.common.fingerprints import RACY_SECONDS, FileFingerprints, definition, stamp
 from mico_exp.models import architectures
 from mico_exp.models.architectures import MLP, roberta
 from mico_exp.scores import metrics
@@ -414,3 +415,33 @@ def test_a_damaged_memory_is_only_forgotten(tmp_path, content):
     (tmp_path / "fingerprints.json").write_text(content)
     (tmp_path / "file").write_bytes(b"x")
     assert len(FileFingerprints(tmp_path / "fingerprints.json").of(tmp_path / "file")) == 64
+
+
+def test_a_stamp_tells_any_change_of_files(tmp_path):
+    """And says nothing of what may change again within the clock's tick."""
+    one, other = tmp_path / "one" / "model", tmp_path / "other"
+    one.mkdir(parents=True)
+    (one / "seed").write_text("1")
+    assert stamp(tmp_path / "one", other) is None
+    time.sleep(RACY_SECONDS + 0.1)
+    first = stamp(tmp_path / "one", other)
+    assert first == stamp(tmp_path / "one", other)
+    assert first is not None
+    changes = [
+        lambda: (one / "seed").write_text("2"),
+        lambda: (one / "more").touch(),
+        lambda: (one / "more").unlink(),
+        lambda: other.mkdir(),
+        lambda: os.utime(one / "seed", ns=(1, 1)),
+    ]
+    seen = [digest_of_all(tmp_path / "one", other)]
+    for change in changes:
+        change()
+        seen.append(digest_of_all(tmp_path / "one", other))
+    assert len(set(seen)) == len(seen)
+
+
+def digest_of_all(*folders):
+    """A stamp, whenever it is."""
+    with mock.patch("mico_exp.common.fingerprints.RACY_SECONDS", 0):
+        return stamp(*folders)

@@ -1,6 +1,7 @@
 """What a sweep's jobs are told of it."""
 
 import re
+import time
 
 import pytest
 from commands import run
@@ -145,3 +146,30 @@ def test_what_is_no_database_is_told_before_the_sweep(tmp_path):
     assert "mlflow.db cannot be used" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+TAMPERING = """
+import shutil, time
+from pathlib import Path
+
+def tampering(score, shadow, is_in, is_out):
+    train = Path("data/digits/digits_inf/train")
+    if shadow.shape[0] == 3:  # of a dev model, asked after validation
+        shutil.copy(train / "model_0/model.pt", train / "model_1/model.pt")
+    return score
+"""
+
+
+def test_a_cell_sees_what_has_changed_since_the_cell_before(tmp_path):
+    """What was found out of models is kept from cell to cell, while no file is another."""
+    (tmp_path / "mine.py").write_text(TAMPERING)
+    option = tmp_path / "options" / "formula" / "tampering.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("name: tampering\nfunction: {_target_: mine.tampering, _partial_: true}\n")
+    one = ["--config-dir=options", "metric=loss", "scenario='inf'", *SMALL]
+    run("mico_exp", *one, "formula=0", cwd=tmp_path)
+    time.sleep(2.1)  # what has just changed is never trusted
+    done = run("mico_exp", *one, "formula=1,2,tampering,0", "-m", cwd=tmp_path, status=1)
+    assert done.stdout.count("validation TPR@0.1FPR") == 3
+    assert "model_0 and " in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import re
 import sys
 import time
@@ -43,6 +44,25 @@ RACY_SECONDS = 2.0  # a file changed this recently may change again within one c
 def digest(*parts: str) -> str:
     """SHA-256 of the parts in order, as hexadecimal."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def stamp(*folders: Path) -> str | None:
+    """Hash of what the file system says of all that lies in folders: equal if nothing has changed.
+
+    None where something has changed so recently that it might again, and nothing would tell.
+    """
+    found = [one for folder in folders for one in _statuses(folder)]
+    latest = max((changed for *_, changed in found), default=0)
+    return None if time.time() - latest / 1e9 < RACY_SECONDS else digest(repr(found))
+
+
+def _statuses(folder: Path) -> Iterator[tuple[str, int, int, int, int]]:
+    """Path, inode, size and time stamps of all that lies in a folder, and of itself."""
+    for place, _, files in os.walk(folder, followlinks=True):
+        for path in (place, *(f"{place}/{name}" for name in files)):
+            with contextlib.suppress(OSError):  # a link to nowhere: whoever reads it will tell
+                seen = os.stat(path)
+                yield path, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
 
 
 class FileFingerprints:

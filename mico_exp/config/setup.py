@@ -17,7 +17,7 @@ from mico_exp.attacks.evidence import Evidence
 from mico_exp.challenge.datasets import Records
 from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
-from mico_exp.challenge.tree import Scenario, load_scenario, scenario_folder
+from mico_exp.challenge.tree import Scenario, load_scenario, scenario_folder, truth_folder
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints, definition
 from mico_exp.common.identity import CellIdentity
@@ -154,6 +154,11 @@ class Setup:
         return scenario_folder(self.root, self.challenge, self.name)
 
     @property
+    def truth_folder(self) -> Path:
+        """Where the truth of its dev and final models lies, as far as it is known."""
+        return scenario_folder(truth_folder(self.root), self.challenge, self.name)
+
+    @property
     def records(self) -> Records:
         """The data set; see `Source.records`."""
         return self.source.records
@@ -177,6 +182,8 @@ class Setup:
         Raises:
             InputError: it was built from other records or otherwise, or cannot be built.
         """
+        if "found" in vars(self):  # it has been looked at, and so is complete
+            return False
         loaded = self.records
         try:
             check_built_from(self.folder, loaded)
