@@ -12,7 +12,7 @@ from mico_exp.common import beside
 
 @pytest.fixture(params=[1, 3])
 def cores(request, monkeypatch):
-    monkeypatch.setattr(beside, "_cores", lambda: request.param)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(request.param))
     return request.param
 
 
@@ -30,7 +30,7 @@ def test_it_is_done_when_all_is_finished(cores, tmp_path):
 
 
 def test_no_more_run_than_there_are_cores_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(beside, "_cores", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     most = []
     for number in range(6):
         beside.do(lambda number=number: time.sleep(0.02 * number), "nothing")
@@ -52,7 +52,7 @@ def test_what_fails_is_told(cores, tmp_path, capfd):
 
 
 def test_a_process_that_is_killed_is_told(monkeypatch, caplog):
-    monkeypatch.setattr(beside, "_cores", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     beside.do(lambda: os.kill(os.getpid(), signal.SIGKILL), "its plots")
     beside.finish()
     assert [record.message for record in caplog.records] == [
@@ -61,7 +61,7 @@ def test_a_process_that_is_killed_is_told(monkeypatch, caplog):
 
 
 def test_it_goes_on_where_the_command_is_interrupted(monkeypatch, tmp_path):
-    monkeypatch.setattr(beside, "_cores", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     beside.do(lambda: (time.sleep(0.3), (tmp_path / "file").write_text("x")), "a file")
     time.sleep(0.1)
     for child in beside._running:

@@ -81,8 +81,10 @@ def test_a_sweep_with_a_failed_cell_still_ends_with_its_grid_and_address(tmp_pat
     drawn = [text for text in SMALL if text != "plots=off"]
     one = ["--config-dir=options", "metric=loss", "scenario='inf'", *drawn]
     grid = [*one, "formula=broken,0,1", "hydra.sweep.dir=./x/../swept", "-m"]
-    done = run("mico_exp", *grid, cwd=folder, status=1)
+    done = run("mico_exp", *grid, cwd=folder, status=1, OMP_NUM_THREADS="2")  # plots beside cells
     assert "Runs: http://127.0.0.1:5000/#/experiments/1/runs" in done.stdout
+    assert len(list((folder / "mlruns").rglob("roc.png"))) == 2
+    assert len(list((folder / "mlruns").rglob("scores.png"))) == 2
     assert [path.name for path in (folder / "swept").glob("*.png")] == ["heatmap_digits_inf.png"]
     all_fail = run("mico_exp", *one, "formula=broken", "-m", cwd=folder, status=1)
     assert "Runs: http://127.0.0.1:5000" in all_fail.stdout

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from mico_exp.common import cores, pool
 from mico_exp.common.errors import first_line
 from mico_exp.common.signals import STOPPING
 
@@ -24,8 +25,8 @@ def do(work: Callable[[], None], what: str) -> None:
         work: what to do. It may use NumPy, and no library's threads.
         what: it makes, as the warning names it.
     """
-    free = _cores() - 1
-    if free < 1 or not sys.platform.startswith("linux"):  # elsewhere libraries do not bear a fork
+    free = cores.for_processes() - 1
+    if free < 1 or pool.start_method() != "fork":
         return _attempt(work, what)
     while len(_running) >= free:
         _wait_for(next(iter(_running)))
@@ -60,8 +61,3 @@ def _wait_for(child: int) -> None:
         _, status = os.waitpid(child, 0)
         if status:
             log.warning("%s cannot be made: its process was killed.", what)
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
