@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from opacus.accountants import PRVAccountant
+from opacus.accountants.analysis import prv
 from opacus.accountants.utils import get_noise_multiplier
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -69,6 +70,19 @@ def test_sigma_and_epsilon_are_those_of_opacus(asked):
             accountant="prv",
         )
         assert spent_epsilon(sigma, delta, rate, steps) == theirs.get_epsilon(delta)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "rate", "steps"),
+    [(0.7, 0.001, 1), (1.3, 0.1, 400), (20.0, 0.9, 9), (90.0, 0.02, 70_000)],
+)
+def test_the_mesh_is_as_wide_as_opacus_has_it(sigma, rate, steps):
+    """Though it asks every order."""
+    step = prv.PoissonSubsampledGaussianPRV(rate, sigma)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = prv.compute_safe_domain_size([step], [steps], accountant.ERROR, 1e-8)
+        assert accountant._widest_loss(sigma, rate, steps, 1e-8) == expected
 
 
 @pytest.mark.parametrize(

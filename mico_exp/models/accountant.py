@@ -18,6 +18,7 @@ import logging
 import math
 import warnings
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def _composed(sigma: float, delta: float, sample_rate: float, steps: int) -> flo
 
     step = prv.PoissonSubsampledGaussianPRV(sample_rate, sigma)
     delta_error = delta / 1000
-    widest = float(prv.compute_safe_domain_size([step], [steps], ERROR, delta_error))
+    widest = _widest_loss(sigma, sample_rate, steps, delta_error)
     width = ERROR / np.sqrt(steps * np.log(12 / delta_error) / 2)
     points = 2 * widest / width
     if not (widest <= LARGEST_LOSS and points <= MOST_POINTS and points * 2**-52 <= delta):
@@ -104,3 +105,37 @@ def _composed(sigma: float, delta: float, sample_rate: float, steps: int) -> flo
     truncated = prv.TruncatedPrivacyRandomVariable(step, domain.t_min, domain.t_max)
     total = prv.compose_heterogeneous([prv.discretize(truncated, domain)], [steps])
     return float(total.compute_epsilon(delta, delta_error, ERROR)[2])
+
+
+def _widest_loss(sigma: float, sample_rate: float, steps: int, delta_error: float) -> float:
+    """Do what Opacus's `compute_safe_domain_size` does, at a tenth of the orders.
+
+    It takes two Rényi bounds on ε, each at the order where it is least, which took three quarters
+    of a search. Over the orders a bound falls, then rises, so halving finds that one; at another it
+    would hold as well, and the mesh only be wider.
+    """
+    from opacus.accountants import RDPAccountant
+    from opacus.accountants.analysis import rdp
+
+    orders = RDPAccountant.DEFAULT_ALPHAS
+
+    @cache
+    def of_step(i: int) -> Any:
+        one = [orders[i]]
+        return rdp.compute_rdp(q=sample_rate, noise_multiplier=sigma, steps=1, orders=one)
+
+    def bound(composed: int, delta: float, i: int) -> float:
+        one = [orders[i]]
+        spent, _ = rdp.get_privacy_spent(orders=one, rdp=of_step(i) * composed, delta=delta)
+        return math.inf if math.isnan(spent) else float(spent)
+
+    def least(composed: int, delta: float) -> float:
+        low, high = 0, len(orders) - 1
+        while low < high:
+            middle = (low + high) // 2
+            rises = bound(composed, delta, middle) <= bound(composed, delta, middle + 1)
+            low, high = (low, middle) if rises else (middle + 1, high)
+        return bound(composed, delta, low)
+
+    whole, single = least(steps, delta_error / 4), least(1, delta_error / (8 * steps))
+    return max(whole, single, ERROR) + 3
