@@ -208,6 +208,7 @@ def test_processes_build_what_one_does_and_go_on_where_they_were_cut_off(
         spreading(2, tmp_path / "cut", digits)
     monkeypatch.setattr(building.tqdm, "update", update)
     first = contents(tmp_path / "cut")
+    assert not list((tmp_path / "cut").rglob("*.tmp"))
     assert 0 < sum(name.endswith("model.pt") for name in first) < 17
     write = building._write_model
 

@@ -146,10 +146,19 @@ def build(root: Path, recipe: Recipe, records: Records, device: str = "cpu") -> 
         _check_record(folder, recipe, records)
         told = recipe.description(records) | _devices(folder, place)
         write_text(folder / RECORD, json.dumps(told, indent=2) + "\n")
-        remove_leftovers(folder)
-        remove_leftovers(scenario_folder(truth_folder(root), recipe.challenge, recipe.scenario))
-        _train_missing(root, recipe, records, privacy, place)
+        _clear(root, recipe)
+        try:
+            _train_missing(root, recipe, records, privacy, place)
+        except BaseException:
+            _clear(root, recipe)  # of processes that were ended while they wrote
+            raise
     return True
+
+
+def _clear(root: Path, recipe: Recipe) -> None:
+    """Remove what is half written."""
+    for place in (root, truth_folder(root)):
+        remove_leftovers(scenario_folder(place, recipe.challenge, recipe.scenario))
 
 
 def _train_missing(
