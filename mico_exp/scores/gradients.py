@@ -15,9 +15,10 @@ Axes: P points, T positions, F inputs and O outputs of a layer, C classes, N ref
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,12 +32,12 @@ from mico_exp.scores.backprop import (
     Trace,
     along,
     at,
-    dot,
     joined,
     squared_norms,
     total,
     weights,
 )
+from mico_exp.scores.symmetric import Symmetric, pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,24 +156,31 @@ class GradAlignment(GradientMetric):
         sums: dict[int, Direction] = {}
         counts: dict[int, int] = {}
         for view in views:
-            layers = view.of_loss()
-            for label in view.labels.unique().tolist():
-                same = view.labels == label
-                part = total(at(layers, same), torch.ones_like(layers[0].inputs[same, 0, 0]))
-                before = sums.get(label)
+            for label, points, layers in _by_class(view):
+                part, before = total(layers), sums.get(label)
                 sums[label] = [a + b for a, b in zip(before, part, strict=True)] if before else part
-                counts[label] = counts.get(label, 0) + int(same.sum())
+                counts[label] = counts.get(label, 0) + len(points)
         return {label: [part / counts[label] for part in sums[label]] for label in sums}
 
     def score(self, view: View, prepared: dict[int, Direction]) -> Tensor:
         """Negated inner product (P,) with the mean gradient of the class."""
-        layers = view.of_loss()
         found = torch.zeros_like(view.trace.logits[:, 0])
-        for label in view.labels.unique().tolist():
+        for label, points, layers in _by_class(view):
             if label in prepared:
-                same = view.labels == label
-                found[same] = -along(at(layers, same), prepared[label])
+                found[points] = -along(layers, prepared[label])
         return found
+
+
+def _by_class(view: View) -> Iterator[tuple[int, Tensor, list[Layer]]]:
+    """Every class, where its points are, and the layers there with the signals of the loss."""
+    order = view.labels.argsort(stable=True)
+    sorted_layers = at(view.of_loss(), order)  # one copy, of which each class is a slice
+    classes, counts = view.labels.unique(return_counts=True)
+    start = 0
+    for label, count in zip(classes.tolist(), counts.tolist(), strict=True):
+        place = slice(start, start + count)
+        yield label, order[place], at(sorted_layers, place)
+        start += count
 
 
 def _dense(layers: Sequence[Layer]) -> list[Layer]:
@@ -211,7 +219,7 @@ class Representer(_OfLogit):
     With the reference records' gradients as rows of G, K = GGᵀ and λ = damping · mean K_ii, ridge
     regression of the weights θ on them has the coefficients c = (K + λ)⁻¹Gθ and leaves
     v = θ − Gᵀc = λ(GᵀG + λ)⁻¹θ. At a reference record ⟨g, v⟩/λ is its own coefficient. K costs
-    N² inner products a layer, and its factorisation N³/3, in float64.
+    N² inner products a layer, and its factorisation N³/3.
 
     The representer theorem's coefficients (Yeh et al. 2018, arXiv 1811.09720) of a network that
     is linearised at its weights. Exact, and best where the reference holds (nearly) all records
@@ -222,11 +230,11 @@ class Representer(_OfLogit):
     def observe(self, views: Iterable[View]) -> Direction:
         """Direction v / damping."""
         layers = joined([self.layers(view) for view in views])
-        gram = torch.stack([_gram(layer) for layer in layers]).sum(dim=0).double()
-        gram.diagonal().add_(self.damping * gram.diagonal().mean())
+        gram = Symmetric.of(
+            [(layer.of_inputs(pairs), pairs(layer.signals[:, 0])) for layer in layers]
+        )
         products = along(layers, weights(layers)).double()
-        factor = torch.linalg.cholesky(gram)
-        coefficients = torch.cholesky_solve(products[:, None], factor)[:, 0]
+        coefficients = gram.solve(self.damping * gram.diagonal().mean(), products)
         explained = total(layers, coefficients.to(layers[0].inputs.dtype))
         return [
             (own - part) / self.damping
@@ -238,10 +246,18 @@ class Representer(_OfLogit):
         return along(self.layers(view), prepared)
 
 
-def _gram(layer: Layer) -> Tensor:
-    """Inner products (N, N) of all pairs of points' gradients: (a·a′)(δ·δ′)."""
-    inputs, signals = layer.inputs[:, 0], layer.signals[:, 0]
-    return (inputs @ inputs.T) * (signals @ signals.T)
+class _Split(NamedTuple):
+    """A direction (O, F) in a layer's bases, (o, f), and what of it they do not span, (O, F)."""
+
+    inner: Tensor
+    rest: Tensor | None
+
+    def less(self, share: Tensor, other: "_Split") -> "_Split":
+        """Without a share of another."""
+        rest = None
+        if self.rest is not None and other.rest is not None:
+            rest = self.rest - share * other.rest
+        return _Split(self.inner - share * other.inner, rest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,9 +277,31 @@ class _Factors:
 
     @classmethod
     def of(cls, layer: Layer) -> "_Factors":
-        every = layer.total(torch.ones_like(layer.inputs[:, 0, 0]))
-        sides = _eigen(layer.inputs[:, 0]), _eigen(layer.signals[:, 0])
-        return cls(*sides[0], *sides[1], every, layer.weights)
+        sides = layer.of_inputs(_eigen), _eigen(layer.signals[:, 0])
+        return cls(*sides[0], *sides[1], layer.total(), layer.weights)
+
+    @property
+    def complete(self) -> bool:
+        """The bases span everything."""
+        return all(one.shape[0] == one.shape[1] for one in (self.in_basis, self.out_basis))
+
+    @cached_property
+    def split_weights(self) -> _Split:
+        """The weights in the bases, whatever the damping."""
+        return self._split(self.weights)
+
+    @cached_property
+    def split_pull(self) -> _Split:
+        """The pull in the bases, whatever the damping."""
+        return self._split(self.pull)
+
+    def _split(self, direction: Tensor) -> _Split:
+        inner = self.out_basis.T @ direction @ self.in_basis
+        return _Split(inner, None if self.complete else direction - self.spanned(inner))
+
+    def spanned(self, inner: Tensor) -> Tensor:
+        """Direction (O, F) of coordinates (o, f)."""
+        return self.out_basis @ inner @ self.in_basis.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,18 +323,19 @@ class _Curvature:
     @property
     def complete(self) -> bool:
         """The bases span everything."""
-        bases = self.factors.in_basis, self.factors.out_basis
-        return all(basis.shape[0] == basis.shape[1] for basis in bases)
+        return self.factors.complete
 
-    def whiten(self, direction: Tensor) -> Tensor:
-        """Apply to a direction (O, F)."""
-        out_basis, in_basis = self.factors.out_basis, self.factors.in_basis
-        inner = out_basis.T @ direction @ in_basis
-        found = out_basis @ (inner * self.inverse) @ in_basis.T
-        if self.complete:
+    def whiten(self, split: _Split) -> Tensor:
+        """Apply to a direction; (O, F)."""
+        found = self.factors.spanned(split.inner * self.inverse)
+        return found if split.rest is None else found + split.rest / self.damping
+
+    def product(self, one: _Split, other: _Split) -> Tensor:
+        """⟨one, whitened other⟩."""
+        found = (one.inner * other.inner * self.inverse).sum()
+        if one.rest is None or other.rest is None:
             return found
-        inside = out_basis @ inner @ in_basis.T
-        return found + (direction - inside) / self.damping
+        return found + (one.rest * other.rest).sum() / self.damping
 
     def leverage(self, layer: Layer) -> Tensor:
         """⟨g, whitened g⟩ (P,) of every point."""
@@ -359,11 +398,12 @@ class Kronecker(_OfLogit):
         """Whitened direction."""
         factors, scale = observed
         curvatures = [_Curvature.of(one, records, self.damping * scale) for one in factors]
-        pull = [one.pull for one in factors]
-        white = _whiten(curvatures, [one.weights for one in factors])
-        white_pull = _whiten(curvatures, pull)
-        share = dot(pull, white) / dot(pull, white_pull)
-        direction = [a - share * b for a, b in zip(white, white_pull, strict=True)]
+        own, pull = [one.split_weights for one in factors], [one.split_pull for one in factors]
+        share = _product(curvatures, pull, own) / _product(curvatures, pull, pull)
+        direction = [
+            one.whiten(weight.less(share, pulled))
+            for one, weight, pulled in zip(curvatures, own, pull, strict=True)
+        ]
         return _Whitened(direction, curvatures, share, scale)
 
     def score(self, view: View, prepared: _Whitened) -> Tensor:
@@ -371,8 +411,12 @@ class Kronecker(_OfLogit):
         return along(self.layers(view), prepared.direction) * prepared.scale
 
 
-def _whiten(curvatures: Sequence[_Curvature], direction: Direction) -> Direction:
-    return [one.whiten(part) for one, part in zip(curvatures, direction, strict=True)]
+def _product(
+    curvatures: Sequence[_Curvature], one: Sequence[_Split], other: Sequence[_Split]
+) -> Tensor:
+    """⟨one, whitened other⟩ over all layers."""
+    parts = zip(curvatures, one, other, strict=True)
+    return torch.stack([curvature.product(a, b) for curvature, a, b in parts]).sum()
 
 
 class DisclosedKronecker(Kronecker):

@@ -8,23 +8,23 @@ Axes: M models taken at once, P points, C classes.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mico_exp.challenge.datasets import Records, inputs_at
+from mico_exp.challenge.datasets import Inputs, Records, inputs_at
 from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices
 from mico_exp.common.errors import InputError, MetricError, first_line
 from mico_exp.models.architectures import Alone, Architecture, Stacked, State, fill, stack
 from mico_exp.models.devices import allow_tf32, open_device
 from mico_exp.models.weights import load_state, not_finite, weights_file
-from mico_exp.scores.backprop import trace
+from mico_exp.scores.backprop import Known, Trace, trace
 from mico_exp.scores.batching import Batches, needs_memory, out_of_memory
 from mico_exp.scores.gradients import GradientMetric, View
 from mico_exp.scores.kept import KeptInputs
@@ -89,13 +89,15 @@ class Shard:
 class Work:
     """What all shards of an extraction have in common; called with one, it gives its scores.
 
-    metrics: all of the same family.
+    metrics: all of the same family. known: what all models share of the records that metrics of
+    gradients refer to.
     """
 
     architecture: Architecture
     records: Records
     metrics: Mapping[str, Any]
     processor: Processor
+    known: "Reference" = field(default_factory=lambda: Reference())
 
     def __call__(self, shard: Shard) -> dict[str, Floats]:
         """Scores (M, P) of the shard by metric.
@@ -131,7 +133,10 @@ class Work:
                 self.architecture, folder, shard.states[i] if shard.states else None
             )
             told = shard.members[i] if shard.members else None
-            rows.append(runner.gradient_scores(model, self.records, points, self.metrics, told))
+            found = runner.gradient_scores(
+                model, self.records, points, self.metrics, told, self.known
+            )
+            rows.append(found)
         return {name: np.stack([row[name] for row in rows]) for name in self.metrics}
 
 
@@ -224,6 +229,7 @@ class ModelRunner:
         points: Indices,
         metrics: Mapping[str, GradientMetric],
         members: Indices | None = None,
+        known: "Reference | None" = None,
     ) -> dict[str, Floats]:
         """Compute metrics of one model's gradients at points (P,); each metric's scores are (P,).
 
@@ -236,6 +242,7 @@ class ModelRunner:
             points: where it is asked.
             metrics: of gradients.
             members: records that the model was surely trained on, for metrics that are told them.
+            known: what earlier models of the same architecture shared of the reference records.
 
         Raises:
             InputError: a single point does not fit; or names the first that the model fails at.
@@ -248,20 +255,21 @@ class ModelRunner:
         per_size = self._bytes_per_size(Alone(model), records, points, sizes, shared=True)
         per_size *= LAYERS_OF_A_TRACE
         prepared, observed = {}, {}
-        for name, metric in metrics.items():
-            seen = reference_of(metric, len(records.labels), members)
-            total = len(records.labels)
-            if metric.disclosed and members is not None:
-                total = len(members)
+        views = _Views(self, model, records, Reference() if known is None else known)
+        total = len(records.labels)
+        wanted = {name: reference_of(one, total, members) for name, one in metrics.items()}
+        for name in sorted(wanted, key=lambda name: len(wanted[name])):  # equal ones share a view
+            metric, seen = metrics[name], wanted[name]
+            count = len(members) if metric.disclosed and members is not None else total
             if (key := metric.observation) not in observed:
                 with _named(name):
-                    observed[key] = self._observed(metric, model, records, seen, per_size)
+                    observed[key] = self._observed(metric, views, seen, per_size)
             with _named(name):
-                state = metric.prepare(observed[key], total)
+                state = metric.prepare(observed[key], count)
             prepared[name] = state, seen[: len(seen) * metric.disclosed]
 
         def score(some: Indices) -> None:
-            view = self._view(model, records, points[some])
+            view = self.view(model, records, points[some])
             for name, metric in metrics.items():
                 state, told = prepared[name]
                 is_told = torch.from_numpy(np.isin(points[some], told)).to(self.device)
@@ -273,32 +281,45 @@ class ModelRunner:
         self.trace_batches.run(score, sizes, per_size)
         return found
 
-    def _observed(
-        self, metric: GradientMetric, model: nn.Module, records: Records, seen: Indices, size: int
-    ) -> Any:
+    def _observed(self, metric: GradientMetric, views: "_Views", seen: Indices, size: int) -> Any:
         """What a metric observes of its reference; from the start where memory runs out."""
-        sizes = records.sizes(seen)
+        sizes = views.records.sizes(seen)
         while True:
             cuts = list(self.trace_batches.cut(sizes, size))
-            views = (self._view(model, records, seen[some]) for some in cuts)
+            shared = len(cuts) == 1 and not metric.disclosed  # else it is large, or the model's own
             try:
-                return metric.observe(views)
+                return metric.observe(views.at(seen[some], shared=shared) for some in cuts)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]
+            views.last = None
             self.trace_batches.halve(size * int(sizes.max()), len(cuts[0]), reason)
 
-    def _view(self, model: nn.Module, records: Records, points: Indices) -> View:
+    def view(
+        self, model: nn.Module, records: Records, points: Indices, given: "Given | None" = None
+    ) -> View:
+        """What metrics of gradients see of a model at points (P,); `given` if that is known.
+
+        Raises:
+            InputError: names the first record that the model fails at.
+        """
         wanted = torch.from_numpy(points)
         allow_tf32(False)
-        traced = asked(
-            "the model",
-            lambda some: trace(model, self.kept.moved(inputs_at(records, some))),
-            wanted,
-        )
+
+        def run(some: Tensor) -> Trace:
+            if given is not None and some is wanted:
+                return trace(model, given.inputs, given.known)
+            return trace(model, self.inputs(records, some))
+
         labels = records.labels[wanted].to(self.device)
-        return View(traced, labels, torch.zeros_like(labels, dtype=torch.bool))
+        return View(
+            asked("the model", run, wanted), labels, torch.zeros_like(labels, dtype=torch.bool)
+        )
+
+    def inputs(self, records: Records, wanted: Tensor) -> Inputs:
+        """Inputs of records (P,), on the device."""
+        return self.kept.moved(inputs_at(records, wanted))
 
     def _bytes_per_size(
         self, models: Stacked, records: Records, points: Indices, sizes: Indices, shared: bool
@@ -335,6 +356,65 @@ class ModelRunner:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=coarse):
             logits = models(inputs, own=wanted.ndim > 1)
         return logits.float()
+
+
+class Given(NamedTuple):
+    """Inputs of some records on the device, and what has been found of them alone."""
+
+    inputs: Inputs
+    known: Known
+
+
+class Reference:
+    """What models of one architecture share of the records that metrics refer to.
+
+    The first layer of every model is given the same there: its mean outer product, by far the
+    largest, and all pairs of inner products need be computed for one model only.
+    """
+
+    def __init__(self) -> None:
+        self._given: dict[bytes, Given] = {}
+
+    def at(self, runner: ModelRunner, records: Records, points: Indices) -> Given:
+        """Inputs of records (P,), kept from the first time on."""
+        key = points.tobytes()
+        if key not in self._given:
+            wanted = torch.from_numpy(points)
+            inputs = asked("the model", lambda some: runner.inputs(records, some), wanted)
+            self._given[key] = Given(inputs, {})
+        return self._given[key]
+
+    def forget(self, points: Indices) -> None:
+        """Drop them, where a model has changed its inputs in place."""
+        self._given.pop(points.tobytes(), None)
+
+
+class _Views:
+    """Views of one model, of which the last is kept: metrics with the same reference share it."""
+
+    def __init__(
+        self, runner: ModelRunner, model: nn.Module, records: Records, known: Reference
+    ) -> None:
+        self.runner, self.model, self.records, self.known = runner, model, records, known
+        self.last: tuple[bytes, View] | None = None
+
+    def at(self, points: Indices, *, shared: bool) -> View:
+        """View of records (P,); `shared` if other models will be asked at the same."""
+        if not shared:
+            return self.runner.view(self.model, self.records, points)
+        if self.last is None or self.last[0] != points.tobytes():
+            self.last = None  # never two in memory
+            self.last = points.tobytes(), self._shared(points)
+        return self.last[1]
+
+    def _shared(self, points: Indices) -> View:
+        given = self.known.at(self.runner, self.records, points)
+        before = changes(given.inputs)
+        view = self.runner.view(self.model, self.records, points, given)
+        if changes(given.inputs) != before:
+            self.known.forget(points)
+            return self.runner.view(self.model, self.records, points)
+        return view
 
 
 @cache
@@ -419,6 +499,12 @@ def _check_shape(name: str, values: Any, logits: Tensor) -> None:
             f"metric `{name}` must give shape {tuple(logits.shape[:-1])} for logits "
             f"{tuple(logits.shape)}, got {tuple(values.shape)}."
         )
+
+
+def changes(inputs: Inputs) -> list[int]:
+    """How often inputs were changed in place."""
+    parts = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
+    return list(map(_version, parts))
 
 
 def _version(tensor: Tensor) -> int:
