@@ -151,19 +151,96 @@ def test_an_interruption_keeps_finished_models(open_extraction, ran, monkeypatch
     job = open_extraction()
     real, calls = job.store.write, []
 
-    def interrupted(address, column):
-        if len(calls) == 3 * 6:
+    def interrupted(columns):
+        if len(calls) == 1 + 3:  # in the second of the train models' three stacks
             raise KeyboardInterrupt
-        calls.append(address)
-        real(address, column)
+        calls.append(columns)
+        real(columns)
 
     monkeypatch.setattr(job.store, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         job.compute(METRICS)
     ran.clear()
+    assert open_extraction().read("loss", METRICS["loss"]) is None
     open_extraction().compute(METRICS)
-    # Six train models are lacking, two of them of a stack of four, which is made as large again.
     assert sum(ran) == 8 * len(job.points.unique) + 5 * 20
+    clean = open_extraction(store=job.store.folder.with_name("undisturbed"))
+    clean.compute(METRICS)
+    for name, metric in METRICS.items():
+        once, again = clean.read(name, metric).shadow, open_extraction().read(name, metric).shadow
+        assert np.array_equal(once, again)
+
+
+def files(job):
+    return sorted(path for path in job.store.folder.rglob("*-*.npz"))
+
+
+def test_a_pass_ends_in_one_file_a_metric_that_a_cell_reads(open_extraction, ran, tree):
+    job = open_extraction()
+    job.compute(METRICS)
+    assert [path.parent.name for path in files(job)] == ["packs"] * len(METRICS)
+    before = {path: path.read_bytes() for path in files(job)}
+    path = tree / "digits" / "digits_inf" / "dev" / "model_13" / "model.pt"
+    was = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    torch.save({name: tensor * 1.01 for name, tensor in state.items()}, path)
+    ran.clear()
+    open_extraction().compute(METRICS)
+    assert sum(ran) == 3 * 20  # the stack of dev, for one model's columns
+    assert files(job) == list(before)
+    path.write_bytes(was)
+    ran.clear()
+    open_extraction().compute(METRICS)  # the columns of the model that was are there still
+    assert ran == []
+
+
+def test_two_precisions_are_two_files(open_extraction):
+    job = open_extraction()
+    job.compute(METRICS)
+    coarse = open_extraction(processor=inference.Processor("cpu", "bfloat16"))
+    coarse.compute(METRICS)
+    assert len(files(job)) == 2 * len(METRICS)
+    fine, other = (one.read("loss", metrics.loss).shadow for one in (job, coarse))
+    assert 0 < np.abs(fine - other).max() < 0.1
+
+
+def test_a_damaged_pack_is_computed_anew(open_extraction, ran, caplog):
+    job = open_extraction()
+    job.compute(METRICS)
+    before = {path: path.read_bytes() for path in files(job)}
+    path = next(path for path in files(job) if path.name.startswith("loss-"))
+    content = bytearray(before[path])
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    ran.clear()
+    assert open_extraction().read("loss", metrics.loss) is None
+    open_extraction().compute(METRICS)
+    assert f"{path} is damaged and will be computed anew" in caplog.text
+    assert sum(ran) == 12 * len(job.points.unique) + 5 * 20
+    assert {path: path.read_bytes() for path in files(job)} == before
+
+
+def test_a_store_of_a_file_for_each_column_is_read_and_packed(open_extraction, ran, tmp_path):
+    """As they were written before there were packs."""
+    job, old = open_extraction(), ScoreStore(tmp_path / "old")
+    job.compute(METRICS)
+    expected = {name: job.read(name, metric) for name, metric in METRICS.items()}
+    for task in job.tasks(METRICS):
+        for address in task.addresses.values():
+            column, path = job.store.read(address), old.path(address)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            points = column.points.astype(np.uint32)
+            np.savez(path, key=np.array(address.key), points=points, scores=column.scores)
+    ran.clear()
+    again = open_extraction(store=old.folder)
+    for name, metric in METRICS.items():
+        assert np.array_equal(again.read(name, metric).shadow, expected[name].shadow)
+    again.compute(METRICS)
+    assert ran == []
+    assert not (old.folder / job.name / "train").exists()
+    assert {p.name: p.read_bytes() for p in files(again)} == {
+        p.name: p.read_bytes() for p in files(job)
+    }
 
 
 def break_models(tree, *places):

@@ -7,7 +7,9 @@ import io
 import json
 import os
 import shutil
+import tempfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -71,8 +73,23 @@ def whole_archive(path):
 
 
 def stored(path):
-    address = store.Address("s", "train", "model_0", "loss", "k" * 64)
+    address = store.Address("s", "train", "model_0", "loss", "k" * 64, "p" * 64)
     assert isinstance(store.ScoreStore(path.parents[3]).read(address), store.Column)
+
+
+def pack():
+    address = store.Address("s", "train", "model_0", "loss", "k" * 64, "p" * 64)
+    with tempfile.TemporaryDirectory() as folder:
+        some = store.ScoreStore(Path(folder))
+        some.write({address: store.Column(np.arange(5), np.ones(5))})
+        some.pack([address])
+        return some.pack_path(address).read_bytes()
+
+
+def packed(path):
+    address = store.Address("s", "train", "model_0", "loss", "k" * 64, "p" * 64)
+    (found,) = store.ScoreStore(path.parents[2]).read_all([address], [np.arange(5)])
+    assert isinstance(found, store.Column)
 
 
 def sentences(path):
@@ -98,6 +115,7 @@ READERS = {  # a file's name → one that is right, and what reads it
     "predictions.npz": (predictions(), read_validation),
     "all/predictions.npz": (predictions(), read_predictions),
     "s/train/model_0/loss-kkkkkkkkkkkkkkkk.npz": (column(), stored),
+    "s/packs/loss-pppppppppppppppp.npz": (pack(), packed),
     "predictions_digits.zip": (zipped(**{NAME: "0.5,1,0"}), read_submission),
     "names/predictions_digits.zip": (zipped(**{NAME: "0.5,1,0"}), submitted_models),
     "archive.zip": (zipped(**{"x/x_inf/train/model_0/model.pt": "w"}), whole_archive),

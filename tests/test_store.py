@@ -5,8 +5,10 @@ import json
 import pytest
 from commands import run
 
-METRICS = 7  # of logits, which are what `extract` computes unless told
-FILES = METRICS * 12
+from mico_exp.scores.store import ScoreStore
+
+METRICS = 7  # of logits, which are what `extract` computes unless told; a file each
+COLUMNS = METRICS * 12
 SMALL = ["dataset.phases={train: 8, dev: 2, final: 2}", "dataset.recipe.steps=20"]
 
 
@@ -25,21 +27,21 @@ def test_list_shows_what_is_there(extracted):
     shown = run("mico_exp.store", "list", cwd=extracted).stdout
     assert "digits/digits_inf" in shown
     assert "mod_entropy" in shown
-    assert f"{FILES} files" in shown
+    assert f"{COLUMNS} columns in {METRICS} files" in shown
 
 
 def test_verify_finds_one_damaged_byte_and_the_next_run_mends_it(extracted):
-    assert f"{FILES} files, all sound." in run("mico_exp.store", "verify", cwd=extracted).stdout
+    assert f"{METRICS} files, all sound." in run("mico_exp.store", "verify", cwd=extracted).stdout
     before = {path: path.read_bytes() for path in files(extracted)}
-    path = files(extracted)[7]
+    path = files(extracted)[3]
     content = bytearray(before[path])
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
     failed = run("mico_exp.store", "verify", cwd=extracted, status=1)
     assert f"{path.relative_to(extracted)} is damaged" in failed.stdout
-    assert f"1 of {FILES} files are damaged" in failed.stderr
+    assert f"1 of {METRICS} files are damaged" in failed.stderr
     again = run("mico_exp.extract", "scenario=inf", *SMALL, cwd=extracted).stdout
-    assert "logits: 1 models computed" in again
+    assert "logits: 12 models computed" in again
     assert {path: path.read_bytes() for path in files(extracted)} == before
 
 
@@ -51,13 +53,13 @@ def test_prune_removes_nothing_where_the_options_do_not_fit(extracted, tmp_path)
     assert "digits_inf/train holds no folder named model_0" in failed
     other = "dataset.model.widths=[64,32,10]"
     failed = run(*prune, other, cwd=extracted, status=1).stderr
-    assert f"All {FILES} files of digits/digits_inf would go" in failed
+    assert f"All {COLUMNS} columns of digits/digits_inf would go" in failed
     assert files(extracted) == before
     half = run(
         "mico_exp.extract", "scenario=inf", "compute.precision=bfloat16", *SMALL, cwd=extracted
     )
     assert "logits: 12 models computed" in half.stdout
-    assert "0 files removed" in run(*prune, cwd=extracted).stdout
+    assert "0 columns removed" in run(*prune, cwd=extracted).stdout
     for path in set(files(extracted)) - set(before):
         path.unlink()
 
@@ -65,11 +67,18 @@ def test_prune_removes_nothing_where_the_options_do_not_fit(extracted, tmp_path)
 def test_prune_removes_what_no_run_would_read(extracted):
     kept = files(extracted)
     seed = extracted / "data" / "digits" / "digits_inf" / "dev" / "model_8" / "model.pt"
-    stale = [path for path in kept if path.parent.name == "model_8"]
     seed.write_bytes(seed.read_bytes() + b" ")  # another file, though torch reads it the same
     shown = run("mico_exp.store", "prune", "scenarios=[inf]", *SMALL, cwd=extracted).stdout
-    assert f"{METRICS} files removed" in shown
-    assert files(extracted) == [path for path in kept if path not in stale]
+    assert f"{METRICS} columns removed" in shown
+    assert files(extracted) == kept
+    left = [
+        place.model
+        for file in ScoreStore(extracted / "data" / "store").files()
+        for place in file.columns()
+    ]
+    assert sorted(set(left)) == sorted(f"model_{i}" for i in range(12) if i != 8)
+    again = run("mico_exp.extract", "scenario=inf", *SMALL, cwd=extracted).stdout
+    assert "logits: 1 models computed" in again
     assert json.loads((extracted / "data/store/digits/digits_inf/fingerprints.json").read_text())
 
 

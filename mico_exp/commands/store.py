@@ -6,7 +6,6 @@
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.table import Table
@@ -18,7 +17,7 @@ from mico_exp.config import compose, options
 from mico_exp.config.setup import Setup
 from mico_exp.scores.extraction import progress
 from mico_exp.scores.inference import PRECISIONS
-from mico_exp.scores.store import ScoreStore, StoredFile
+from mico_exp.scores.store import DAMAGED, Columns, Place, ScoreStore, StoredFile
 
 ACTIONS = ("list", "verify", "prune")
 
@@ -40,16 +39,28 @@ def command(cfg: DictConfig) -> None:
 
 def _list(store: ScoreStore) -> None:
     table = Table(title=f"Scores in {store.folder}", title_justify="left")
-    for title in ("scenario", "metric", "models", "files", "size"):
+    for title in ("scenario", "metric", "models", "columns", "files", "size"):
         table.add_column(title, justify="left" if title in ("scenario", "metric") else "right")
-    files = list(store.files())
-    for scenario, metric in sorted({(file.scenario, file.metric) for file in files}):
-        some = [f for f in files if (f.scenario, f.metric) == (scenario, metric)]
-        models = len({(file.phase, file.model) for file in some})
-        size = sum(file.size for file in some)
-        table.add_row(scenario, metric, str(models), str(len(some)), _megabytes(size))
+    files = [(file, _readable(file)) for file in store.files()]
+    for scenario, metric in sorted({(file.scenario, file.metric) for file, _ in files}):
+        some = [pair for pair in files if (pair[0].scenario, pair[0].metric) == (scenario, metric)]
+        places = {place for _, columns in some for place in columns}
+        models = len({(place.phase, place.model) for place in places})
+        size = sum(file.size for file, _ in some)
+        counts = str(models), str(len(places)), str(len(some))
+        table.add_row(scenario, metric, *counts, _megabytes(size))
     show(table)
-    print(f"{len(files)} files, {_megabytes(sum(file.size for file in files))}")
+    count = sum(len(columns) for _, columns in files)
+    size = sum(file.size for file, _ in files)
+    print(f"{count} columns in {len(files)} files, {_megabytes(size)}")
+
+
+def _readable(file: StoredFile) -> Columns:
+    """What is in a file; nothing if it is damaged, which `verify` tells."""
+    try:
+        return file.columns()
+    except DAMAGED:
+        return {}
 
 
 def _verify(store: ScoreStore) -> None:
@@ -79,20 +90,28 @@ def _prune(setups: Iterable[Setup], store: ScoreStore, *, force: bool) -> None:
         with exclusive(store.lock(place), f"extracting {place}"):
             remove_leftovers(store.folder / place)
             wanted, files = _wanted(setup), list(store.files(place))
-            unread = [file for file in files if file.path not in wanted]
-            if files and len(unread) == len(files) and not force:
+            found = [(file, _readable(file)) for file in files]
+            kept = [_kept(file, columns, wanted) for file, columns in found]
+            if files and not any(kept) and not force:
                 raise InputError(
-                    f"All {len(files)} files of {place} would go: are the options those of its "
-                    "extraction (`dataset.*`, `paths.*`)? `force=true` removes them all the same."
+                    f"All {sum(len(columns) for _, columns in found)} columns of {place} would go: "
+                    "are the options those of its extraction (`dataset.*`, `paths.*`)? "
+                    "`force=true` removes them all the same."
                 )
-            for file in unread:
-                count, freed = count + 1, freed + file.size
-                file.path.unlink()
-    print(f"{count} files removed, {_megabytes(freed)} freed.")
+            for (file, columns), some in zip(found, kept, strict=True):
+                if not some or len(some) < len(columns):
+                    count += len(columns) - len(some)
+                    freed += file.size - file.keep(some)
+    print(f"{count} columns removed, {_megabytes(freed)} freed.")
 
 
-def _wanted(setup: Setup) -> set[Path]:
-    """Files that runs on a scenario as it now is would read, in whatever precision.
+def _kept(file: StoredFile, columns: Columns, wanted: set[tuple[str, Place]]) -> Columns:
+    """Columns of a file that a run would read."""
+    return {place: column for place, column in columns.items() if (file.metric, place) in wanted}
+
+
+def _wanted(setup: Setup) -> set[tuple[str, Place]]:
+    """Columns, by metric, that runs on a scenario as it now is would read, in whatever precision.
 
     Raises:
         InputError: the scenario is not there, or a metric's option cannot be used.
@@ -102,11 +121,11 @@ def _wanted(setup: Setup) -> set[Path]:
         raise InputError(f"conf/metric/{broken[0]}.yaml cannot be used: its scores would go.")
     if not setup.found.discloses:
         metrics = options.all_metrics(disclosed=False)
-    wanted = set()
+    wanted: set[tuple[str, Place]] = set()
     for precision in PRECISIONS:
         in_precision = replace(setup, processor=replace(setup.processor, precision=precision))
         for task in in_precision.extraction.tasks(metrics):
-            wanted |= {setup.store.path(address) for address in task.addresses.values()}
+            wanted |= {(name, address.place) for name, address in task.addresses.items()}
     return wanted
 
 

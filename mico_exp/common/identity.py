@@ -38,6 +38,11 @@ class ScoreIdentity:
         """SHA-256 of all entries."""
         return digest(*astuple(self))
 
+    @property
+    def shared(self) -> str:
+        """SHA-256 of all entries that the columns of a scenario's models have in common."""
+        return replace(self, model="", told="").key
+
 
 @dataclass(frozen=True)
 class CellIdentity:

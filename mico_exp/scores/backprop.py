@@ -176,9 +176,9 @@ def _rows(module: nn.Module, inputs: Tensor) -> Tensor:
         inputs = unfold(inputs, *shape).mT
     elif inputs.ndim == 2:
         inputs = inputs.unsqueeze(1)
-    if module.bias is None:
-        return inputs
-    return torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], dim=2)
+    if module.bias is not None:
+        inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], dim=2)
+    return inputs
 
 
 def squared_norms(layers: Sequence[Layer]) -> Tensor:

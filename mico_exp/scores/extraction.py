@@ -160,8 +160,9 @@ class Extraction:
         own: dict[str, list[Floats]] = {phase: [] for phase in self.points.of_phase}
         known: dict[str, list[Floats]] = {phase: [] for phase in self.known}
         shadow = np.empty((len(self.scenario.phases["train"]), len(self.points.unique)))
-        for task in tasks:
-            column = self.store.read(task.addresses[metric_name])
+        addresses = [task.addresses[metric_name] for task in tasks]
+        columns = self.store.read_all(addresses, [task.points for task in tasks])
+        for task, column in zip(tasks, columns, strict=True):
             if len(column.lacks(task.points)):
                 return None
             if (task.phase, task.row) in self._left_out:
@@ -206,7 +207,8 @@ class Extraction:
         """Compute what is missing of one family; says for how many models."""
         with exclusive(self.store.lock(self.name), f"extracting {self.name}"):
             remove_leftovers(self.store.folder / self.name)
-            tasks = [(task, self._lacking(task)) for task in self.tasks(metrics)]
+            every = list(self.tasks(metrics))
+            tasks = list(zip(every, self._lacking(every, metrics), strict=True))
             missing = [(task, lacking) for task, lacking in tasks if len(lacking)]
             if missing:
                 self.workers.check(self.processor)
@@ -216,6 +218,8 @@ class Extraction:
                 self._check_soundness(folders, asked)
                 stacks = _stacks(tasks, self._together(folders[0], family))
                 self._compute_all(stacks, metrics, family)
+            for name in metrics:
+                self.store.pack([task.addresses[name] for task in every])
             return len(missing)
 
     def _compute_all(
@@ -363,6 +367,7 @@ class Extraction:
     def tasks(self, metrics: Mapping[str, Metric]) -> Iterator[Task]:
         """Every model with the points that it is needed at, and the present addresses."""
         definitions = {name: definition(metric) for name, metric in metrics.items()}
+        packs = {name: self._identity("", one, "").shared for name, one in definitions.items()}
         with self._files as files:
             for phase, folders in self.scenario.phases.items():
                 for row, folder in enumerate(folders):
@@ -371,7 +376,8 @@ class Extraction:
                     for name, defined in definitions.items():
                         told = self._told(folder, metrics[name])
                         key = self._identity(content, defined, told).key
-                        addresses[name] = Address(self.name, phase, folder.path.name, name, key)
+                        place = self.name, phase, folder.path.name
+                        addresses[name] = Address(*place, name, key, packs[name])
                     yield Task(phase, row, folder, self._needed(phase, row), addresses)
 
     def _identity(self, model: str, metric: str, told: str) -> ScoreIdentity:
@@ -408,12 +414,15 @@ class Extraction:
             return np.sort(own)
         return np.union1d(own, self.known[phase][row].points)
 
-    def _lacking(self, task: Task) -> Indices:
-        """Points of a task that any of its columns lacks."""
-        first, *others = (self.store.read(a).lacks(task.points) for a in task.addresses.values())
-        if all(np.array_equal(first, other) for other in others):
-            return first
-        return np.unique(np.concatenate([first, *others]))
+    def _lacking(self, tasks: Sequence[Task], metrics: Iterable[str]) -> list[Indices]:
+        """Points of each task that any of its columns lacks."""
+        wanted = [task.points for task in tasks]
+        found: list[list[Indices]] = [[] for _ in tasks]
+        for name in metrics:  # one metric's columns in memory at once
+            columns = self.store.read_all([task.addresses[name] for task in tasks], wanted)
+            for lacks, column, points in zip(found, columns, wanted, strict=True):
+                lacks.append(column.lacks(points))
+        return list(map(_joined, found))
 
     def _together(self, folder: Path, family: str) -> int:
         """How many models are run at once."""
@@ -438,14 +447,13 @@ class Extraction:
         return Shard(folders, points, self._read_states(folders), members)
 
     def _keep(self, group: Sequence[tuple[Task, Indices]], scores: Mapping[str, Floats]) -> None:
-        for i, (task, lacking) in enumerate(group):
-            for name, address in task.addresses.items():
-                values = scores[name][i]
+        for name, rows in scores.items():
+            columns = {}
+            for (task, lacking), values in zip(group, rows, strict=False):  # a stack may be filled
+                column = columns[task.addresses[name]] = Column(lacking, values)
                 if not self.allow_nan and not np.isfinite(values).all():
-                    raise self._not_finite(task, name, Column(lacking, values))
-                stored = self.store.read(address)
-                new = ~stored.holds(lacking)
-                self.store.write(address, stored.merged(Column(lacking[new], values[new])))
+                    raise self._not_finite(task, name, column)
+            self.store.write(columns)
 
     def _not_finite(self, task: Task, metric_name: str, column: Column) -> MetricError:
         folder, wrong = task.folder.path, column.points[~np.isfinite(column.scores)]
@@ -457,6 +465,14 @@ class Extraction:
             f"{len(column.points)} points, the first record {wrong[0]}, {why} "
             "`compute.allow_nan=true` goes on without."
         )
+
+
+def _joined(lacks: Sequence[Indices]) -> Indices:
+    """Points that are in any of these; the first itself where all are equal."""
+    first, *others = lacks
+    if all(one is first or np.array_equal(first, one) for one in others):
+        return first
+    return np.unique(np.concatenate(lacks))
 
 
 def _stacks(tasks: Iterable[tuple[Task, Indices]], together: int) -> list[Stack]:

@@ -14,7 +14,7 @@ REFINEMENTS, REFINED = 12, 1e-11  # steps of a refined solution, and what may be
 
 
 def pairs(rows: Tensor) -> list[Tensor]:
-    """Inner products of rows (N, F): block columns (N − k, B) of the lower half, k = 0, B, 2B …"""
+    """Inner products of rows (N, F): the lower half in block columns (N − k, B), k = 0, B, 2B."""
     return [rows[k:] @ rows[k : k + PANEL].T for k in range(0, len(rows), PANEL)]
 
 
