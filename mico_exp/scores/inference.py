@@ -28,7 +28,7 @@ from mico_exp.scores.backprop import Known, Trace, trace
 from mico_exp.scores.batching import Batches, needs_memory, out_of_memory
 from mico_exp.scores.gradients import GradientMetric, View
 from mico_exp.scores.kept import KeptInputs
-from mico_exp.scores.metrics import LogitMetric, OfScaledLogit, scaled_logit
+from mico_exp.scores.metrics import LogitMetric, OfScaledLogit, OfSoftmax, Softmax, scaled_logit
 
 Answer = TypeVar("Answer")
 Metric = LogitMetric | GradientMetric
@@ -463,7 +463,7 @@ def compute_metrics(
     metrics: Mapping[str, LogitMetric], logits: Tensor, labels: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
     """Compute metrics of the same logits (M, P, C), each (M, P); what they share only once."""
-    phi = None
+    phi, softmax = None, Softmax(logits, labels)
     version = _version(logits)
     for name, metric in metrics.items():
         bare = metric.func if isinstance(metric, partial) and not metric.keywords else metric
@@ -471,6 +471,8 @@ def compute_metrics(
             if isinstance(bare, OfScaledLogit):
                 phi = scaled_logit(logits, labels) if phi is None else phi
                 values = bare.function(phi)
+            elif isinstance(bare, OfSoftmax):
+                values = bare.function(softmax)
             else:
                 values = metric(logits, labels)
         if _version(logits) != version:

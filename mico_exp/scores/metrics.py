@@ -10,6 +10,7 @@ Signals of a model's weights are in `mico_exp.scores.gradients`.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -23,10 +24,11 @@ TINY = 1e-30  # sums of exponentials above it have all digits of a float32
 class LogitMetric(Protocol):
     """A membership signal of one model's logits: a pure function, higher = more member-like.
 
-    What can be chosen as a metric is one of three:
+    What can be chosen as a metric is one of these:
 
     - such a function, the usual case, which nothing marks;
-    - one that is marked by `OfScaledLogit`, and takes φ (…, P) alone;
+    - one that is marked by `OfScaledLogit`, and takes φ (…, P) alone, or by `OfSoftmax`, and takes
+      a `Softmax`: metrics of one pass share these;
     - a `gradients.GradientMetric`, no function of this form: it is given the backward pass of one
       model, and says by `reference` and `disclosed` what else it wants of it.
     """
@@ -93,31 +95,63 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(-1, index).squeeze(-1).double() - others.double()
 
 
-def entropy(logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001
+class Softmax:
+    """What metrics of the same logits (…, P, C) share, each found once and only when asked for.
+
+    labels: int64 that broadcast to (…, P).
+    """
+
+    def __init__(self, logits: Tensor, labels: Tensor) -> None:
+        self.logits, self.labels = logits, labels.expand(logits.shape[:-1])
+
+    @cached_property
+    def log_p(self) -> Tensor:
+        """Log-probabilities (…, P, C) in float64."""
+        return self.logits.double().log_softmax(dim=-1)
+
+    @cached_property
+    def p(self) -> Tensor:
+        """Probabilities (…, P, C) in float64."""
+        return self.log_p.exp()
+
+
+class OfSoftmax:
+    """A metric that needs what `Softmax` has; metrics of one pass share it."""
+
+    def __init__(self, function: Callable[[Softmax], Tensor]) -> None:
+        self.function = function
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Score (…, P) of logits (…, P, C) and labels."""
+        return self.function(Softmax(logits, labels))
+
+
+@OfSoftmax
+def entropy(softmax: Softmax) -> Tensor:
     """Σ_c p_c·log p_c, negated entropy, which knows no label.
 
     Salem et al. 2019, arXiv 1806.01246, §V.
     """
-    log_p = logits.double().log_softmax(dim=-1)
-    return (log_p.exp() * log_p).sum(dim=-1)
+    return (softmax.p * softmax.log_p).sum(dim=-1)
 
 
-def mod_entropy_stable(logits: Tensor, labels: Tensor) -> Tensor:
+@OfSoftmax
+def mod_entropy_stable(softmax: Softmax) -> Tensor:
     """Negated modified entropy (Song & Mittal 2021, arXiv 2003.10595, eq. 6) that never saturates.
 
     (1 − p_y)·log p_y + Σ_{c≠y} p_c·log(1 − p_c) in float64, with nothing added under a logarithm:
     log(1 − p_c) is log1p(−p_c), and −softplus(φ_c) for the likeliest class, whose p_c may round
     to 1.
     """
-    logits = logits.double()
-    index = labels.expand(logits.shape[:-1])
-    log_p = logits.log_softmax(dim=-1)
-    log_rest = torch.log1p(-log_p.exp())
-    top = logits.argmax(dim=-1)
-    of_top = -softplus(scaled_logit(logits, top)).unsqueeze(-1)
-    log_rest = log_rest.scatter(-1, top.unsqueeze(-1), of_top)
-    terms = (log_p.exp() * log_rest).scatter(-1, index.unsqueeze(-1), 0)
-    phi = scaled_logit(logits, labels)
+    logits, labels, p = softmax.logits.double(), softmax.labels, softmax.p
+    phi, top = scaled_logit(logits, labels), logits.argmax(dim=-1)
+    of_top, wrong = phi.clone(), top != labels
+    of_top[wrong] = scaled_logit(logits[wrong], top[wrong])
+    terms = p.neg().log1p_().mul_(p)
+    index = top.unsqueeze(-1)
+    terms.scatter_(-1, index, p.gather(-1, index) * -softplus(of_top).unsqueeze(-1))
+    terms.scatter_(-1, labels.unsqueeze(-1), 0)
     return terms.sum(dim=-1) + (-phi).sigmoid() * logsigmoid(phi)
 
 
