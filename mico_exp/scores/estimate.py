@@ -38,7 +38,7 @@ from mico_exp.models.building import check_built_from
 from mico_exp.models.weights import check_weights, load_state, model_files, not_finite, weights_file
 from mico_exp.scores.extraction import MODELS_AT_ONCE, progress
 from mico_exp.scores.gradients import GradientMetric, GradNorm
-from mico_exp.scores.inference import Metric, ModelRunner
+from mico_exp.scores.inference import Metric, ModelRunner, Reference
 from mico_exp.scores.metrics import loss
 from mico_exp.scores.soundness import Trial, check_records, trial_of
 from mico_exp.scores.vitals import Vitals, findings
@@ -293,10 +293,10 @@ def _gradient_seconds(
     if not asked:
         return _Gradients(0.0, 0.0)
     model = runner.load_one(architecture, folder.path)
-    few = some[: max(len(some) // 4, 1)]
+    few, known = some[: max(len(some) // 4, 1)], Reference()
 
     def seconds(points: Indices, wanted: Mapping[str, GradientMetric]) -> float:
-        return _warm(lambda: runner.gradient_scores(model, records, points, wanted, few))
+        return _warm(lambda: runner.gradient_scores(model, records, points, wanted, few, known))
 
     seconds(few[:1], {"grad_norm": GradNorm()})  # imports what it needs
     plain = seconds(some, {"grad_norm": GradNorm()}) / len(some)
