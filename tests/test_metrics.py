@@ -1,6 +1,7 @@
 import math
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from conftest import GOLDEN
 
 from mico_exp.scores import metrics
+from mico_exp.scores.inference import compute_metrics
 
 GOLDEN_METRICS = ("loss", "confidence", "mod_entropy")
 NAMES = (*GOLDEN_METRICS, "logit", "margin", "entropy", "mod_entropy_stable")
@@ -112,3 +114,17 @@ def test_two_classes_make_margin_and_logit_the_same():
     logits = torch.randn(40, 2, generator=generator)
     labels = torch.randint(2, (40,), generator=generator)
     torch.testing.assert_close(metrics.margin(logits, labels), metrics.logit(logits, labels))
+
+
+def test_metrics_of_one_pass_share_what_they_need_and_are_unchanged_by_it(monkeypatch):
+    torch.manual_seed(0)
+    logits, labels = 3 * torch.randn(2, 40, 7), torch.randint(7, (40,))
+    every = {name: getattr(metrics, name) for name in NAMES}
+    alone = {name: metric(logits, labels) for name, metric in every.items()}
+    calls, real = [], metrics.Softmax.log_p.func
+    shared = cached_property(lambda self: calls.append(self) or real(self))
+    shared.__set_name__(metrics.Softmax, "log_p")
+    monkeypatch.setattr(metrics.Softmax, "log_p", shared)
+    found = dict(compute_metrics(every, logits, labels))
+    assert len(calls) == 1
+    assert all(torch.equal(found[name], alone[name]) for name in NAMES)

@@ -135,6 +135,7 @@ class Extraction:
         self._files = files or FileFingerprints(store.fingerprints(self.name))
         self._sound: set[Path] = set()  # folders of models that have been checked
         self._states: dict[Path, State] = {}  # of small ones, that need not be read again
+        self._vitals: Vitals | None = None
 
     def read(self, metric_name: str, metric: Metric) -> Scores | None:
         """Read one metric's scores; None if any is missing.
@@ -247,11 +248,12 @@ class Extraction:
         Raises:
             InputError: as `compute`.
         """
-        if (found := self.stored_vitals()) is None:
+        self._vitals = self._vitals or self.stored_vitals()
+        if self._vitals is None:
             with exclusive(self.store.lock(self.name), f"extracting {self.name}"):
-                found = self.stored_vitals() or self.take_vitals()
-                write_vitals(self.vitals_path, found)
-        return found
+                self._vitals = self.stored_vitals() or self.take_vitals()
+                write_vitals(self.vitals_path, self._vitals)
+        return self._vitals
 
     def findings(self) -> list[str]:
         """Say in a line each what seems wrong with the models; nothing is refused for it."""
@@ -368,17 +370,24 @@ class Extraction:
         """Every model with the points that it is needed at, and the present addresses."""
         definitions = {name: definition(metric) for name, metric in metrics.items()}
         packs = {name: self._identity("", one, "").shared for name, one in definitions.items()}
+        for phase, folders in self.scenario.phases.items():
+            for row, folder in enumerate(folders):
+                content, addresses = self._contents[phase][row], {}
+                for name, defined in definitions.items():
+                    told = self._told(folder, metrics[name])
+                    key = self._identity(content, defined, told).key
+                    place = self.name, phase, folder.path.name
+                    addresses[name] = Address(*place, name, key, packs[name])
+                yield Task(phase, row, folder, self._needed(phase, row), addresses)
+
+    @cached_property
+    def _contents(self) -> dict[str, list[str]]:
+        """Phase → hash of the files of each model, which are looked at once."""
         with self._files as files:
-            for phase, folders in self.scenario.phases.items():
-                for row, folder in enumerate(folders):
-                    content = digest(*fingerprint(folder.path, files).files)
-                    addresses = {}
-                    for name, defined in definitions.items():
-                        told = self._told(folder, metrics[name])
-                        key = self._identity(content, defined, told).key
-                        place = self.name, phase, folder.path.name
-                        addresses[name] = Address(*place, name, key, packs[name])
-                    yield Task(phase, row, folder, self._needed(phase, row), addresses)
+            return {
+                phase: [digest(*fingerprint(folder.path, files).files) for folder in folders]
+                for phase, folders in self.scenario.phases.items()
+            }
 
     def _identity(self, model: str, metric: str, told: str) -> ScoreIdentity:
         return ScoreIdentity(
