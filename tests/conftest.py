@@ -1,6 +1,7 @@
 """A tiny world that tests share: one small challenge of real models, built once a session."""
 
 import functools
+import os
 import signal
 from pathlib import Path
 
@@ -62,10 +63,16 @@ LONG = ("tracks", "cluster", "pipeline", "choosing", "survival", "report", "null
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what runs commands, Ray or a browser, which `make test-fast` leaves out."""
+    """Mark what runs commands, Ray or a browser, which `make test-fast` leaves out.
+
+    What is marked `gpu` is skipped without one; `test_gpu` says how to run it all the same.
+    """
+    here = torch.cuda.is_available() or os.environ.get("MICO_EXP_TEST_DEVICE") == "cpu"
     names = [f"test_{name}.py" for name in LONG]
     items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else 99)
     for item in items:
+        if not here and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
         known = vars(item.module)
         if {"commands", "run", "ray", "browser", "simulation"} & known.keys():
             item.add_marker(pytest.mark.commands)

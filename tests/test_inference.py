@@ -181,17 +181,3 @@ def test_metrics_share_the_scaled_logit_and_are_unchanged_by_it(monkeypatch):
     found = dict(compute_metrics(METRICS, logits, labels))
     assert len(calls) == 1
     assert all(torch.equal(found[name], expected[name]) for name in METRICS)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_gives_the_same_scores(cnn, images, tmp_path):
-    (tmp_path / "model_0").mkdir()
-    torch.save(cnn.state_dict(), tmp_path / "model_0" / "model.pt")
-    points = np.arange(40)[None]
-    found = []
-    for device in ("cpu", "cuda"):
-        runner = ModelRunner(Processor(device))
-        loaded = runner.load(Architecture.of(CNN()), [tmp_path / "model_0"])
-        found.append(runner.scores(loaded, images, points, METRICS))
-    for name in METRICS:
-        np.testing.assert_allclose(found[0][name], found[1][name], atol=1e-4)

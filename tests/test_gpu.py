@@ -1,0 +1,336 @@
+"""What runs on a GPU, against the CPU; `benchmarks/gpu.py` runs these tests and measures besides.
+
+Without a GPU they are skipped. ``MICO_EXP_TEST_DEVICE=cpu`` runs them on the CPU all the same, as
+a test of themselves: where equal draws would be compared, it takes those of another seed.
+"""
+
+import functools
+import json
+import os
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+import worlds
+from conftest import SIZES, tiny_recipe
+from scipy.stats import ks_2samp
+
+from mico_exp.challenge import datasets
+from mico_exp.challenge.points import challenge_points
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.common.errors import InputError
+from mico_exp.models import devices, training
+from mico_exp.models.architectures import CNN, MLP, Architecture, TextClassifier, bare, roberta
+from mico_exp.models.building import PrivacyTarget, build
+from mico_exp.models.training import Plan, Privacy
+from mico_exp.scores import gradients, metrics
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.inference import PRECISIONS, ModelRunner, Processor, Shard, Work
+from mico_exp.scores.store import ScoreStore
+
+pytestmark = pytest.mark.gpu
+DEVICE = os.environ.get("MICO_EXP_TEST_DEVICE", "cuda")
+ON_GPU = DEVICE != "cpu"
+real_gpu = pytest.mark.skipif(not ON_GPU, reason="a processor has no memory of its own to cap")
+POINTS = np.arange(40)
+NAMES = ("loss", "confidence", "logit", "margin", "entropy", "mod_entropy", "mod_entropy_stable")
+METRICS = {name: getattr(metrics, name) for name in NAMES}
+# By Kronecker factors float32 itself is that exact only with much damping, where a layer has many
+# more inputs than there are records.
+WHITE_BOX = {
+    "grad_norm": gradients.GradNorm(),
+    "grad_alignment": gradients.GradAlignment(reference=60),
+    "representer": gradients.Representer(reference=60),
+    "kfac_high": gradients.Kronecker(damping=3.0, reference=60),
+    "kfac_disclosed": gradients.DisclosedKronecker(damping=3.0, reference=60),
+}
+KNOWN = np.arange(20, 80)  # members that the model is told to have
+
+
+def purchase():
+    random = np.random.default_rng(0)
+    packed = random.integers(256, size=(100, 76), dtype=np.uint8)
+    packed[:, 0] %= 100
+    return datasets.Bits(packed, 600, "bits")
+
+
+def images(count=100):
+    random = np.random.default_rng(0)
+    pixels = random.integers(256, size=(count, 32, 32, 3), dtype=np.uint8)
+    labels = torch.from_numpy(random.integers(10, size=count))
+    return datasets.Images(pixels, labels, datasets.CIFAR10_MEAN, datasets.CIFAR10_STD)
+
+
+def sentences():
+    random = np.random.default_rng(0)
+    starts = np.concatenate([[0], np.cumsum(random.integers(3, 20, size=100))])
+    tokens = random.integers(5, worlds.ROBERTA["vocab_size"], starts[-1]).astype(np.int32)
+    labels = torch.from_numpy(random.integers(2, size=100))
+    return datasets.Sentences(tokens, starts, labels, pad=1)
+
+
+FAMILIES = {  # records, and how one of their models is made for a folder
+    "mlp": (purchase, lambda _: MLP([600, 128, 100])),
+    "cnn": (images, lambda _: CNN()),
+    "roberta": (sentences, roberta),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """Records, architecture and three models whose logits are as far apart as trained ones'."""
+    records, make = FAMILIES[request.param]
+    folders = []
+    for seed in range(3):
+        folders.append(tmp_path_factory.mktemp(f"model_{seed}"))
+        (folders[-1] / "config.json").write_text(json.dumps(worlds.ROBERTA))
+        torch.manual_seed(seed)
+        network = bare(make(folders[-1]))
+        sharpen(network, records())
+        torch.save(network.state_dict(), folders[-1] / "model.pt")
+    return records(), Architecture(make, request.param), tuple(folders)
+
+
+@torch.no_grad()
+def sharpen(network, records):
+    """Scale the last layer so that logits have a standard deviation of 3."""
+    if hasattr(network, "classifier"):  # of RoBERTa, all of whose weights are small
+        for weights in network.parameters():
+            weights.add_(torch.randn_like(weights), alpha=0.03)
+        network = TextClassifier(network)
+    spread = network.eval()(records.inputs(torch.arange(100))).std()
+    for weights in list(network.parameters())[-2:]:
+        weights.mul_(3 / spread)
+
+
+def extracted(family, wanted, processor):
+    """Scores of the three models, one after another where they do not stack."""
+    records, architecture, folders = family
+    work = Work(architecture, records, wanted, processor)
+    together = 3 if architecture.key == "mlp" and wanted is METRICS else 1
+    found = []
+    for first in range(0, 3, together):
+        some = folders[first : first + together]
+        points, members = np.broadcast_to(POINTS, (len(some), len(POINTS))), (KNOWN,) * len(some)
+        found.append(work(work.read(Shard(some, points, members=members))))
+    return {name: np.concatenate([one[name] for one in found]) for name in wanted}
+
+
+def test_scores_are_those_of_the_cpu(family):
+    ours, theirs = (extracted(family, METRICS, Processor(where)) for where in (DEVICE, "cpu"))
+    for name in METRICS:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4, err_msg=name)
+    assert theirs["logit"].std() > 1  # or nothing would have been compared
+
+
+def test_points_of_each_model_its_own_are_those_of_the_cpu(family):
+    records, architecture, folders = family
+    random = np.random.default_rng(1)
+    some = folders if architecture.key == "mlp" else folders[:1]
+    shard = Shard(some, np.stack([random.permutation(100)[:30] for _ in some]))
+    ours, theirs = (
+        Work(architecture, records, METRICS, Processor(where))(shard) for where in (DEVICE, "cpu")
+    )
+    for name in METRICS:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4, err_msg=name)
+
+
+def test_gradients_are_those_of_the_cpu(family):
+    ours, theirs = (extracted(family, WHITE_BOX, Processor(where)) for where in (DEVICE, "cpu"))
+    for name in WHITE_BOX:
+        room = 1e-3 * np.abs(theirs[name]).max()
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=room, err_msg=name)
+
+
+def test_the_same_again_gives_the_same_bits(family):
+    for wanted in (METRICS, WHITE_BOX):
+        once, again = (extracted(family, wanted, Processor(DEVICE)) for _ in range(2))
+        if wanted is WHITE_BOX and ON_GPU:  # sums over a batch may be made in another order
+            continue
+        assert all(np.array_equal(once[name], again[name]) for name in wanted)
+
+
+def test_coarser_precisions_are_coarser(family):
+    exact = extracted(family, METRICS, Processor("cpu"))["logit"]
+    off = {
+        precision: np.abs(extracted(family, METRICS, Processor(DEVICE, precision))["logit"] - exact)
+        for precision in PRECISIONS
+    }
+    assert off["float32"].max() < 1e-4
+    assert 1e-3 < off["bfloat16"].max() < 1
+    if ON_GPU and torch.cuda.get_device_capability() >= (8, 0):
+        assert 2e-4 < off["tf32"].max() < 0.1
+    again = extracted(family, METRICS, Processor(DEVICE))["logit"]
+    assert np.abs(again - exact).max() < 1e-4  # what was allowed is forbidden again
+
+
+def test_precisions_have_stores_of_their_own(built, digits, tmp_path):
+    scenario = load_scenario(built, "digits", "digits_inf", SIZES)
+    points, store = challenge_points(scenario), ScoreStore(tmp_path / "store")
+    jobs = {
+        precision: Extraction(
+            scenario,
+            points,
+            digits,
+            Architecture.of(MLP([64, 16, 10])),
+            store,
+            Processor(DEVICE, precision),
+        )
+        for precision in PRECISIONS
+    }
+    found = {}
+    for precision, job in jobs.items():
+        assert job.read("logit", metrics.logit) is None
+        job.compute({"logit": metrics.logit})
+        found[precision] = job.read("logit", metrics.logit).shadow
+    for precision, job in jobs.items():
+        again = job.read("logit", metrics.logit).shadow
+        assert np.array_equal(again, found[precision])
+    assert not np.array_equal(found["float32"], found["bfloat16"])
+    if ON_GPU and torch.cuda.get_device_capability() >= (8, 0):
+        assert not np.array_equal(found["float32"], found["tf32"])
+
+
+@contextmanager
+def capped(more):
+    """Leave a process so many bytes of the card's memory beyond what it has."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(DEVICE).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + more) / total)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def cnn(tmp_path):
+    torch.manual_seed(0)
+    torch.save(CNN().state_dict(), tmp_path / "model.pt")
+    return tmp_path
+
+
+@real_gpu
+def test_running_out_of_memory_halves_the_batch(cnn, caplog):
+    """The first layer gives out 131 kB an image, twice: 3,000 do not fit in 512 MiB."""
+    records, points = images(3000), np.arange(3000)[None]
+
+    def scored():
+        runner = ModelRunner(Processor(DEVICE))
+        models = runner.load(Architecture.of(CNN()), [cnn])
+        return runner, runner.scores(models, records, points, METRICS)
+
+    _, expected = scored()
+    assert "halved" not in caplog.text
+    with capped(512 << 20):
+        runner, found = scored()
+    assert "is out of memory with 3000 points at once: halved" in caplog.text
+    for name in METRICS:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-4, err_msg=name)
+    assert runner.batches.layer_bytes < 512 << 20  # it has learnt
+
+
+@real_gpu
+def test_a_card_without_room_is_one_line(cnn):
+    work = Work(Architecture.of(CNN()), images(), METRICS, Processor(DEVICE, batch_size=100))
+    with capped(1 << 20), pytest.raises(InputError, match="has no memory for") as caught:
+        work(Shard((cnn,), POINTS[None]))
+    assert len(str(caught.value).splitlines()) == 1
+    work(Shard((cnn,), POINTS[None]))  # and where there is room again it goes on
+
+
+def test_devices_that_are_not_here():
+    with pytest.raises(InputError, match=r"`compute\.device`: cuda:99 cannot be used here"):
+        devices.open_device("cuda:99")
+
+
+# ---------------------------------------------------------------- training
+
+
+@pytest.fixture
+def generator():
+    """Draws on the device; on the CPU, another one's numbers than are compared with."""
+    return torch.Generator(DEVICE).manual_seed(1)
+
+
+def test_clipped_gradients_are_those_of_the_cpu():
+    source = torch.Generator().manual_seed(0)
+    mlps = training.initial_mlps(3, [20, 16, 5], source)
+    inputs = torch.randn(3, 32, 20, generator=source)
+    labels = torch.randint(5, (3, 32), generator=source)
+    weight = torch.rand(3, 32, generator=source)
+    there = type(mlps)([one.to(DEVICE) for one in mlps.parameters])
+    for clip_norm in (0.5, float("inf")):
+        expected = training.gradients(mlps, inputs, labels, weight, clip_norm)
+        moved = [one.to(DEVICE) for one in (inputs, labels, weight)]
+        found = training.gradients(there, *moved, clip_norm)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_drawn_has_the_distributions_that_it_must_have(generator):
+    weights = training.initial_mlps(200, [64, 32], generator).parameters[0].cpu()
+    assert weights.abs().max() <= 1 / 8
+    assert weights.std().item() == pytest.approx(1 / 8 / 3**0.5, rel=0.01)
+    batches = training.poisson_batches(20, 300, 0.1, generator)
+    counts, sizes = torch.zeros(20, 300), []
+    for _, (indices, present) in zip(range(500), batches, strict=False):
+        sizes.append(present.sum(dim=1).cpu())
+        counts.scatter_add_(1, indices.cpu(), present.cpu())
+    assert counts.mean().item() == pytest.approx(50, abs=0.5)  # Binomial(500, 0.1)
+    assert counts.std().item() == pytest.approx(6.7, abs=0.3)
+    assert torch.cat(sizes).std().item() == pytest.approx(5.2, abs=0.3)  # Binomial(300, 0.1)
+    batches = training.shuffled_batches(4, 50, 16, generator)
+    epoch = [indices.cpu() for _, (indices, _) in zip(range(4), batches, strict=False)]
+    assert all(sorted(order.tolist()) == list(range(50)) for order in torch.cat(epoch, dim=1))
+    zero = torch.zeros(1000, 200, device=DEVICE)
+    noise, again = (
+        training.privatise(zero, Privacy(2.0, 0.5), 10, generator).cpu() for _ in range(2)
+    )
+    assert noise.std().item() == pytest.approx(2.0 * 0.5 / 10, rel=0.02)
+    assert (noise / noise.std()).pow(4).mean().item() == pytest.approx(3, abs=0.1)
+    assert abs(torch.corrcoef(torch.stack([noise.ravel(), again.ravel()]))[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("privacy", [None, Privacy(noise_multiplier=1.0, clip_norm=1.0)])
+def test_trained_models_are_equal_in_distribution(digits, generator, privacy):
+    """Losses of 150 models at their own records and at others', beside those of the CPU."""
+    order = torch.rand(150, 1797, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+    own, others = order[:, :100], order[:, 100:300]
+    plan = Plan(60, 16, functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+
+    def losses(source):
+        mlps = training.initial_mlps(150, [64, 16, 10], source)
+        inputs, labels = (
+            one.to(source.device) for one in (digits.features[own], digits.labels[own])
+        )
+        training.train(mlps, inputs, labels, plan, source, privacy)
+        here = type(mlps)([one.cpu() for one in mlps.parameters])
+        return [
+            metrics.loss(here(digits.features[some], own=True), digits.labels[some]).mean(dim=1)
+            for some in (own, others)
+        ]
+
+    pairs = zip(losses(generator), losses(torch.Generator().manual_seed(0)), strict=True)
+    for ours, theirs in pairs:
+        assert ks_2samp(ours, theirs).pvalue > 1e-4
+        assert ours.mean().item() == pytest.approx(theirs.mean().item(), abs=0.2)
+
+
+@pytest.mark.parametrize("target", [None, PrivacyTarget(epsilon=8.0, delta=1e-5, clip_norm=1.0)])
+def test_a_tree_that_is_built_there(digits, tmp_path, target):
+    plan = Plan(20, 16, functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+    how = tiny_recipe(privacy=target, plan=plan, models={"train": 4, "dev": 2, "final": 1})
+    roots = tmp_path / "once", tmp_path / "again"
+    for root in roots:
+        assert build(root, how, digits, DEVICE) is True
+    places = [root / "digits" / "digits_inf" / "train" / "model_3" for root in roots]
+    once, again = (torch.load(place / "model.pt", weights_only=True) for place in places)
+    assert all(one.device.type == "cpu" for one in once.values())  # whoever reads it has no GPU
+    assert all(torch.equal(once[name], again[name]) for name in once)
+    record = json.loads((places[0].parents[1] / "build.json").read_text())
+    expected = [torch.cuda.get_device_name(DEVICE)] if ON_GPU else None
+    assert record.get("devices") == expected
+    assert build(roots[0], how, digits, "cpu") is False  # the same recipe, wherever
