@@ -281,7 +281,8 @@ def write_models(folder: Path, make: Any, count: int, config: dict[str, Any]) ->
         one.mkdir(parents=True)
         (one / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    torch.save(bare(make(folders[0])).state_dict(), folders[0] / "model.pt")
+    network = bare(make(folders[0])).cpu()  # RoBERTa's is one for all, and may have run already
+    torch.save(network.state_dict(), folders[0] / "model.pt")
     for other in folders[1:]:
         os.link(folders[0] / "model.pt", other / "model.pt")
     return folders

@@ -88,7 +88,7 @@ def family(request, tmp_path_factory):
         folders.append(tmp_path_factory.mktemp(f"model_{seed}"))
         (folders[-1] / "config.json").write_text(json.dumps(worlds.ROBERTA))
         torch.manual_seed(seed)
-        network = bare(make(folders[-1]))
+        network = bare(make(folders[-1])).cpu()
         sharpen(network, records())
         torch.save(network.state_dict(), folders[-1] / "model.pt")
     return records(), Architecture(make, request.param), tuple(folders)
