@@ -9,6 +9,7 @@ and busy take turns, so that what else the machine does hits both.
 import argparse
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -35,12 +36,18 @@ TARGETS = {"build": 1.5}
 OTHERS = 3.0
 
 
+COMPUTING = """
+import os
+head = os.getppid()
+while os.getppid() == head:
+    sum(range(1_000_000))
+"""  # and no longer than whoever asked for it
+
+
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
     """Have processes that do nothing but compute, one on each core if there are as many."""
-    started = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)
-    ]
+    started = [subprocess.Popen([sys.executable, "-c", COMPUTING]) for _ in range(processes)]
     try:
         yield
     finally:
@@ -90,6 +97,7 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=cores, help="processes, one a core if not told")
     parser.add_argument("--folder", type=Path, help="to prepare, or prepared before; kept")
     told = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is put aside comes back
     print(f"beside {told.busy} busy processes on {cores} cores, {told.rounds} rounds")
     print(f"{'':14}{'quiet s':24}{'busy s':24}{'busy / quiet':24}target", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
