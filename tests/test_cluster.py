@@ -2,14 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 
 import numpy as np
 import pytest
-from commands import run
+from commands import run, start
 from conftest import SIZES
 from listener import heard, listening
 
@@ -117,7 +115,7 @@ def test_the_option_of_the_command(tmp_path):
     small = ["dataset.phases={train: 4, dev: 1, final: 1}", "dataset.recipe.steps=5"]
     cell = ["mico_exp", "metric=loss", "formula=1", "scenario=inf", *small]
     workers = ["compute=ray", "compute.num_workers=2"]
-    shown = run(*cell, *workers, cwd=tmp_path, fresh=True, **listening(tmp_path)).stdout
+    shown = run(*cell, *workers, cwd=tmp_path, **listening(tmp_path)).stdout
     assert "validation TPR" in shown
     assert heard(tmp_path) == []  # its dashboard would ask what cloud this is
 
@@ -136,17 +134,18 @@ def test_an_interrupt_ends_as_without_ray(tmp_path):
     (options / "slow.yaml").write_text(text)
     small = ["dataset.phases={train: 4, dev: 1, final: 1}", "dataset.recipe.steps=5"]
     own = ["--config-dir=options", "metric=slow", "scenario=inf", *small]
-    command = [sys.executable, "-m", "mico_exp", *own, "compute=ray", "compute.num_workers=1"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    workers = ["compute=ray", "compute.num_workers=1"]
+    process = start("mico_exp", *own, *workers, cwd=tmp_path)
     deadline = time.monotonic() + 300
     while not (tmp_path / "started").exists():
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 130, error
-    assert "Interrupted" in error
-    assert "Traceback" not in error
+    done = process.ended(300)
+    assert done.returncode == 130, done.stderr
+    assert "Interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
     assert (tmp_path / "started").read_text() == "127.0.0.1"  # nobody else can reach Ray
 
 

@@ -20,7 +20,7 @@ def random():
 
 
 def test_cifar10_is_train_then_test_normalised_by_channel(tmp_path, random):
-    worlds.write_cifar10(tmp_path, random)
+    worlds.write_cifar10(tmp_path, random, 300)
     records = datasets.cifar10(str(tmp_path), worlds.TinyCIFAR10)
     parts = [worlds.TinyCIFAR10(tmp_path, train=train) for train in (True, False)]
     assert records.labels.tolist() == parts[0].targets + parts[1].targets
@@ -35,7 +35,7 @@ def test_cifar10_is_train_then_test_normalised_by_channel(tmp_path, random):
 def test_cifar10_that_is_not_the_official_one(tmp_path, random):
     with pytest.raises(InputError, match="cifar-10-batches-py is missing"):
         datasets.cifar10(str(tmp_path))
-    worlds.write_cifar10(tmp_path, random)
+    worlds.write_cifar10(tmp_path, random, 300)
     with pytest.raises(InputError, match="not the official one"):
         datasets.cifar10(str(tmp_path))  # torchvision's check sums stand before its unpickling
 

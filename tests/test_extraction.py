@@ -1,13 +1,14 @@
-import logging
-import multiprocessing
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import call
 from conftest import SIZES
 
+from mico_exp.challenge import datasets
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.errors import InputError, MetricError
@@ -30,13 +31,17 @@ def tree(tmp_path, built):
     return tmp_path / "data"
 
 
+def opened(tree, store, records, widths=(64, 16, 10), **allowed):
+    scenario = load_scenario(tree, "digits", "digits_inf", SIZES)
+    points = challenge_points(scenario)
+    architecture = Architecture.of(MLP(widths))
+    return Extraction(scenario, points, records, architecture, ScoreStore(store), **allowed)
+
+
 @pytest.fixture
 def open_extraction(tree, digits, tmp_path):
-    def make(store=tmp_path / "store", widths=(64, 16, 10), **allowed):
-        scenario = load_scenario(tree, "digits", "digits_inf", SIZES)
-        points = challenge_points(scenario)
-        architecture = Architecture.of(MLP(widths))
-        return Extraction(scenario, points, digits, architecture, ScoreStore(store), **allowed)
+    def make(store=tmp_path / "store", **others):
+        return opened(tree, store, digits, **others)
 
     return make
 
@@ -294,27 +299,27 @@ def test_a_model_of_another_shape_is_named(open_extraction):
         open_extraction(widths=(64, 32, 10)).compute(METRICS)
 
 
-def _compute(job, started, done):
-    logging.basicConfig(level=logging.INFO)
-    started.set()
-    job.compute(METRICS)
-    done.set()
+def compute(tree, store, started, done):
+    Path(started).touch()
+    opened(Path(tree), Path(store), datasets.digits()).compute(METRICS)
+    Path(done).touch()
 
 
-def test_a_second_process_waits_and_then_reads(open_extraction):
+def test_a_second_process_waits_and_then_reads(tree, open_extraction, tmp_path):
     job = open_extraction()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mico_exp.scores.extraction", "sklearn.datasets"])
-    started, done = context.Event(), context.Event()
+    started, done = tmp_path / "started", tmp_path / "done"
     with extraction.exclusive(job.store.lock(job.name), "testing"):
-        other = context.Process(target=_compute, args=(job, started, done))
-        other.start()
-        assert started.wait(60)
+        other = call(compute, tree, tmp_path / "store", started, done)
+        deadline = time.monotonic() + 60
+        while not started.exists():
+            assert other.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         time.sleep(0.5)
-        assert not done.is_set()
+        assert not done.exists()
         assert job.read("loss", metrics.loss) is None
-    assert done.wait(60)
-    other.join()
+    assert other.ended(60).returncode == 0
+    assert done.exists()
     assert job.read("loss", metrics.loss) is not None
 
 

@@ -4,8 +4,6 @@ import csv
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import run
+from commands import run, start
 from mlflow import MlflowClient
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -23,13 +21,14 @@ from mico_exp.challenge.tree import load_scenario
 from mico_exp.config.typed import OPTIONS
 
 SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
-SMALL = [
+BUILT = [
     *SIZES,
     "dataset.phases.train=10",
     "dataset.phases.dev=3",
     "dataset.phases.final=2",
     "dataset.recipe.steps=200",
 ]
+SMALL = [*BUILT, "plots=off"]  # which others look at, but for the grid's
 GRID = ["mico_exp", "metric=loss,confidence", "formula=0,1,2", "-m"]
 
 
@@ -37,7 +36,7 @@ GRID = ["mico_exp", "metric=loss,confidence", "formula=0,1,2", "-m"]
 def swept(tmp_path_factory):
     """A folder in which the user's three commands ran, and what they printed."""
     folder = tmp_path_factory.mktemp("user")
-    grid = run(*GRID, *SMALL, cwd=folder)
+    grid = run(*GRID, *SMALL, "plots=on", cwd=folder)
     selection = run("mico_exp.select_best", *SIZES, cwd=folder)
     score = run("mico_exp.score", "submissions/predictions_digits.zip", cwd=folder)
     return folder, grid.stdout, selection.stdout, score.stdout
@@ -217,7 +216,7 @@ def test_damaged_weights_and_a_model_that_is_there_twice_are_refused_by_all_comm
     shutil.copy(twin.parents[1] / "train" / "model_2" / "model.pt", twin / "model.pt")
     damaged = copy / "data" / "digits" / "digits_lo" / "train" / "model_3" / "model.pt"
     flip_a_bit(damaged)
-    command = ["mico_exp.extract", "metrics=[mod_entropy]", "scenario=hi,lo", "-m", *SMALL]
+    command = ["mico_exp.extract", "metrics=[mod_entropy]", "scenario=hi,lo", "-m", *BUILT]
     extracted = run(*command, cwd=copy, status=1)
     assert "model_11 hold equal weights" in extracted.stderr
     assert "model_3/model.pt: cannot be read" in extracted.stderr
@@ -269,16 +268,16 @@ def test_the_embedded_challenge_clearly_leaks_without_privacy(tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_is_one_line_and_closes_the_run(tmp_path, number, status):
-    command = [sys.executable, "-m", "mico_exp", "metric=loss", "formula=1", "-m"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = start("mico_exp", "metric=loss", "formula=1", "-m", cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not (tmp_path / "data" / "digits" / "digits_inf" / "build.json").exists():
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert "Traceback" not in error
+    done = process.ended(60)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
     (one,) = runs(tmp_path)
     assert one.info.status == "KILLED"
     assert not list((tmp_path / "data").rglob("*.tmp"))
@@ -314,8 +313,8 @@ def test_what_is_typed_holds_of_what_is_there(swept, typed, told):
 
 def test_a_challenge_of_another_name_and_a_truth_that_is_looked_at_first(tmp_path):
     """A value where no option has the name: the tree's folder, and MLflow's experiment."""
-    one = ["metric=loss", "formula=0", "scenario=inf", "plots=off", *SMALL]
-    run("mico_exp.build", "challenge=mine", "scenario=inf", *SMALL, cwd=tmp_path)
+    one = ["metric=loss", "formula=0", "scenario=inf", *SMALL]
+    run("mico_exp.build", "challenge=mine", "scenario=inf", *BUILT, cwd=tmp_path)
     truth = tmp_path / "data/truth/mine/digits_inf/final/model_14/solution.csv"
     kept = truth.read_text()
     truth.write_text("garbage")
@@ -438,8 +437,8 @@ def brier(logits, labels):
 
 
 def test_building_alone(tmp_path):
-    shown = run("mico_exp.build", "dataset=digits", "scenario=inf", *SMALL, cwd=tmp_path).stdout
+    shown = run("mico_exp.build", "dataset=digits", "scenario=inf", *BUILT, cwd=tmp_path).stdout
     assert "data/digits/digits_inf: built" in shown
-    again = run("mico_exp.build", "dataset=digits", "scenario=inf", *SMALL, cwd=tmp_path).stdout
+    again = run("mico_exp.build", "dataset=digits", "scenario=inf", *BUILT, cwd=tmp_path).stdout
     assert "data/digits/digits_inf: complete, nothing to do" in again
     assert not (tmp_path / "data" / "digits" / "digits_hi").exists()

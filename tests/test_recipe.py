@@ -5,17 +5,18 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import call
 from conftest import SIZES, tiny_recipe
 from opacus.accountants import PRVAccountant
 
+from mico_exp.challenge import datasets
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario, model_folders, read_solution, read_truth
 from mico_exp.common import pool
@@ -136,33 +137,29 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(built, digits, tmp_path,
     assert again.st_mtime_ns == kept.st_mtime_ns
 
 
+def build_by_threes(root):
+    building.MODELS_AT_ONCE = 3
+    build(Path(root), tiny_recipe(), datasets.digits())
+
+
 def test_a_killed_build_leaves_only_whole_models(built, digits, tmp_path):
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from conftest import tiny_recipe\n"
-        "from pathlib import Path\n"
-        "from mico_exp.challenge import datasets\n"
-        "from mico_exp.models import building\n"
-        "building.MODELS_AT_ONCE = 3\n"
-        "building.build(Path(sys.argv[2]), tiny_recipe(), datasets.digits())\n"
-    )
-    here = os.path.dirname(__file__)
-    process = subprocess.Popen([sys.executable, "-c", code, here, str(tmp_path)])
+    process = call(build_by_threes, tmp_path)
     train = tmp_path / "digits" / "digits_inf" / "train"
     deadline = time.monotonic() + 60
     while not (train / "model_1").is_dir():
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.ended().returncode == -signal.SIGKILL
     whole = {"model.pt", "seed_challenge", "seed_training", "seed_membership", "solution.csv"}
     for folder in model_folders(train):
         assert names(folder) == whole | {"accuracy"}
         load_state(folder / "model.pt", MLP([64, 16, 10]))
     # The same command again: the same tree as without the kill, and nothing left over.
-    subprocess.run([sys.executable, "-c", code, here, str(tmp_path)], check=True)
+    assert call(build_by_threes, tmp_path).ended().returncode == 0
     undisturbed = tmp_path / "undisturbed"
-    subprocess.run([sys.executable, "-c", code, here, str(undisturbed)], check=True)
+    assert call(build_by_threes, undisturbed).ended().returncode == 0
     expected = contents(undisturbed)
     shutil.rmtree(undisturbed)
     assert contents(tmp_path) == expected

@@ -2,19 +2,17 @@
 
 import html
 import json
-import os
 import re
 import shutil
+import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 
 import numpy as np
 import pytest
 from browser import open_page
-from commands import run
+from commands import run, start
 from conftest import SIZES as SMALLEST
 from mlflow import MlflowClient
 
@@ -196,23 +194,21 @@ def ui(reported):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--port", str(port)]
-    table_alone = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a dozen processes
-    with (reported[0].parent / "ui.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=reported[0], stdout=log, stderr=log, env=table_alone
-        )
-        try:
-            for _ in range(120):
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait()
+    table_alone = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # else a dozen processes
+    command = ["mlflow", "ui", "--workers", "1", "--port", str(port)]
+    process = start(*command, cwd=reported[0], **table_alone)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                break
+            except OSError:
+                assert process.is_alive()
+                time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.ended(60)
 
 
 def test_the_runs_table_at_the_printed_address(reported, ui):

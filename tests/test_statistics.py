@@ -300,14 +300,14 @@ def test_the_rules():
 
 
 def test_intervals_cover_the_truth_where_models_are_drawn():
-    by_models, by_points = np.split(simulation.coverage(300, points=24), 2)
+    by_models, by_points = np.split(simulation.coverage(300, models=30, points=24), 2)
     assert (by_models >= 0.92).all()
     assert (by_models <= 0.98).all()
     assert (by_points < 0.92).all()
 
 
 def test_the_winners_curse_and_its_repair():
-    errors = simulation.curse(20)
+    errors = simulation.curse(20, models=50, points=20)
     naive, nested = errors.mean(axis=0) / errors.std(axis=0, ddof=1)
     assert naive > 1
     assert abs(nested) <= 0.25 + 2 / np.sqrt(20)  # with what 20 repetitions leave open

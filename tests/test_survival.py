@@ -1,14 +1,13 @@
 """What a store survives: kills at any instant, a full disk, two sweeps at once."""
 
-import multiprocessing
 import random
+import signal
 import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
-import torch
-from commands import run
+from commands import call, run, start
 from conftest import SIZES
 
 from mico_exp.challenge import datasets
@@ -47,10 +46,9 @@ def open_extraction(tree, store):
 
 
 def extract(tree, store, started):
-    torch.set_num_threads(1)
     extraction.MODELS_AT_ONCE = 2
-    job = open_extraction(tree, store)
-    started.set()
+    job = open_extraction(Path(tree), Path(store))
+    Path(started).touch()
     job.compute(METRICS)
 
 
@@ -72,23 +70,24 @@ def parts(folder):
 
 
 def test_twenty_kills_end_in_the_bytes_of_an_undisturbed_run(built, tmp_path, monkeypatch):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mico_exp.scores.extraction", "sklearn.datasets"])
     chance, sizes = random.Random(0), [0]
-    for _ in range(20):
+    for number in range(20):
         wanted = parts(tmp_path / "killed") + chance.randint(0, 1)
-        started = context.Event()
-        process = context.Process(target=extract, args=(built, tmp_path / "killed", started))
-        process.start()
-        assert started.wait(60)
+        started = tmp_path / f"started {number}"
+        process = call(extract, built, tmp_path / "killed", started)
+        deadline = time.monotonic() + 60
+        while not started.exists():
+            assert process.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
         # Some time about the next file, whatever the machine's speed: 0 or 1 more than before.
         deadline = time.monotonic() + 60
         while process.is_alive() and parts(tmp_path / "killed") < wanted:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.03))
-        process.kill()
-        process.join()
+        process.send_signal(signal.SIGKILL)
+        process.ended()
         sizes.append(len(content(tmp_path / "killed")))
     assert sizes == sorted(sizes)
     assert len(set(sizes)) > 3
@@ -122,13 +121,11 @@ def test_a_full_disk_loses_nothing(built, tmp_path):
 
 def test_of_two_sweeps_at_once_one_extracts_and_the_other_waits(tmp_path):
     grid = ["metric=loss", "formula=0,1", *SMALL, "plots=off"]
-    command = [sys.executable, "-m", "mico_exp", *grid, "-m"]
     run("mico_exp.build", *SMALL, cwd=tmp_path)
-    both = [
-        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    shown = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], shown
+    both = [start("mico_exp", *grid, "-m", cwd=tmp_path) for _ in range(2)]
+    ends = [process.ended(120) for process in both]
+    shown = [end.stdout for end in ends]
+    assert [end.returncode for end in ends] == [0, 0], ends
     assert [text.count("validation TPR") for text in shown] == [2, 2]
     assert len({text.partition("inf/loss/1:")[2].partition("(")[0] for text in shown}) == 1
 
@@ -138,7 +135,7 @@ def test_processes_of_a_sweep_start_on_an_empty_folder(tmp_path):
 
     grid = ["metric=loss,confidence", "formula=0,1", *SMALL, "-m"]
     spread = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    run("mico_exp", *grid, *spread, cwd=tmp_path, fresh=True)
+    run("mico_exp", *grid, *spread, cwd=tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")
     found = client.search_runs([experiment.experiment_id], "tags.kind = 'cell'")
@@ -154,7 +151,7 @@ def test_processes_of_a_sweep_start_on_an_empty_folder(tmp_path):
 
 def test_submitit_runs_a_sweep_as_jobs(tmp_path):
     grid = ["metric=loss", "formula=0,1", *SMALL, "plots=off", "-m"]
-    run("mico_exp", *grid, "hydra/launcher=submitit_local", cwd=tmp_path, fresh=True)
+    run("mico_exp", *grid, "hydra/launcher=submitit_local", cwd=tmp_path)
     assert (
         "digits_inf"
         in run("mico_exp.select_best", "scenarios=[inf]", *SMALL[:2], cwd=tmp_path).stdout

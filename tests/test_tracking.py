@@ -1,16 +1,15 @@
 import http.server
-import multiprocessing
 import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import pytest
+from commands import call, start
 from mlflow import MlflowClient
 from tracking_server import KNOWN, Answers
 
@@ -110,22 +109,16 @@ def test_what_must_exist_is_not_made(folder, tmp_path):
         Tracker("absent", folder, create=False)
 
 
-def _log_runs(folder, number):
-    tracker = Tracker("together", folder)
+def log_runs(folder, number):
+    tracker = Tracker("together", Path(folder))
     for i in range(3):
         with tracker.run(f"{number}/{i}", {"kind": "cell"}) as run:
             run.metrics["value"] = float(i)
 
 
 def test_processes_that_all_start_on_an_empty_folder(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mico_exp.runs.tracking", "mlflow.tracking"])
-    workers = [context.Process(target=_log_runs, args=(tmp_path, n)) for n in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * 4
+    workers = [call(log_runs, tmp_path, number) for number in range(4)]
+    assert [worker.ended().returncode for worker in workers] == [0] * 4
     assert len(Tracker("together", tmp_path).finished({"kind": "cell"})) == 12
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         assert database.execute("pragma integrity_check").fetchone() == ("ok",)
@@ -287,7 +280,7 @@ with Tracker("dead", Path(sys.argv[1])).run("killed", {}):
 
 
 def test_a_run_whose_process_was_killed_ends_when_the_next_opens_the_experiment(folder):
-    dead = subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False)
+    dead = start("-c", KILLED, str(folder), cwd=folder).ended()
     assert dead.returncode == -signal.SIGKILL
     tracker = Tracker("dead", folder)
     (left,) = tracker._search("RUNNING", {})

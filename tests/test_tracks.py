@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import commands
@@ -59,9 +60,9 @@ def tree(tmp_path_factory):
     worlds.write_sst2(root / "data" / "sst2", random)
     shape = RobertaConfig(**worlds.ROBERTA)
     networks = {
-        "cifar10": (CNN(), (2, 8)),
-        "purchase100": (MLP([600, 128, 100]), (30, 24)),
-        "sst2": (TextClassifier(RobertaForSequenceClassification(shape)), (20, 16)),
+        "cifar10": (CNN(), (1, 8)),
+        "purchase100": (MLP([600, 128, 100]), (15, 24)),
+        "sst2": (TextClassifier(RobertaForSequenceClassification(shape)), (10, 8)),
     }
     for dataset, (model, plan) in networks.items():
         records = load_records(root, dataset)
@@ -76,7 +77,7 @@ def tree(tmp_path_factory):
 def open_scenario(root, name):
     dataset, kind = name.split("_")
     place = "ddp" if kind == "ddp" else dataset
-    scenario = load_scenario(root, place, name, SIZES)
+    scenario = load_scenario(root, place, name, SIZES[dataset])
     return scenario, challenge_points(scenario)
 
 
@@ -88,11 +89,34 @@ def open_extraction(root, name, store):
     return Extraction(scenario, points, records, architecture, ScoreStore(store))
 
 
+@cache
+def literal_inputs(dataset, root):
+    """All records as their network takes them, by the plainest code there is."""
+    if dataset == "sst2":
+        from transformers import AutoTokenizer
+
+        place = root / "data" / "sst2"
+        tokenizer = AutoTokenizer.from_pretrained(place / "tokenizer")
+        sentences = []
+        for part in ("train", "validation"):
+            lines = (place / f"{part}.tsv").read_text().splitlines()[1:]
+            sentences += [line.split("\t")[0] for line in lines]
+        return tokenizer(sentences, padding="max_length", max_length=67, return_tensors="pt")
+    if dataset == "purchase100":
+        lines = (root / "data" / "purchase100" / "dataset_purchase").read_text().splitlines()
+        return torch.tensor([[float(v) for v in line.split(",")[1:]] for line in lines])
+    parts = [worlds.TinyCIFAR10(root / "data" / "cifar10", train=t) for t in (True, False)]
+    x = torch.tensor(np.concatenate([p.data for p in parts])).permute(0, 3, 1, 2) / 255
+    mean = torch.tensor([0.49139968, 0.48215841, 0.44653091]).view(3, 1, 1)
+    std = torch.tensor([0.24703223, 0.24348513, 0.26158784]).view(3, 1, 1)
+    return (x - mean) / std
+
+
 def literal_logits(folder, dataset, root, asked):
-    """Logits of those records of 300 that are asked for, by the plainest code there is."""
+    """Logits of those records that are asked for."""
+    x = literal_inputs(dataset, root)
     if dataset == "sst2":
         from safetensors.torch import load_file
-        from transformers import AutoTokenizer
 
         old = folder / "pytorch_model.bin"
         state = torch.load(old) if old.exists() else load_file(folder / "model.safetensors")
@@ -100,28 +124,11 @@ def literal_logits(folder, dataset, root, asked):
         state.pop("roberta.embeddings.position_ids", None)
         network = RobertaForSequenceClassification(RobertaConfig(**worlds.ROBERTA)).eval()
         network.load_state_dict(state)
-        place = root / "data" / "sst2"
-        tokenizer = AutoTokenizer.from_pretrained(place / "tokenizer")
-        sentences = []
-        for part in ("train", "validation"):
-            lines = (place / f"{part}.tsv").read_text().splitlines()[1:]
-            sentences += [line.split("\t")[0] for line in lines]
-        padded = tokenizer(sentences, padding="max_length", max_length=67, return_tensors="pt")
-        asked_for = {k: padded[k][asked] for k in ("input_ids", "attention_mask")}
+        asked_for = {k: x[k][asked] for k in ("input_ids", "attention_mask")}
         return dict(zip(asked, network(**asked_for).logits, strict=True))
     state = torch.load(folder / "model.pt", weights_only=True)
     state = {key.removeprefix("_module."): value for key, value in state.items()}
-    if dataset == "purchase100":
-        lines = (root / "data" / "purchase100" / "dataset_purchase").read_text().splitlines()
-        x = torch.tensor([[float(v) for v in line.split(",")[1:]] for line in lines])
-        model = MLP([600, 128, 100])
-    else:
-        parts = [worlds.TinyCIFAR10(root / "data" / "cifar10", train=t) for t in (True, False)]
-        x = torch.tensor(np.concatenate([p.data for p in parts])).permute(0, 3, 1, 2) / 255
-        mean = torch.tensor([0.49139968, 0.48215841, 0.44653091]).view(3, 1, 1)
-        std = torch.tensor([0.24703223, 0.24348513, 0.26158784]).view(3, 1, 1)
-        x = (x - mean) / std
-        model = CNN()
+    model = MLP([600, 128, 100]) if dataset == "purchase100" else CNN()
     model.load_state_dict(state)
     return dict(zip(asked, model(x[asked]), strict=True))
 
@@ -143,10 +150,11 @@ def literal_metric(name, logits, label):
 def literal_procedure(root, name):
     """Predictions of all nine cells and phases: loops over models and over points."""
     dataset = name.split("_")[0]
+    sizes = SIZES[dataset]
     scenario, _ = open_scenario(root, name)
     labels = load_records(root, dataset).labels
     every = [model for folder in scenario.phases.values() for model in folder]
-    asked = sorted({int(j) for model in every for j in model.split(SIZES).challenge})
+    asked = sorted({int(j) for model in every for j in model.split(sizes).challenge})
     with torch.no_grad():
         logits = {
             phase: [literal_logits(model.path, dataset, root, asked) for model in folder]
@@ -154,7 +162,7 @@ def literal_procedure(root, name):
         }
     trained_on = []
     for model in scenario.phases["train"]:
-        split = model.split(SIZES)
+        split = model.split(sizes)
         trained_on.append(set(split.member) | set(split.training))
     found = {}
     for metric in METRICS:
@@ -166,7 +174,7 @@ def literal_procedure(root, name):
             rows = {formula: [] for formula in WINNER}
             for t, model in enumerate(folder):
                 others = [s for s in range(COUNTS["train"]) if not (phase == "train" and s == t)]
-                for j in model.split(SIZES).challenge:
+                for j in model.split(sizes).challenge:
                     inside = [score("train", s, j) for s in others if j in trained_on[s]]
                     outside = [score("train", s, j) for s in others if j not in trained_on[s]]
                     inside = inside or outside
@@ -236,7 +244,7 @@ def test_known_members_of_ddp_are_extracted_as_well(tree, tmp_path, dataset):
         for model, sample, found in zip(
             scenario.phases[phase], job.known[phase], scores.known[phase], strict=True
         ):
-            split = model.split(SIZES)
+            split = model.split(SIZES[dataset])
             assert sample.is_member.sum() == 9
             assert set(sample.points[sample.is_member]) <= set(split.training)
             assert 0 < (~sample.is_member).sum() <= 6
@@ -246,7 +254,7 @@ def test_known_members_of_ddp_are_extracted_as_well(tree, tmp_path, dataset):
             one = runner.load(job.architecture, [model.path])
             alone = runner.scores(one, records, sample.points[None], {"loss": metrics.loss})
             np.testing.assert_allclose(found, alone["loss"][0], atol=1e-5)
-    assert scores.own["dev"].shape == (COUNTS["dev"], 12)
+    assert scores.own["dev"].shape == (COUNTS["dev"], 2 * SIZES[dataset].challenge)
 
 
 def test_ddp_tells_known_members_and_non_members(tree):
@@ -254,7 +262,7 @@ def test_ddp_tells_known_members_and_non_members(tree):
     for phase in ("dev", "final"):
         known = known_training(scenario, phase)
         for t, model in enumerate(scenario.phases[phase]):
-            split = model.split(SIZES)
+            split = model.split(SIZES["sst2"])
             assert set(np.flatnonzero(known.member[t])) == set(split.training)
             assert set(np.flatnonzero(known.nonmember[t])) == set(split.evaluation)
             assert not (known.member[t] | known.nonmember[t])[split.challenge].any()

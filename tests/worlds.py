@@ -1,7 +1,7 @@
 """Small challenges in the competition's formats, with its own architectures, trained for real.
 
-A few hundred records and a handful of models each: CIFAR-10 in the official batches, a Purchase
-CSV, and SST-2 sentences with a tokenizer and a two-layer RoBERTa made on the spot.
+At most a few hundred records and a handful of models each: CIFAR-10 in the official batches, a
+Purchase CSV, and SST-2 sentences with a tokenizer and a two-layer RoBERTa made on the spot.
 """
 
 import hashlib
@@ -20,7 +20,11 @@ from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import write_solution
 from mico_exp.models.architectures import bare
 
-SIZES = Sizes(records=300, training=150, challenge=6)
+SIZES = {
+    "cifar10": Sizes(records=60, training=30, challenge=3),  # its network takes longest
+    "purchase100": Sizes(records=300, training=150, challenge=6),
+    "sst2": Sizes(records=300, training=150, challenge=6),
+}
 COUNTS = {"train": 5, "dev": 2, "final": 2}
 OPTIONS = Path(__file__).parent / "conf"
 WORDS = ("a", "the", "film", "plot", "actor", "scene", "good", "bad", "dull", "slow", "great")
@@ -41,21 +45,23 @@ def _md5(root, name):
     return hashlib.md5(path.read_bytes()).hexdigest() if path.exists() else None
 
 
-def write_cifar10(folder, random):
+def write_cifar10(folder, random, records=SIZES["cifar10"].records):
     place = folder / CIFAR10.base_folder
     place.mkdir(parents=True)
-    for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
-        labels = random.integers(10, size=50)
-        pixels = random.integers(256, size=(50, 3, 32, 32), dtype=np.uint8) // 2
+    files = [name for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]]
+    each = records // len(files)
+    for name in files:
+        labels = random.integers(10, size=each)
+        pixels = random.integers(256, size=(each, 3, 32, 32), dtype=np.uint8) // 2
         for image, label in zip(pixels, labels, strict=True):
             image[:, label * 3 : label * 3 + 3] += 100
-        content = {"data": pixels.reshape(50, -1), "labels": labels.tolist()}
+        content = {"data": pixels.reshape(each, -1), "labels": labels.tolist()}
         (place / name).write_bytes(pickle.dumps(content))
     meta = {"label_names": [f"class {i}" for i in range(10)]}
     (place / "batches.meta").write_bytes(pickle.dumps(meta))
 
 
-def write_purchase100(folder, random, records=SIZES.records):
+def write_purchase100(folder, random, records=SIZES["purchase100"].records):
     folder.mkdir(parents=True)
     centres = random.random((100, 600)) < 0.2
     labels = random.integers(1, 101, size=records)
@@ -138,7 +144,7 @@ def write_models(root, name, records, model, plan, seed, save=None):
     for phase, count in COUNTS.items():
         for _ in range(count):
             seeds = [int(s) for s in random.integers(2**63 - 1, size=3)]
-            split = protocol.split(SIZES, *seeds)
+            split = protocol.split(SIZES[dataset], *seeds)
             members = np.concatenate([split.member, split.training])
             state = fit(model, records, members, *plan, seed=number)
             within = Path(place) / name / phase / f"model_{number}"

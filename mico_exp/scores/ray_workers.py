@@ -203,9 +203,11 @@ def _import(address: str | None) -> Any:
     Whoever can reach its ports can run code. It reads the variable when it is imported.
     """
     if address is None:
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        here = os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0") == "0"
     import ray
 
+    if address is None and here:  # where a metric of the user's own has imported it before
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     return ray
 
 
