@@ -1,12 +1,15 @@
 """A tiny world that tests share: one small challenge of real models, built once a session."""
 
 import functools
+import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run
+from filelock import FileLock
 
 from mico_exp.attacks import formulas
 from mico_exp.challenge import datasets
@@ -56,6 +59,39 @@ def built(tmp_path_factory, digits):
     root = tmp_path_factory.mktemp("built") / "data"
     build(root, tiny_recipe(), digits)
     return root
+
+
+SWEPT_SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
+SWEPT = [
+    *SWEPT_SIZES,
+    "dataset.phases.train=10",
+    "dataset.phases.dev=3",
+    "dataset.phases.final=2",
+    "dataset.recipe.steps=200",
+]
+GRID = ["mico_exp", "metric=loss,confidence", "formula=0,1,2", "-m"]
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory):
+    """A folder in which the user's three commands ran, and what they printed.
+
+    It is made once for all workers; tests must not change it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, shown = root / "swept", root / "swept.json"
+    with FileLock(root / "swept.lock"):
+        if not shown.exists():
+            folder.mkdir()
+            done = (
+                run(*GRID, *SWEPT, cwd=folder),
+                run("mico_exp.select_best", *SWEPT_SIZES, cwd=folder),
+                run("mico_exp.score", "submissions/predictions_digits.zip", cwd=folder),
+            )
+            shown.write_text(json.dumps([one.stdout for one in done]))
+    return folder, *json.loads(shown.read_text())
 
 
 # Files that take longest, which begin first: so two workers end at about the same time.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run, start
+from conftest import GRID, SWEPT, SWEPT_SIZES
 from mlflow import MlflowClient
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -20,26 +21,7 @@ from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.config.typed import OPTIONS
 
-SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
-BUILT = [
-    *SIZES,
-    "dataset.phases.train=10",
-    "dataset.phases.dev=3",
-    "dataset.phases.final=2",
-    "dataset.recipe.steps=200",
-]
-SMALL = [*BUILT, "plots=off"]  # which others look at, but for the grid's
-GRID = ["mico_exp", "metric=loss,confidence", "formula=0,1,2", "-m"]
-
-
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    """A folder in which the user's three commands ran, and what they printed."""
-    folder = tmp_path_factory.mktemp("user")
-    grid = run(*GRID, *SMALL, "plots=on", cwd=folder)
-    selection = run("mico_exp.select_best", *SIZES, cwd=folder)
-    score = run("mico_exp.score", "submissions/predictions_digits.zip", cwd=folder)
-    return folder, grid.stdout, selection.stdout, score.stdout
+SMALL = [*SWEPT, "plots=off"]  # which others look at
 
 
 @pytest.fixture
@@ -166,7 +148,7 @@ def test_one_cell_without_a_sweep(copy):
 def test_another_tracking_server_is_asked(copy):
     (copy / "mlflow.db").rename(copy / "team.db")
     team = f"sqlite:///{copy / 'team.db'}"
-    run("mico_exp.select_best", *SIZES, cwd=copy, MLFLOW_TRACKING_URI=team)
+    run("mico_exp.select_best", *SWEPT_SIZES, cwd=copy, MLFLOW_TRACKING_URI=team)
     assert not (copy / "mlflow.db").exists()
 
 
@@ -175,17 +157,17 @@ def test_runs_of_other_models_are_stale(copy):
     state = torch.load(model, weights_only=True)
     state["_module.mlp.0.bias"] += 1
     torch.save(state, model)
-    done = run("mico_exp.select_best", *SIZES, cwd=copy, status=1)
+    done = run("mico_exp.select_best", *SWEPT_SIZES, cwd=copy, status=1)
     assert "digits_lo" in done.stderr
     assert "6 of 6 runs are left out: other models, records or seeds (6)" in done.stdout
     advice = "python -m mico_exp dataset=digits scenario=lo metric=loss,confidence formula=0,1,2"
-    assert f"{advice} {' '.join(SIZES)} -m" in done.stderr
+    assert f"{advice} {' '.join(SWEPT_SIZES)} -m" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_scenario_that_is_gone(copy):
     shutil.rmtree(copy / "data" / "digits" / "digits_hi")
-    done = run("mico_exp.select_best", *SIZES, cwd=copy, status=1)
+    done = run("mico_exp.select_best", *SWEPT_SIZES, cwd=copy, status=1)
     assert "digits_hi does not exist" in done.stderr
     assert "scenario=hi metric=loss,confidence formula=0,1,2 dataset.len_training=120" in (
         done.stderr
@@ -216,12 +198,12 @@ def test_damaged_weights_and_a_model_that_is_there_twice_are_refused_by_all_comm
     shutil.copy(twin.parents[1] / "train" / "model_2" / "model.pt", twin / "model.pt")
     damaged = copy / "data" / "digits" / "digits_lo" / "train" / "model_3" / "model.pt"
     flip_a_bit(damaged)
-    command = ["mico_exp.extract", "metrics=[mod_entropy]", "scenario=hi,lo", "-m", *BUILT]
+    command = ["mico_exp.extract", "metrics=[mod_entropy]", "scenario=hi,lo", "-m", *SWEPT]
     extracted = run(*command, cwd=copy, status=1)
     assert "model_11 hold equal weights" in extracted.stderr
     assert "model_3/model.pt: cannot be read" in extracted.stderr
     assert not list((copy / "data" / "store").rglob("mod_entropy*"))
-    chosen = run("mico_exp.select_best", *SIZES, cwd=copy, status=1)
+    chosen = run("mico_exp.select_best", *SWEPT_SIZES, cwd=copy, status=1)
     assert "model_11 hold equal weights" in chosen.stderr
     assert "Traceback" not in extracted.stderr + chosen.stderr
 
@@ -232,7 +214,7 @@ def test_a_truth_that_is_not_known_is_not_needed(copy):
         (copy / "data" / "digits" / f"digits_{scenario}" / "build.json").unlink()
     found = run("mico_exp", "metric=loss", "formula=1", "scenario=lo", *SMALL, cwd=copy, status=1)
     assert "no build.json" in found.stderr
-    without = [*SIZES, "dataset.recipe=null"]
+    without = [*SWEPT_SIZES, "dataset.recipe=null"]
     run("mico_exp", "metric=loss", "formula=1", "-m", *without, cwd=copy)
     newest = runs(copy, kind="cell")[0]
     assert "val/auc" in newest.data.metrics
@@ -249,7 +231,7 @@ def test_a_truth_that_is_not_known_is_not_needed(copy):
         for phase in ("train", "dev", "final"):
             assert np.array_equal(without_truth[phase], with_truth[phase])
     assert not any(name.startswith("final/auc") for name in newest.data.metrics)
-    shown = run("mico_exp.select_best", *SIZES, cwd=copy).stdout
+    shown = run("mico_exp.select_best", *SWEPT_SIZES, cwd=copy).stdout
     assert "inf" in shown
     assert (
         "does not exist"
@@ -284,7 +266,7 @@ def test_an_interrupt_is_one_line_and_closes_the_run(tmp_path, number, status):
 
 
 def test_advice_and_single_scenarios(copy, tmp_path):
-    shown = run("mico_exp.select_best", "scenarios=[inf]", *SIZES, cwd=copy).stdout
+    shown = run("mico_exp.select_best", "scenarios=[inf]", *SWEPT_SIZES, cwd=copy).stdout
     assert "digits_inf" in shown
     assert "digits_hi" not in shown
     where = tmp_path / "nothing here"
@@ -305,7 +287,7 @@ def test_advice_and_single_scenarios(copy, tmp_path):
 )
 def test_what_is_typed_holds_of_what_is_there(swept, typed, told):
     """Nothing is built here, and still nothing is read and ignored."""
-    others = [text for text in SIZES if typed.partition("=")[0] not in text]
+    others = [text for text in SWEPT_SIZES if typed.partition("=")[0] not in text]
     failed = run("mico_exp.select_best", typed, *others, cwd=swept[0], status=1).stderr
     assert failed.startswith(told)
     assert len(failed.splitlines()) == 1
@@ -314,7 +296,7 @@ def test_what_is_typed_holds_of_what_is_there(swept, typed, told):
 def test_a_challenge_of_another_name_and_a_truth_that_is_looked_at_first(tmp_path):
     """A value where no option has the name: the tree's folder, and MLflow's experiment."""
     one = ["metric=loss", "formula=0", "scenario=inf", *SMALL]
-    run("mico_exp.build", "challenge=mine", "scenario=inf", *BUILT, cwd=tmp_path)
+    run("mico_exp.build", "challenge=mine", "scenario=inf", *SWEPT, cwd=tmp_path)
     truth = tmp_path / "data/truth/mine/digits_inf/final/model_14/solution.csv"
     kept = truth.read_text()
     truth.write_text("garbage")
@@ -323,7 +305,9 @@ def test_a_challenge_of_another_name_and_a_truth_that_is_looked_at_first(tmp_pat
     assert not (tmp_path / "data" / "store").exists()
     truth.write_text(kept)
     run("mico_exp", "challenge=mine", *one, cwd=tmp_path)
-    shown = run("mico_exp.select_best", "challenge=mine", "scenarios=inf", *SIZES, cwd=tmp_path)
+    shown = run(
+        "mico_exp.select_best", "challenge=mine", "scenarios=inf", *SWEPT_SIZES, cwd=tmp_path
+    )
     assert "Submission: submissions/predictions_mine.zip" in shown.stdout
 
 
@@ -373,7 +357,7 @@ def test_a_formula_that_gives_nan_is_a_failed_cell_that_the_choice_goes_on_witho
     assert "hi/loss/1: validation" in done.stdout
     failed = [r for r in runs(copy, kind="cell") if r.info.status == "FAILED"]
     assert {r.info.run_name for r in failed} == {"inf/loss/broken", "hi/loss/broken"}
-    chosen = run("mico_exp.select_best", *SIZES, cwd=copy).stdout
+    chosen = run("mico_exp.select_best", *SWEPT_SIZES, cwd=copy).stdout
     assert "digits_inf: the last run of loss/broken failed, it is left out" in chosen
     assert "1 of 200 calibrated scores are not finite" in chosen
 
@@ -392,15 +376,15 @@ def test_a_run_whose_predictions_are_gone_is_left_out_and_named(copy):
     other = next(one for one in found["cells"] if one["cell"] != found["verdict"]["cell"])
     artifacts = copy / "mlruns" / "digits" / other["run_id"] / "artifacts"
     (artifacts / "predictions.npz").unlink()
-    shown = run("mico_exp.select_best", *SIZES, cwd=copy).stdout
+    shown = run("mico_exp.select_best", *SWEPT_SIZES, cwd=copy).stdout
     assert f"digits_hi/{other['cell']} is left out" in shown
     numbers = ["selection.rule=one_se", "selection.simplicity.formula=[2,0,1]"]
     numbers.append("selection.allow_unreadable=true")
-    run("mico_exp.select_best", *SIZES, *numbers, cwd=copy)
+    run("mico_exp.select_best", *SWEPT_SIZES, *numbers, cwd=copy)
     simple = json.loads((copy / "submissions" / "selection_digits.json").read_text())
     assert simple["selection"]["simple_formulas"] == ["2", "0", "1"]
     unknown = "selection.simplicity.metric=[foo]"
-    refused = run("mico_exp.select_best", *SIZES, unknown, cwd=copy, status=1).stderr
+    refused = run("mico_exp.select_best", *SWEPT_SIZES, unknown, cwd=copy, status=1).stderr
     assert "`selection.simplicity.metric` must name options" in refused
 
 
@@ -409,7 +393,7 @@ def test_runs_of_other_contents_in_one_experiment_are_left_out_and_counted(copy)
         "mico_exp", "metric=loss", "formula=0", *SMALL, "seed=1", "paths.data=d", "-m", cwd=copy
     )
     assert other.stdout.count("validation TPR") == 3
-    shown = run("mico_exp.select_best", *SIZES, cwd=copy).stdout
+    shown = run("mico_exp.select_best", *SWEPT_SIZES, cwd=copy).stdout
     for scenario in ("inf", "hi", "lo"):
         assert (
             f"digits_{scenario}: 1 of 7 runs are left out: other models, records or seeds (1)"
@@ -437,8 +421,8 @@ def brier(logits, labels):
 
 
 def test_building_alone(tmp_path):
-    shown = run("mico_exp.build", "dataset=digits", "scenario=inf", *BUILT, cwd=tmp_path).stdout
+    shown = run("mico_exp.build", "dataset=digits", "scenario=inf", *SWEPT, cwd=tmp_path).stdout
     assert "data/digits/digits_inf: built" in shown
-    again = run("mico_exp.build", "dataset=digits", "scenario=inf", *BUILT, cwd=tmp_path).stdout
+    again = run("mico_exp.build", "dataset=digits", "scenario=inf", *SWEPT, cwd=tmp_path).stdout
     assert "data/digits/digits_inf: complete, nothing to do" in again
     assert not (tmp_path / "data" / "digits" / "digits_hi").exists()

@@ -13,22 +13,14 @@ import numpy as np
 import pytest
 from browser import open_page
 from commands import run, start
-from conftest import SIZES as SMALLEST
+from conftest import SIZES, SWEPT, SWEPT_SIZES
 from mlflow import MlflowClient
 
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.commands import report
 
-SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
-SMALL = [
-    *SIZES,
-    "dataset.phases.train=8",
-    "dataset.phases.dev=2",
-    "dataset.phases.final=2",
-    "dataset.recipe.steps=60",
-]
 SCENARIOS = ["digits_inf", "digits_hi", "digits_lo"]
-CELLS = [f"{metric}/{formula}" for metric in ("confidence", "loss") for formula in "01"]
+CELLS = [f"{metric}/{formula}" for metric in ("confidence", "loss") for formula in "012"]
 
 PROBE = """
 <script>
@@ -65,12 +57,12 @@ window.addEventListener("load", () => {
 
 
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("user")
-    grid = run("mico_exp", "metric=loss,confidence", "formula=0,1", *SMALL, "-m", cwd=folder)
-    selection = run("mico_exp.select_best", *SIZES, cwd=folder)
-    report = run("mico_exp.report", *SIZES, cwd=folder)
-    return folder, grid.stdout, selection.stdout, report.stdout
+def reported(swept, tmp_path_factory):
+    made, grid, selection, _ = swept
+    folder = tmp_path_factory.mktemp("reported") / "user"
+    shutil.copytree(made, folder)
+    report = run("mico_exp.report", *SWEPT_SIZES, cwd=folder)
+    return folder, grid, selection, report.stdout
 
 
 @pytest.fixture
@@ -101,7 +93,7 @@ def test_it_counts_what_the_sweep_extracted(page):
     """Two metrics of one pass: the models of each scenario once, however many cells there are."""
     rows = re.findall(r"<td[^>]*>([^<]*)</td></tr>", page)
     assert "found in the store" not in page
-    assert rows.count("12") == 3
+    assert rows.count("15") == 3
 
 
 def test_it_says_what_the_selection_says(reported, page):
@@ -127,8 +119,8 @@ def test_it_says_what_the_selection_says(reported, page):
         assert [one["cell"] for one in found["cells"]] == CELLS
     for command in re.findall(r"<pre>(.*?)</pre>", page, flags=re.S)[0].strip().splitlines():
         assert command.startswith("python -m mico_exp")
-    assert "scenario=inf,hi,lo metric=confidence,loss formula=0,1" in page
-    assert " ".join(SMALL) in page
+    assert "scenario=inf,hi,lo metric=confidence,loss formula=0,1,2" in page
+    assert " ".join(SWEPT) in page
     assert re.search(r"<td>DP-SGD, ε = 10 \(recorded: 9\.99[0-9]+\)</td>", page)
     assert page.count("(recorded:") == 2
     assert "which differs" not in page
@@ -146,7 +138,7 @@ def test_it_says_what_the_selection_says(reported, page):
 )
 def test_the_recorded_epsilon_stands_beside_the_options(built, tmp_path, recorded, epsilon, shown):
     shutil.copytree(built, tmp_path / "data")
-    scenario = load_scenario(tmp_path / "data", "digits", "digits_inf", SMALLEST)
+    scenario = load_scenario(tmp_path / "data", "digits", "digits_inf", SIZES)
     for phase, model in scenario.models() if recorded else ():
         odd = phase == "dev" and "differs" in shown
         (model.path / "epsilon").write_text("8.0000\n" if odd else f"{recorded}\n")
@@ -220,7 +212,7 @@ def test_the_runs_table_at_the_printed_address(reported, ui):
     for column in ("scenario", "metric", "formula", "val/tpr_at_fpr_0.1", "val/auc"):
         assert f"\n{column}\n" in text
     assert "val/tpr_at_fpr_0.1_low" in text
-    assert "12\n matching runs" in text
+    assert "18\n matching runs" in text
     client = MlflowClient(f"sqlite:///{reported[0] / 'mlflow.db'}")
     cells = client.search_runs(["1"], "tags.kind = 'cell'")
     cells.sort(key=lambda one: -one.data.metrics["val/tpr_at_fpr_0.1"])
@@ -245,7 +237,7 @@ def test_the_sweep_left_its_heatmaps_and_a_run_of_its_own(reported):
     (logged,) = client.search_runs(["1"], "tags.kind = 'sweep'")
     assert logged.info.run_name == "sweep"
     assert {one.path for one in client.list_artifacts(logged.info.run_id)} == drawn
-    assert logged.data.params["digits_inf/cells"] == "4"
+    assert logged.data.params["digits_inf/cells"] == "6"
 
 
 def test_a_run_logs_its_intervals_and_operating_points(reported):
