@@ -23,7 +23,7 @@ from mico_exp.results.plots import PHASE_STYLE, Curve, roc_plot, scores_plot
 from mico_exp.results.scoring import RANKING_FPR, roc
 from mico_exp.results.statistics import intervals
 from mico_exp.runs.cells_alike import candidate, cells, judge
-from mico_exp.runs.record import PREDICTIONS, CellRecord, cells_of
+from mico_exp.runs.record import PREDICTIONS, VALIDATED_TPR, CellRecord, cells_of
 from mico_exp.runs.tracking import Tracker
 
 MODELS, POINTS, CELLS, REPEATS = 100, 200, 300, 5
@@ -62,7 +62,8 @@ def draw_run(folder: Path, truth, predictions, out_models) -> None:
 def log_cells(tracker: Tracker, random) -> None:
     for i in range(CELLS):
         truth, predictions = made(random)
-        record = CellRecord("digits", "digits", "inf", f"metric{i}", "0")
+        figures = {VALIDATED_TPR: roc(truth, predictions).tpr_at(RANKING_FPR)}
+        record = CellRecord("digits", "digits", "inf", f"metric{i}", "0", figures=figures)
         with tracker.run(record.name, record.to_run().tags) as run:
             run.note(record.to_run())
             write_predictions(run.artifacts / PREDICTIONS, {"train": predictions}, truth)

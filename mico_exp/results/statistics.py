@@ -9,7 +9,7 @@ Axes: R draws, T models, P points of a model, K distinct scores, C cells.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +24,7 @@ LEVEL = 95  # per cent, of every interval
 RESAMPLES = 1000
 HALVINGS = 500
 SEED = 0  # of all draws
+BLOCK = 16  # ranks that are counted together
 
 
 class Interval(NamedTuple):
@@ -48,6 +49,9 @@ def interval(draws: ArrayLike) -> Interval:
 class Ranked:
     """Pooled predictions in descending order, to be scored under any weights of their models.
 
+    Of every model it is counted how many members and others there are above each block of ranks;
+    within a block one looks at the ranks themselves.
+
     Args:
         solution: (T, P) True for a member.
         predictions: (T, P), higher = more member-like.
@@ -58,20 +62,22 @@ class Ranked:
 
     def __init__(self, solution: ArrayLike, predictions: ArrayLike) -> None:
         order, is_member, _, last = rank(solution, predictions)
-        models, points = np.shape(predictions)
-        model = order // points
-        # (K + 1, T): how many of each model rank at or above a score; none before the first.
-        self.members = _counts(model, is_member, last, models)
-        self.others = _counts(model, ~is_member, last, models)
-        below = self.others[-1] - (self.others[1:] + self.others[:-1]) / 2.0  # a tie counts half
-        # (T, T) pairs that members of the first model win; float64 counts all of them exactly.
-        self.pairs = np.diff(self.members, axis=0).T.astype(float) @ below.astype(float)
+        self.models, points = np.shape(predictions)
+        model, ends = order // points, np.append(0, last + 1)
+        self.members = _Counted.of(model, is_member, self.models)
+        self.others = _Counted.of(model, ~is_member, self.models)
+        # (N + 1,): the most ranks, at most so many, that no tie is cut by.
+        self.whole = ends[np.searchsorted(ends, np.arange(len(model) + 1), side="right") - 1]
+        run = np.repeat(np.arange(len(last)), np.diff(ends))
+        won = _won(model, is_member, run, self.models)
+        # (T, T) pairs that members of the first model win; a tie counts half.
+        self.pairs = won - _tied(model, is_member, run, self.models) / 2
 
     def auc(self, weights: Weights) -> Floats:
         """AUC (R,) under weights (R, T), exactly; NaN where a class is missing."""
         won = np.einsum("rt,rt->r", weights @ self.pairs, weights, dtype=float)
         with np.errstate(invalid="ignore"):
-            return won / (self._total(self.members, weights) * self._total(self.others, weights))
+            return won / (self.members.total(weights) * self.others.total(weights))
 
     def tpr_at(self, fpr: float, weights: Weights) -> Floats:
         """TPR (R,) at the lowest score whose FPR is strictly below `fpr`; NaN without a class.
@@ -82,37 +88,105 @@ class Ranked:
             InputError: `fpr` is not above 0.
         """
         check_fpr(fpr)
-        limit = self._total(self.others, weights)
-        low = np.zeros(len(weights), dtype=np.int64)  # its FPR is 0
-        high = np.full(len(weights), len(self.others))  # beyond the lowest score
+        limit = self.others.total(weights)
         with np.errstate(invalid="ignore"):
-            while (high - low > 1).any():
-                middle = (low + high) // 2
-                is_below = self._at(self.others, middle, weights) / limit < fpr
-                low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
-            found = self._at(self.members, low, weights) / self._total(self.members, weights)
+            ranks = self.others.most(weights, lambda counts: np.less(counts.T / limit, fpr).T)
+            ranks = self.whole[ranks.clip(max=len(self.whole) - 1)]
+            found = self.members.above(ranks, weights) / self.members.total(weights)
         return np.where(limit > 0, found, np.nan)
 
-    @staticmethod
-    def _at(counts: Weights, rows: NDArray[np.int64], weights: Weights) -> Floats:
-        return np.einsum("rt,rt->r", counts[rows], weights).astype(float)
 
-    @staticmethod
-    def _total(counts: Weights, weights: Weights) -> Floats:
-        return (weights @ counts[-1]).astype(float)
-
-
-def _counts(
-    model: NDArray[np.int64], mask: NDArray[np.bool_], last: NDArray[np.int64], models: int
-) -> Weights:
-    """Cumulative counts (K + 1, T) of the masked points of each model, in descending order.
+@dataclass(frozen=True, eq=False)
+class _Counted:
+    """Points of one class in descending order, counted by model and block of ranks.
 
     float32 holds every count up to 2²⁴ exactly, and makes the products quick.
+
+    before: (B + 1, T) points of each model before a block. model, present: (B, BLOCK) whose point
+    is at a rank, and 1 where it is of the class.
     """
-    single = np.zeros((len(model) + 1, models), dtype=np.float32)
-    single[np.flatnonzero(mask) + 1, model[mask]] = 1
-    total = np.cumsum(single, axis=0, out=single)
-    return total[np.append(0, last + 1)]
+
+    before: Weights
+    model: NDArray[np.int64]
+    present: Weights
+
+    @classmethod
+    def of(cls, model: NDArray[np.int64], mask: NDArray[np.bool_], models: int) -> "_Counted":
+        blocks = -(-len(model) // BLOCK)
+        block = np.arange(len(model)) // BLOCK
+        counts = np.bincount((block * models + model)[mask], minlength=blocks * models)
+        before = np.zeros((blocks + 1, models), dtype=np.float32)
+        counts.reshape(blocks, models).astype(np.float32).cumsum(axis=0, out=before[1:])
+        padded = np.zeros((2, blocks * BLOCK), dtype=np.int64)
+        padded[:, : len(model)] = model, mask
+        whose, present = padded.reshape(2, blocks, BLOCK)
+        return cls(before, whose, present.astype(np.float32))
+
+    def total(self, weights: Weights) -> Floats:
+        """How many there are (R,) under weights (R, T)."""
+        return (weights @ self.before[-1]).astype(float)
+
+    def above(self, ranks: NDArray[np.int64], weights: Weights) -> Floats:
+        """How many there are (R,) in the first of `ranks` (R,)."""
+        block = ranks // BLOCK
+        inside = np.arange(BLOCK) < (ranks - block * BLOCK)[:, np.newaxis]
+        rest = np.where(inside, self._weighted(block, weights), 0).sum(axis=1)
+        return self._before(block, weights) + rest
+
+    def most(self, weights: Weights, is_few: Callable[[Floats], NDArray[np.bool_]]) -> Any:
+        """The most ranks (R,) in which there are few, as `is_few` tells of counts (R, …)."""
+        low = np.zeros(len(weights), dtype=np.int64)
+        high = np.full(len(weights), len(self.before))
+        while (high - low > 1).any():
+            middle = (low + high) // 2
+            few = is_few(self._before(middle, weights))
+            low, high = np.where(few, middle, low), np.where(few, high, middle)
+        counts = self._before(low, weights)[:, np.newaxis]
+        counts = counts + np.cumsum(self._weighted(low, weights), axis=1)
+        return low * BLOCK + is_few(counts).sum(axis=1)
+
+    def _before(self, block: NDArray[np.int64], weights: Weights) -> Floats:
+        return np.einsum("rt,rt->r", self.before[block], weights).astype(float)
+
+    def _weighted(self, block: NDArray[np.int64], weights: Weights) -> Weights:
+        """Weights (R, BLOCK) of a block's points of the class; beyond the last block none."""
+        some = block.clip(max=len(self.model) - 1)
+        found = np.take_along_axis(weights, self.model[some], axis=1) * self.present[some]
+        return np.where((block < len(self.model))[:, np.newaxis], found, 0)
+
+
+def _won(
+    model: NDArray[np.int64], is_member: NDArray[np.bool_], run: NDArray[np.int64], models: int
+) -> Floats:
+    """Count pairs (T, T) in which no other of the second model ranks above a member of the first.
+
+    float64 counts all of them exactly.
+    """
+    order = np.argsort(2 * run + ~is_member, kind="stable")  # in a tie members first
+    model, is_member = model[order], is_member[order]
+    members, others = (_Counted.of(model, mask, models) for mask in (is_member, ~is_member))
+    after = others.before[-1] - others.before[1:]
+    found = np.diff(members.before, axis=0).T.astype(float) @ after.astype(float)
+    above, below = np.triu_indices(BLOCK, 1)  # places within a block
+    both = np.flatnonzero(members.present[:, above] * others.present[:, below])
+    block, place = np.divmod(both, len(above))
+    pair = members.model[block, above[place]] * models + members.model[block, below[place]]
+    return found + np.bincount(pair, minlength=models**2).reshape(models, models)
+
+
+def _tied(
+    model: NDArray[np.int64], is_member: NDArray[np.bool_], run: NDArray[np.int64], models: int
+) -> Floats:
+    """Count pairs (T, T) of a member of the first model and another of the second that tie."""
+    sizes = np.bincount(run)
+    number = np.cumsum(sizes > 1) - 1  # of a run of several among those
+    several = sizes[run] > 1
+    place, count = number[run] * models + model, models * (number[-1] + 1)
+    members, others = (
+        np.bincount(place[several & mask], minlength=count).reshape(-1, models).astype(float)
+        for mask in (is_member, ~is_member)
+    )
+    return members.T @ others
 
 
 def draw(models: int, count: int = RESAMPLES, seed: int = 0) -> Weights:
@@ -139,7 +213,7 @@ def intervals(
     Empty for a single model, which tells nothing of how models differ.
     """
     ranked = Ranked(solution, predictions)
-    models = ranked.members.shape[1]
+    models = ranked.models
     if models < 2:
         return {}
     weights = draw(models, count, seed)
@@ -209,7 +283,7 @@ def compare(
     plan: _Plan | None = None
     for solution, predictions in cells:
         ranked = Ranked(solution, predictions)
-        models = ranked.members.shape[1]
+        models = ranked.models
         plan = plan or _Plan.make(models, count, halvings, seed)
         if models != plan.models:
             raise InputError(f"Cells of {plan.models} and of {models} models cannot be compared.")
@@ -313,7 +387,7 @@ def roc_band(
     for x in fprs:
         check_fpr(x)
     ranked = Ranked(solution, predictions)
-    models = ranked.members.shape[1]
+    models = ranked.models
     if models < 2:
         return None
     weights = draw(models, count)
