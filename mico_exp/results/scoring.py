@@ -64,6 +64,13 @@ def roc(solution: ArrayLike, predictions: ArrayLike) -> Roc:
         InputError: shapes differ, values are not finite, or one class is missing.
     """
     _, is_member, ranked, last = rank(solution, predictions)
+    return curve_of(is_member, ranked, last)
+
+
+def curve_of(
+    is_member: NDArray[np.bool_], ranked: NDArray[np.floating], last: NDArray[np.int64]
+) -> Roc:
+    """Draw the curve of what `rank` gives: membership and predictions (N,), and ends of runs."""
     members = np.cumsum(is_member, dtype=np.int64)[last]
     others = last + 1 - members
     corners = np.ones(len(last), dtype=bool)  # none lies on a line between others

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mico_exp.common.arrays import Floats
 from mico_exp.common.errors import InputError
-from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, check_fpr, rank, roc
+from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, check_fpr, curve_of, rank
 
 Weights = NDArray[np.float32]
 Choose = Callable[[Floats, Floats, Floats], NDArray[np.int64]]
@@ -61,7 +61,8 @@ class Ranked:
     """
 
     def __init__(self, solution: ArrayLike, predictions: ArrayLike) -> None:
-        order, is_member, _, last = rank(solution, predictions)
+        order, is_member, ranked, last = rank(solution, predictions)
+        self.curve = curve_of(is_member, ranked, last)
         self.models, points = np.shape(predictions)
         model, ends = order // points, np.append(0, last + 1)
         self.members = _Counted.of(model, is_member, self.models)
@@ -288,8 +289,10 @@ def compare(
         if models != plan.models:
             raise InputError(f"Cells of {plan.models} and of {models} models cannot be compared.")
         tpr, auc = ranked.tpr_at(RANKING_FPR, plan.weights), ranked.auc(plan.weights)
-        curve = roc(solution, predictions)
-        tpr[0], auc[0] = curve.tpr_at(RANKING_FPR), curve.auc  # of all models, the official ones
+        tpr[0], auc[0] = (
+            ranked.curve.tpr_at(RANKING_FPR),
+            ranked.curve.auc,
+        )  # of all models, the official ones
         rows.append((tpr, auc))
     if plan is None:
         raise InputError("There is no cell to compare.")

@@ -107,13 +107,14 @@ def judge(
     """
     usable, validation = [], []
     unusable: dict[str, str] = {}
-    for one in candidates:
-        try:
-            validation.append(_validation(tracker, one, solution))
-            usable.append(one)
-        except InputError as error:
-            unusable[one.run_id] = str(error)
-            log.warning("%s/%s is left out: %s Run it again.", one.scenario, one.cell, error)
+    with tempfile.TemporaryDirectory() as folder:  # for what a server sends
+        for one in candidates:
+            try:
+                validation.append(_validation(tracker, one, solution, Path(folder) / one.run_id))
+                usable.append(one)
+            except InputError as error:
+                unusable[one.run_id] = str(error)
+                log.warning("%s/%s is left out: %s Run it again.", one.scenario, one.cell, error)
     if unusable and not allow_unreadable:
         _check_best(candidates, unusable, rule)
     choose = make_rule(rule, usable, simple_metrics, simple_formulas)
@@ -152,15 +153,14 @@ def _logged(one: Candidate, figure: str) -> float:
 
 
 def _validation(
-    tracker: Tracker, one: Candidate, solution: Membership | None
+    tracker: Tracker, one: Candidate, solution: Membership | None, folder: Path
 ) -> tuple[Membership, Predicted]:
     """Read membership and validation predictions of a cell, and compare them with what is known.
 
     Raises:
         InputError: they cannot be read, are of other models, or give another TPR than was logged.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        told, found = read_validation(tracker.artifact(one.run_id, PREDICTIONS, Path(folder)))
+    told, found = read_validation(tracker.artifact(one.run_id, PREDICTIONS, folder))
     expected = told if solution is None else solution
     if found.shape != expected.shape:
         raise InputError(

@@ -294,10 +294,11 @@ class Tracker:
         return f"{plain}&viewStateShareKey={VIEW}"
 
     def artifact(self, run_id: str, name: str, folder: Path) -> Path:
-        """Fetch one artifact of a run into `folder`."""
+        """Fetch one artifact of a run into `folder`, unless it lies on this machine."""
         if (place := self._place(run_id)) and (place / name).is_file():
             return place / name
         with self._asking(f"gives no artifact {name} of run {run_id}"):
+            folder.mkdir(exist_ok=True)
             return Path(self.client.download_artifacts(run_id, name, str(folder)))
 
 
