@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import worlds
+from sklearn.datasets import load_digits
 
 from mico_exp.challenge import datasets
 from mico_exp.common.errors import InputError
@@ -402,3 +403,10 @@ def test_a_truncated_safetensors_file(tmp_path, random):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"model\.safetensors: cannot be read"):
         load_state(path, model, mapped=True)
+
+
+def test_digits_are_scikit_learns():
+    images, labels = load_digits(return_X_y=True)
+    found = datasets.digits()
+    np.testing.assert_array_equal(found.features, (images / 16).astype(np.float32))
+    np.testing.assert_array_equal(found.labels, labels)

@@ -31,6 +31,7 @@ from mico_exp.scores.inference import GRADIENTS, LOGITS, Metric, family_of
 
 log = logging.getLogger(__name__)
 COMBINED = "all"  # the metric that stands for several
+NEVER_ASKED = ("challenge",)  # of an option of a scenario: it is the whole configuration's
 CELL = ("metric", "formula", "scenario")  # groups that a cell is of
 REASONS = {
     COMBINED: "it combines metrics, so it takes metric=all",
@@ -263,7 +264,10 @@ def _alone(group: str, name: str) -> DictConfig | None:
     if found is None or found.defaults_list or found.header.get("package"):
         return None
     option = found.config
-    if not isinstance(option, DictConfig) or "${" in str(OmegaConf.to_container(option)):
+    if not isinstance(option, DictConfig):
+        return None
+    told: Any = OmegaConf.to_container(option)
+    if "${" in str({key: value for key, value in told.items() if key not in NEVER_ASKED}):
         return None
     OmegaConf.set_struct(option, True)
     return option

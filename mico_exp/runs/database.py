@@ -6,14 +6,16 @@ own artifacts all the same.
 """
 
 import logging
+import math
 import os
 import socket
 import sqlite3
 import urllib.request
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote, unquote, urlsplit
 
 from mlflow import MlflowClient
@@ -170,22 +172,89 @@ def count_runs(
         params: that they have.
         without: tags, none of which they carry.
     """
+    conditions, values = _conditions(experiment, "FINISHED", tags, params, without)
+    with _opened(database) as opened:
+        (count,) = opened.execute(
+            f"SELECT count(*) FROM runs r WHERE {conditions}", values
+        ).fetchone()
+    return int(count)
+
+
+@dataclass
+class Row:
+    """A run as the database has it; `started` in milliseconds since 1970."""
+
+    id: str
+    started: int
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def read_runs(
+    database: Database, experiment: str, status: str, tags: Mapping[str, str]
+) -> list[Row]:
+    """Read the runs of an experiment in the folder's own database, the newest first.
+
+    MLflow itself makes objects of every entry, and takes ten times as long.
+
+    Args:
+        database: that has them, not a server.
+        experiment: its number.
+        status: of the runs.
+        tags: that they carry.
+    """
+    conditions, values = _conditions(experiment, status, tags)
+    with _opened(database) as opened:
+        found = {
+            run: Row(run, started)
+            for run, started in opened.execute(
+                f"SELECT run_uuid, start_time FROM runs r WHERE {conditions} "
+                "ORDER BY start_time DESC, run_uuid",
+                values,
+            )
+        }
+        # Another process may log meanwhile: of a run that was not there there is no row.
+        for table, value in (
+            ("params", "o.value"),
+            ("latest_metrics", "CASE WHEN o.is_nan THEN NULL ELSE o.value END"),
+            ("tags", "o.value"),
+        ):
+            entries = opened.execute(
+                f"SELECT o.run_uuid, o.key, {value} FROM {table} o "
+                f"JOIN runs r ON r.run_uuid = o.run_uuid WHERE {conditions}",
+                values,
+            )
+            for run, key, one in entries:
+                if run in found:
+                    told = getattr(found[run], table.removeprefix("latest_"))
+                    told[key] = math.nan if one is None else one
+    return list(found.values())
+
+
+def _opened(database: Database) -> closing[sqlite3.Connection]:
     assert database.folder is not None
+    return closing(sqlite3.connect(database.folder / NAME))
+
+
+def _conditions(
+    experiment: str,
+    status: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, str] = MappingProxyType({}),
+    without: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[str, list[str]]:
+    """Conditions on a run `r` in SQL, and their values."""
     has = (
-        "{}EXISTS (SELECT 1 FROM {} o WHERE o.run_uuid = r.run_uuid AND o.key = ? AND o.value = ?)"
+        "{}EXISTS (SELECT 1 FROM {} h WHERE h.run_uuid = r.run_uuid AND h.key = ? AND h.value = ?)"
     )
     wanted = [(has.format("", "tags"), *one) for one in tags.items()]
     wanted += [(has.format("", "params"), *one) for one in params.items()]
     wanted += [(has.format("NOT ", "tags"), *one) for one in without.items()]
-    conditions = " AND ".join(condition for condition, *_ in wanted)
-    values = [value for _, *pair in wanted for value in pair]
-    with closing(sqlite3.connect(database.folder / NAME)) as opened:
-        (count,) = opened.execute(
-            "SELECT count(*) FROM runs r WHERE r.experiment_id = ? AND r.status = 'FINISHED' "
-            f"AND r.lifecycle_stage = 'active' AND {conditions}",
-            (experiment, *values),
-        ).fetchone()
-    return int(count)
+    conditions = ["r.experiment_id = ?", "r.status = ?", "r.lifecycle_stage = 'active'"]
+    conditions += [condition for condition, *_ in wanted]
+    values = [experiment, status, *(value for _, *pair in wanted for value in pair)]
+    return " AND ".join(conditions), values
 
 
 def own_artifacts(database: Database, experiment: str, number: str, location: str) -> Path | None:

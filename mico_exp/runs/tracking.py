@@ -18,8 +18,7 @@ from typing import Any
 
 import psutil
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.entities import Run as StoredRun
+from mlflow.entities import Metric, Param, RunData, RunTag
 from mlflow.exceptions import MlflowException
 from packaging.version import Version
 
@@ -249,6 +248,10 @@ class Tracker:
         return self._search("FAILED", tags)
 
     def _search(self, status: str, tags: Mapping[str, str]) -> list[LoggedRun]:
+        if self.database.folder is not None:
+            with self._asking("does not list its runs"):
+                rows = database.read_runs(self.database, self.experiment_id, status, tags)
+            return [_logged(one.id, one.started, one) for one in rows]
         found: list[LoggedRun] = []
         token: str | None = None
         while True:
@@ -260,7 +263,7 @@ class Tracker:
                     order_by=["attributes.start_time DESC"],
                     page_token=token,
                 )
-            found += map(_logged, page)
+            found += [_logged(run.info.run_id, run.info.start_time, run.data) for run in page]
             token = page.token
             if not token:
                 return found
@@ -316,15 +319,10 @@ def _where(
     return " and ".join(conditions)
 
 
-def _logged(run: StoredRun) -> LoggedRun:
-    data = run.data  # of an error others may have logged more than is to be shown
-    return LoggedRun(
-        dict(data.params),
-        dict(data.metrics),
-        {key: clean(text) if key == ERROR else text for key, text in data.tags.items()},
-        run.info.run_id,
-        run.info.start_time,
-    )
+def _logged(run_id: str, started: int, data: RunData | database.Row) -> LoggedRun:
+    """Take what a run logged; of an error others may have logged more than is to be shown."""
+    tags = {key: clean(text) if key == ERROR else text for key, text in data.tags.items()}
+    return LoggedRun(dict(data.params), dict(data.metrics), tags, run_id, started)
 
 
 def _user() -> str:
