@@ -53,7 +53,10 @@ def main() -> None:
     checkouts = [*(Path(one).resolve() for one in sys.argv[1:2]), HERE]
     with tempfile.TemporaryDirectory() as folder:
         command(HERE, Path(folder), "mico_exp.build")
-        rounds = [[seconds(one, Path(folder)) for one in checkouts] for _ in range(ROUNDS)]
+        rounds = []
+        for _ in range(ROUNDS):
+            rounds.append([seconds(one, Path(folder)) for one in checkouts])
+            print(" ".join(f"{one:.1f}" for one in rounds[-1]), flush=True)
     for one, found in zip(checkouts, zip(*rounds, strict=True), strict=True):
         print(f"{one.name:24} {spread(list(found), 1)} s for 12 models")
     if len(checkouts) > 1:

@@ -1,6 +1,7 @@
 import os
 import pickle
 import random
+import time
 import zipfile
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mico_exp.common.errors import InputError
+from mico_exp.models import weights
 from mico_exp.models.architectures import MLP, can_stack, stack
 from mico_exp.models.weights import check_weights, load_state, weights_file
 
@@ -327,10 +329,31 @@ def test_a_key_with_and_without_the_prefix_is_refused(tmp_path, state, prefixed_
     ],
 )
 def test_several_weights_files_are_refused(tmp_path, times, advice):
-    for name, time in times.items():
+    for name, stamp in times.items():
         (tmp_path / name).write_bytes(b"weights")
-        os.utime(tmp_path / name, (time, time))
+        os.utime(tmp_path / name, (stamp, stamp))
     with pytest.raises(InputError) as caught:
         weights_file(tmp_path)
     assert all(name in str(caught.value) for name in (str(tmp_path), *times))
     assert str(caught.value).endswith(advice)
+
+
+def test_small_weights_are_unpickled_once_for_check_and_use(tmp_path, monkeypatch):
+    """And again where the file has changed since, by as much as its time stamp."""
+    path, model = tmp_path / "model.pt", MLP([4, 3])
+    torch.save(model.state_dict(), path)
+    long_ago = time.time() - 60
+    os.utime(path, (long_ago, long_ago))
+    reads, real = [], weights._read_tensors
+    monkeypatch.setattr(
+        weights, "_read_tensors", lambda *given: reads.append(given) or real(*given)
+    )
+    weights.check_weights(path)
+    first = weights.load_state(path, model)
+    assert len(reads) == 1
+    assert all(torch.equal(first[name], one) for name, one in model.state_dict().items())
+    weights.load_state(path, model)  # it is kept no longer than until it is asked for
+    assert len(reads) == 2
+    weights.check_weights(path)
+    torch.save(MLP([4, 3]).state_dict(), path)
+    assert not torch.equal(weights.load_state(path, model)["mlp.0.weight"], first["mlp.0.weight"])

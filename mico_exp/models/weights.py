@@ -3,9 +3,11 @@
 import hashlib
 import math
 import os
+import time
 import warnings
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +17,13 @@ from torch import Tensor, nn
 
 from mico_exp.common import require
 from mico_exp.common.errors import InputError, printable
-from mico_exp.common.fingerprints import FileFingerprints
+from mico_exp.common.fingerprints import RACY_SECONDS, FileFingerprints
 from mico_exp.models.architectures import DP_PREFIX, State, bare, ignored_keys
 from mico_exp.models.foreign import what_holds, what_is, why_unusable
 
 WEIGHTS = ("model.pt", "model.safetensors", "pytorch_model.bin")
+KEPT_BYTES = 128 << 20  # of models that are read once, to be checked and to be run
+SMALL_BYTES = 2 << 20  # of a file that takes longer to unpickle than to read
 ZIP_START = b"PK\x03\x04"  # by which torch, too, tells its format since 1.6 from the older one
 ZIP_FOLDER = 0x10  # an attribute of an entry
 
@@ -81,6 +85,42 @@ def fingerprint(folder: Path, files: FileFingerprints) -> Fingerprint:
     return Fingerprint((value, *map(files.of, others)), checked)
 
 
+class _JustChecked:
+    """Small states that were read for their check, until they are asked for: then not again.
+
+    Reading one is mostly unpickling, and took a tenth of a pass of small models.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[tuple[Path, int, int, int], dict[str, Tensor]] = {}
+        self._bytes = 0
+
+    def keep(self, path: Path, state: dict[str, Tensor]) -> None:
+        """Keep a state, if there is room, and its file has been at rest for a while."""
+        size, file = sum(tensor.nbytes for tensor in state.values()), _file(path)
+        at_rest = time.time() - path.stat().st_mtime > RACY_SECONDS
+        if at_rest and file not in self._states and self._bytes + size <= KEPT_BYTES:
+            self._states[file] = state
+            self._bytes += size
+
+    def take(self, path: Path) -> dict[str, Tensor] | None:
+        """Give a state, once; None if it is not kept, or the file is another by now."""
+        state = None
+        with suppress(OSError):  # whoever reads it then says so
+            state = self._states.pop(_file(path), None)
+        if state is not None:
+            self._bytes -= sum(tensor.nbytes for tensor in state.values())
+        return state
+
+
+_just_checked = _JustChecked()
+
+
+def _file(path: Path) -> tuple[Path, int, int, int]:
+    status = path.stat()
+    return path, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def check_weights(path: Path) -> str:
     """Check that a weights file is whole, and give the SHA-256 of its weights alone.
 
@@ -96,7 +136,11 @@ def check_weights(path: Path) -> str:
     """
     try:
         _check_sums(path)
-        return _digest(_read_state(path, mapped=True))
+        small = path.stat().st_size <= SMALL_BYTES
+        state = _read_state(path, mapped=not small)
+        if small:
+            _just_checked.keep(path, state)
+        return _digest(state)
     except InputError:
         raise
     except Exception as error:  # whatever zipfile makes of flipped bits, torch of odd tensors
@@ -152,7 +196,7 @@ def load_state(path: Path, like: nn.Module, *, mapped: bool = False) -> dict[str
         InputError: the file cannot be read as tensors, or the first key that is missing,
             unexpected or of another shape.
     """
-    state = _read_state(path, mapped=mapped)
+    state = _just_checked.take(path) or _read_state(path, mapped=mapped)
     for name in ignored_keys(like):
         state.pop(name, None)
     expected = bare(like).state_dict()

@@ -28,7 +28,7 @@ from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 from mico_exp.common.identity import ScoreIdentity
 from mico_exp.models.architectures import Architecture, State, can_stack
-from mico_exp.models.weights import fingerprint, load_state, not_finite, weights_file
+from mico_exp.models.weights import KEPT_BYTES, fingerprint, load_state, not_finite, weights_file
 from mico_exp.scores.gradients import GradientMetric
 from mico_exp.scores.inference import (
     GRADIENTS,
@@ -49,7 +49,6 @@ from mico_exp.scores.vitals import Vitals, findings
 from mico_exp.scores.workers import Local, Workers
 
 log = logging.getLogger(__name__)
-KEPT_BYTES = 128 << 20  # of models that are read once, to be checked and to be run
 VITAL = {"logit": logit, "margin": margin}
 MODELS_AT_ONCE = 25  # that can stack: more make it no faster, and would only cost memory
 

@@ -267,6 +267,7 @@ class ModelRunner:
             with _named(name):
                 state = metric.prepare(observed[key], count)
             prepared[name] = state, seen[: len(seen) * metric.disclosed]
+        views.last = None  # its memory is wanted now
 
         def score(some: Indices) -> None:
             view = self.view(model, records, points[some])
