@@ -14,11 +14,11 @@ import urllib.request
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
-
-from mlflow import MlflowClient
 
 from mico_exp.common.atomic import exclusive
 from mico_exp.common.errors import InputError, UnreachableError, first_line
@@ -48,6 +48,14 @@ class Database:
     def artifacts(self, experiment: str) -> Path | None:
         """Folder of an experiment's artifacts; None where a server has them."""
         return None if self.folder is None else self.folder / ARTIFACTS / experiment
+
+
+@cache
+def mlflow() -> Any:
+    """MLflow, whose import takes two seconds: to read the folder's own runs nothing needs it."""
+    import mlflow
+
+    return mlflow
 
 
 def find(folder: Path, *, create: bool) -> Database:
@@ -83,7 +91,7 @@ def _make(path: Path) -> None:
             unfinished.unlink(missing_ok=True)
             unfinished.touch()  # with the mode that the umask wants; SQLite's own is narrower
             try:
-                MlflowClient(_address(unfinished)).search_experiments(max_results=1)
+                mlflow().MlflowClient(_address(unfinished)).search_experiments(max_results=1)
                 os.replace(unfinished, path)
             except Exception as error:  # whatever SQLAlchemy makes of a full disk
                 unfinished.unlink(missing_ok=True)
@@ -154,6 +162,14 @@ def _server(uri: str) -> tuple[str, int] | None:
     if by_proxy and not urllib.request.proxy_bypass(host):
         return None
     return host, port
+
+
+def find_experiment(database: Database, name: str) -> tuple[str, str, str] | None:
+    """Number, stage and place of artifacts of an experiment in the folder's own database."""
+    asked = "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments"
+    with _opened(database) as opened:
+        found = opened.execute(f"{asked} WHERE name = ?", (name,)).fetchone()
+    return None if found is None else (str(found[0]), str(found[1]), str(found[2]))
 
 
 def count_runs(

@@ -11,22 +11,20 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import psutil
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunData, RunTag
-from mlflow.exceptions import MlflowException
 from packaging.version import Version
 
 from mico_exp.common import signals
 from mico_exp.common.errors import InputError, UnreachableError, first_line
 from mico_exp.common.redaction import clean, clean_logs
 from mico_exp.runs import database
-from mico_exp.runs.database import Database
+from mico_exp.runs.database import Database, mlflow
 from mico_exp.runs.record import BEST_FIRST, CELLS, COLUMNS, ERROR, HOST, PROCESS, Entries
 
 log = logging.getLogger(__name__)
@@ -77,7 +75,7 @@ def reach(folder: Path) -> None:
     """
     found = database.find(folder, create=True)
     with _asking(found):
-        MlflowClient(found.uri).search_experiments(max_results=1)
+        mlflow().MlflowClient(found.uri).search_experiments(max_results=1)
 
 
 @contextmanager
@@ -124,17 +122,29 @@ class Tracker:
         self.database = database.find(folder, create=create)
         self.artifacts = self.database.artifacts(experiment)
         with self._asking("cannot be used"):
-            self.client = MlflowClient(self.database.uri)
             self.experiment_id = self._experiment(experiment, create)
 
+    @cached_property
+    def client(self) -> Any:
+        """MLflow's own, for all but reading the folder's own database."""
+        return mlflow().MlflowClient(self.database.uri)
+
+    def _known(self, name: str) -> tuple[str, str, str] | None:
+        """Number, stage and place of artifacts of an experiment; None if it is not there."""
+        if self.database.folder is not None:
+            return database.find_experiment(self.database, name)
+        if (found := self.client.get_experiment_by_name(name)) is None:
+            return None
+        return str(found.experiment_id), str(found.lifecycle_stage), str(found.artifact_location)
+
     def _experiment(self, name: str, create: bool) -> str:
-        if known := self.client.get_experiment_by_name(name):
-            if known.lifecycle_stage != "active":
+        if known := self._known(name):
+            number, stage, location = known
+            if stage != "active":
                 raise InputError(
                     f"The MLflow experiment {name} in {self.database.shown} was deleted. Bring it "
-                    f"back with: mlflow experiments restore --experiment-id {known.experiment_id}"
+                    f"back with: mlflow experiments restore --experiment-id {number}"
                 )
-            number, location = str(known.experiment_id), str(known.artifact_location)
             self.artifacts = database.own_artifacts(self.database, name, number, location)
             return number
         if not create:
@@ -144,10 +154,10 @@ class Tracker:
         place = self.artifacts.as_uri() if self.artifacts else None
         try:
             return str(self.client.create_experiment(name, artifact_location=place))
-        except MlflowException:
+        except mlflow().exceptions.MlflowException:
             # Another process was faster, or there is a real fault, which then shows here.
-            if known := self.client.get_experiment_by_name(name):
-                return str(known.experiment_id)
+            if known := self._known(name):
+                return known[0]
             raise
 
     def _end_dead(self) -> None:
@@ -205,12 +215,12 @@ class Tracker:
         return _asking(self.database, fault)
 
     def _log(self, run: Run) -> None:
-        now = int(time.time() * 1000)
+        now, kinds = int(time.time() * 1000), mlflow().entities
         self.client.log_batch(
             run.id,
-            metrics=[Metric(key, value, now, 0) for key, value in run.metrics.items()],
-            params=[Param(key, str(value)) for key, value in run.params.items()],
-            tags=[RunTag(key, value) for key, value in run.tags.items()],
+            metrics=[kinds.Metric(key, value, now, 0) for key, value in run.metrics.items()],
+            params=[kinds.Param(key, str(value)) for key, value in run.params.items()],
+            tags=[kinds.RunTag(key, value) for key, value in run.tags.items()],
         )
         if not any(run.artifacts.iterdir()):
             return
@@ -319,7 +329,7 @@ def _where(
     return " and ".join(conditions)
 
 
-def _logged(run_id: str, started: int, data: RunData | database.Row) -> LoggedRun:
+def _logged(run_id: str, started: int, data: Any) -> LoggedRun:
     """Take what a run logged; of an error others may have logged more than is to be shown."""
     tags = {key: clean(text) if key == ERROR else text for key, text in data.tags.items()}
     return LoggedRun(dict(data.params), dict(data.metrics), tags, run_id, started)
