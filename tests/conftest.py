@@ -95,7 +95,7 @@ def swept(tmp_path_factory):
 
 
 # Files that take longest, which begin first: so two workers end at about the same time.
-LONG = ("tracks", "cluster", "pipeline", "choosing", "survival", "report", "null", "options")
+LONG = ("tracks", "pipeline", "cluster", "choosing", "null", "survival", "options", "report")
 
 
 def pytest_collection_modifyitems(items):
