@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mico_exp.common.errors import InputError
+from mico_exp.common.fingerprints import definition
 from mico_exp.models import weights
 from mico_exp.models.architectures import MLP, can_stack, stack
 from mico_exp.models.weights import check_weights, load_state, weights_file
@@ -336,6 +337,17 @@ def test_several_weights_files_are_refused(tmp_path, times, advice):
         weights_file(tmp_path)
     assert all(name in str(caught.value) for name in (str(tmp_path), *times))
     assert str(caught.value).endswith(advice)
+
+
+def test_what_is_kept_of_a_check_is_no_code(tmp_path):
+    """Else scores would be stored under a key that the next process does not have."""
+    path = tmp_path / "model.pt"
+    torch.save(MLP([4, 3]).state_dict(), path)
+    long_ago = time.time() - 60
+    os.utime(path, (long_ago, long_ago))
+    before = definition(weights.load_state)
+    weights.check_weights(path)
+    assert definition(weights.load_state) == before
 
 
 def test_small_weights_are_unpickled_once_for_check_and_use(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,28 +89,33 @@ def fingerprint(folder: Path, files: FileFingerprints) -> Fingerprint:
 class _JustChecked:
     """Small states that were read for their check, until they are asked for: then not again.
 
-    Reading one is mostly unpickling, and took a tenth of a pass of small models.
+    Reading one is mostly unpickling, and took a tenth of a pass of small models. What is kept is
+    no part of what the code does, so `fingerprints.definition` must not see it: hence the property.
     """
 
-    def __init__(self) -> None:
-        self._states: dict[tuple[Path, int, int, int], dict[str, Tensor]] = {}
-        self._bytes = 0
+    @cached_property
+    def _states(self) -> dict[tuple[Path, int, int, int], dict[str, Tensor]]:
+        return {}
+
+    @cached_property
+    def _sizes(self) -> dict[tuple[Path, int, int, int], int]:
+        return {}
 
     def keep(self, path: Path, state: dict[str, Tensor]) -> None:
         """Keep a state, if there is room, and its file has been at rest for a while."""
         size, file = sum(tensor.nbytes for tensor in state.values()), _file(path)
+        held = sum(self._sizes.values())
         at_rest = time.time() - path.stat().st_mtime > RACY_SECONDS
-        if at_rest and file not in self._states and self._bytes + size <= KEPT_BYTES:
-            self._states[file] = state
-            self._bytes += size
+        if at_rest and file not in self._states and held + size <= KEPT_BYTES:
+            self._states[file], self._sizes[file] = state, size
 
     def take(self, path: Path) -> dict[str, Tensor] | None:
         """Give a state, once; None if it is not kept, or the file is another by now."""
         state = None
         with suppress(OSError):  # whoever reads it then says so
-            state = self._states.pop(_file(path), None)
-        if state is not None:
-            self._bytes -= sum(tensor.nbytes for tensor in state.values())
+            file = _file(path)
+            self._sizes.pop(file, None)
+            state = self._states.pop(file, None)
         return state
 
 
