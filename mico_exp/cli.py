@@ -57,7 +57,7 @@ def launch(name: str, config: str | None = None, words: str | None = None) -> No
     with process.command():
         sys.argv[1:] = _arranged(sys.argv[1:], words, follows_scenario=name in FOLLOW_SCENARIO)
         app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config or name)
-        gc.set_threshold(50_000, 20, 50)  # a million imported objects stay: looking less saves time
+        gc.disable()  # until all is imported, which stays
 
         def task(cfg: DictConfig) -> Any:
             return _run(name, cfg)
@@ -107,7 +107,9 @@ def _run(name: str, cfg: DictConfig) -> Any:
     end_if_told()
     try:
         check_folder(HydraConfig.get())
-        return importlib.import_module(f"mico_exp.commands.{name}").command(cfg)
+        command = importlib.import_module(f"mico_exp.commands.{name}").command
+        _collect_garbage()
+        return command(cfg)
     except Exception as error:
         message = _message(error)
         if message is None or process.wants_everything():
@@ -124,6 +126,14 @@ def _run(name: str, cfg: DictConfig) -> Any:
         _give_up_if_unreachable(error, job.job.num)
         _failed[job.job.num] = message
         return math.nan
+
+
+def _collect_garbage() -> None:
+    """Look for garbage from now on, but never among the million objects that were imported."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        gc.enable()
 
 
 def _message(error: BaseException) -> str | None:
