@@ -9,6 +9,9 @@ import pytest
 
 from mico_exp.common import beside, pool
 
+# of Python 3.12 on, of forks where there are threads: these only write a file
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
 
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
