@@ -1,11 +1,13 @@
 """Jobs of a sweep are composed one from the other, and are what Hydra composes."""
 
+import copy
 import itertools
 from collections import Counter
 
 import pytest
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_search_path import SearchPathElement
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -18,24 +20,25 @@ FOLDER = {
     "experiment/switched.yaml": "# @package _global_\ndefaults: [override /metric: margin]\n",
     "metric/mine.yaml": "defaults: [loss, _self_]\nname: mine\n",
     "formula/following.yaml": "name: following\nfunction: ${formula_of.${metric.name}}\n",
+    "experiment/packaged.yaml": "# @package formula\nfunction: {w: 0.5}\n",
+    "experiment/including.yaml": "# @package _global_\ndefaults: [weighted, _self_]\n",
+    "experiment/placing.yaml": "# @package _global_\ndefaults: [/own@formula.function]\n",
+    "own.yaml": "w: 0.5\n",
+    "experiment/harmless.yaml": "# @package _global_\ndefaults: [named, _self_]\nseed: 3\n",
+    "experiment/named.yaml": "# @package _global_\nsweep: mine\n",
 }
 
 
 @pytest.fixture
-def hydra_counted(tmp_path, monkeypatch):
+def loader(tmp_path):
+    """Hydra's own, which finds the folder's options as ``--config-dir`` has it find them."""
     for name, text in FOLDER.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    composed = Counter()
-    plain = ConfigLoaderImpl.load_sweep_config
-
-    def load(self, master, overrides):
-        composed["times"] += 1
-        return plain(self, master, overrides)
-
-    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", load)
     with initialize_config_dir(str(OPTIONS), version_base="1.3"):
-        yield composed, tmp_path
+        search = copy.deepcopy(GlobalHydra.instance().config_loader().config_search_path)
+        search.get_path().insert(-1, SearchPathElement("command-line", f"file://{tmp_path}"))
+        yield ConfigLoaderImpl(search)
 
 
 def flags(node):
@@ -46,6 +49,7 @@ def flags(node):
 
 
 GRID = [["formula='0'", "formula=stack", "formula=lira_online"], ["metric=loss", "metric=all"]]
+TWO = ["formula='0'", "formula='1'"]
 
 
 @pytest.mark.parametrize(
@@ -53,32 +57,42 @@ GRID = [["formula='0'", "formula=stack", "formula=lira_online"], ["metric=loss",
     [
         ([*GRID, ["scenario='inf'", "scenario=ddp"]], ["seed=3"], 1),
         ([["metric=loss", "metric=margin"]], ["+hydra.launcher.x=1", "experiment=full"], 1),
-        ([["formula='0'", "formula='1'"]], ["formula.function.w=0.5"], 2),
-        ([["formula='0'", "formula='1'"]], ["metric.name=loss", "metric=loss"], 2),
-        ([["formula='0'", "formula='1'"]], ["experiment=weighted"], 2),
-        ([["formula='0'", "formula='1'"]], ["experiment=switched"], 2),
+        ([TWO], ["formula.function.w=0.5"], 2),
+        ([TWO], ["metric.name=loss", "metric=loss"], 2),
+        ([TWO], ["experiment=weighted"], 2),
+        ([TWO], ["experiment=packaged"], 2),
+        ([TWO], ["experiment=including"], 2),
+        ([TWO], ["experiment=placing"], 2),
+        ([TWO], ["experiment=switched"], 1),
+        ([TWO], ["experiment=harmless"], 1),
+        ([TWO], ["hydra.searchpath=[pkg://hydra]", "experiment=nowhere_else"], 2),
         ([["metric=loss", "metric=mine", "metric=margin"]], [], 2),
-        ([["formula='0'", "formula=following"]], ["dataset=cifar10"], 2),
+        ([["formula='0'", "formula=following"]], ["dataset=cifar10"], 1),
         ([["dataset=digits", "dataset=cifar10"], ["formula='0'", "formula='2'"]], [], 2),
     ],
 )
-def test_jobs_are_what_hydra_composes(hydra_counted, varied, fixed, in_full):
-    counted, folder = hydra_counted
-    hydra_loader = GlobalHydra.instance().config_loader()
-    master = hydra_loader.load_configuration(
-        "config", [f"hydra.searchpath=[{folder}]", "hydra.job.num=5"], RunMode.MULTIRUN
-    )
+def test_jobs_are_what_hydra_composes(loader, varied, fixed, in_full, monkeypatch, tmp_path):
+    elsewhere = tmp_path / "elsewhere" / "experiment"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "nowhere_else.yaml").write_text(FOLDER["experiment/weighted.yaml"])
+    fixed = [text.replace("pkg://hydra", str(elsewhere.parent)) for text in fixed]
+    paths = [text for text in fixed if text.startswith("hydra.searchpath")]
+    master = loader.load_configuration("config", [*paths, "hydra.job.num=5"], RunMode.MULTIRUN)
     OmegaConf.set_struct(master.hydra, False)
     master.hydra.overrides.hydra += ["sweep='abc'", "metrics=[loss]"]
-    loader = SweepLoader(hydra_loader)
+    in_turn, composed = SweepLoader(loader), Counter()
+    plain = loader.load_sweep_config
+
+    def counting(*arguments):
+        composed["times"] += 1
+        return plain(*arguments)
+
+    monkeypatch.setattr(loader, "load_sweep_config", counting)
     for choices in itertools.product(*varied):
-        job = [*fixed, *choices]
-        before = counted["times"]
-        found = loader.load_sweep_config(master, job)
-        counted["found"] += counted["times"] - before
-        wanted = hydra_loader.load_sweep_config(master, job)
+        job = [*(text for text in fixed if text not in paths), *choices]
+        found, wanted = in_turn.load_sweep_config(master, job), plain(master, job)
         assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(wanted)
         assert OmegaConf.to_container(found) == OmegaConf.to_container(wanted)
         assert flags(found) == flags(wanted)
         found.hydra.job.num = found.hydra.job.id = 7  # a job takes its own, and leaves it alone
-    assert counted["found"] == in_full
+    assert composed["times"] == in_full

@@ -6,7 +6,7 @@ nothing but these options' own files says what they are, it is the same but for 
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
@@ -15,10 +15,9 @@ from hydra.core.default_element import ConfigDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from mico_exp.config.options import CELL, is_of
+from mico_exp.config.options import CELL, file_of, is_of
 
 
 class SweepLoader(ConfigLoader):
@@ -57,22 +56,15 @@ class SweepLoader(ConfigLoader):
                 if text == before[group]:
                     continue
                 name = _name(text)
-                option = name and self._option(group, name)
-                if not option:
+                option = None if name is None else file_of(self._loader, group, name)
+                if option is None:
                     return None
-                found[group] = option.config
+                found[group] = option
                 found.hydra.runtime.choices[group] = name
                 task = found.hydra.overrides.task
                 task[list(task).index(before[group])] = text
             _name_folder(found)
         return found
-
-    def _option(self, group: str, name: str) -> ConfigResult | None:
-        """File of an option that says all of it; None where others have a say, or there is none."""
-        found = self._loader.repository.load_config(f"{group}/{name}")
-        if found is None or found.defaults_list or found.header.get("package"):
-            return None
-        return found if isinstance(found.config, DictConfig) else None
 
     def _is_plain(self, composed: DictConfig, overrides: Sequence[str]) -> bool:
         """Tell whether nothing hangs on a cell's options, nor has a say in them, but their files.
@@ -87,29 +79,28 @@ class SweepLoader(ConfigLoader):
             return False
         choices = composed.hydra.runtime.choices
         for group in CELL:
-            option = self._option(group, str(choices[group]))
-            if option is None or option.config != composed.get(group):
+            option = file_of(self._loader, group, str(choices[group]))
+            if option is None or option != composed.get(group):
                 return False
-        used = [*self._included(composed.hydra.job.config_name)]
+        used = [composed.hydra.job.config_name]
         others = [(group, name) for group, name in choices.items() if group not in CELL]
         used += [f"{group}/{name}" for group, name in others if name is not None]
         return not any(self._has_a_say(path) for path in used)
 
-    def _included(self, path: str) -> Iterator[str]:
-        """A configuration and those of its defaults that are no group's options."""
-        yield path
-        found = self._loader.repository.load_config(path)
-        for default in (found and found.defaults_list) or ():
-            if isinstance(default, ConfigDefault) and default.path != "_self_":
-                yield from self._included(str(default.path))
-
     def _has_a_say(self, path: str) -> bool:
+        """Tell whether a configuration, or what it includes, may say what a cell's options are."""
         found = self._loader.repository.load_config(path)
         if found is None:  # `hydra.searchpath` has it, or it is several
             return True
-        if any("${" in str(default) for default in found.defaults_list or ()):
+        defaults = found.defaults_list or []
+        places = [found.header.get("package"), *(default.package for default in defaults)]
+        keys = found.config if isinstance(found.config, DictConfig) else ()
+        named = {*keys, *(part for place in places if place for part in place.split("."))}
+        if named & set(CELL) or any("${" in str(default) for default in defaults):
             return True
-        return isinstance(found.config, DictConfig) and bool(set(CELL) & set(found.config))
+        group = path.rpartition("/")[0]
+        included = [d for d in defaults if isinstance(d, ConfigDefault) and not d.is_self()]
+        return any(self._has_a_say(_path(group, str(one.path))) for one in included)
 
     # The rest is Hydra's.
 
@@ -142,6 +133,11 @@ class SweepLoader(ConfigLoader):
     def compute_defaults_list(self, *arguments: Any, **options: Any) -> Any:
         """List what a configuration is composed of."""
         return self._loader.compute_defaults_list(*arguments, **options)
+
+
+def _path(group: str, included: str) -> str:
+    """Path of what an option of a group includes: beside it, or from the root."""
+    return included.lstrip("/") if included.startswith("/") or not group else f"{group}/{included}"
 
 
 def _chooses(override: str) -> bool:

@@ -264,18 +264,22 @@ def _alone(group: str, name: str) -> DictConfig | None:
 
     Composing the whole configuration for it would take ten times as long.
     """
-    loader = cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
-    found = loader.repository.load_config(f"{group}/{name}")
-    if found is None or found.defaults_list or found.header.get("package"):
-        return None
-    option = found.config
-    if not isinstance(option, DictConfig):
+    option = file_of(cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader()), group, name)
+    if option is None:
         return None
     told: Any = OmegaConf.to_container(option)
     if "${" in str({key: value for key, value in told.items() if key not in NEVER_ASKED}):
         return None
     OmegaConf.set_struct(option, True)
     return option
+
+
+def file_of(loader: ConfigLoaderImpl, group: str, name: str) -> DictConfig | None:
+    """What the file of an option says; None where it includes others, or there is none."""
+    found = loader.repository.load_config(f"{group}/{name}")
+    if found is None or found.defaults_list or found.header.get("package"):
+        return None
+    return found.config if isinstance(found.config, DictConfig) else None
 
 
 @dataclass(frozen=True)
