@@ -27,8 +27,8 @@ from mico_exp.models.weights import load_state, not_finite, weights_file
 from mico_exp.scores.backprop import Known, Trace, trace
 from mico_exp.scores.batching import Batches, needs_memory, out_of_memory
 from mico_exp.scores.gradients import GradientMetric, View
-from mico_exp.scores.kept import KeptInputs
-from mico_exp.scores.metrics import LogitMetric, OfScaledLogit, OfSoftmax, Softmax, scaled_logit
+from mico_exp.scores.kept import KeptInputs, written
+from mico_exp.scores.metrics import LogitMetric, OfSoftmax, Softmax
 
 Answer = TypeVar("Answer")
 Metric = LogitMetric | GradientMetric
@@ -410,9 +410,9 @@ class _Views:
 
     def _shared(self, points: Indices) -> View:
         given = self.known.at(self.runner, self.records, points)
-        before = changes(given.inputs)
+        before = written(given.inputs)
         view = self.runner.view(self.model, self.records, points, given)
-        if changes(given.inputs) != before:
+        if written(given.inputs) != before:
             self.known.forget(points)
             return self.runner.view(self.model, self.records, points)
         return view
@@ -464,19 +464,14 @@ def compute_metrics(
     metrics: Mapping[str, LogitMetric], logits: Tensor, labels: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
     """Compute metrics of the same logits (M, P, C), each (M, P); what they share only once."""
-    phi, softmax = None, Softmax(logits, labels)
-    version = _version(logits)
+    softmax = Softmax(logits, labels)
+    version = written(logits)
     for name, metric in metrics.items():
         bare = metric.func if isinstance(metric, partial) and not metric.keywords else metric
         with _named(name):
-            if isinstance(bare, OfScaledLogit):
-                phi = scaled_logit(logits, labels) if phi is None else phi
-                values = bare.function(phi)
-            elif isinstance(bare, OfSoftmax):
-                values = bare.function(softmax)
-            else:
-                values = metric(logits, labels)
-        if _version(logits) != version:
+            shared = bare.of(softmax) if isinstance(bare, OfSoftmax) else None
+            values = metric(logits, labels) if shared is None else shared
+        if written(logits) != version:
             raise MetricError(f"metric `{name}` changes the logits, which others need as they are.")
         _check_shape(name, values, logits)
         yield name, values
@@ -502,14 +497,3 @@ def _check_shape(name: str, values: Any, logits: Tensor) -> None:
             f"metric `{name}` must give shape {tuple(logits.shape[:-1])} for logits "
             f"{tuple(logits.shape)}, got {tuple(values.shape)}."
         )
-
-
-def changes(inputs: Inputs) -> list[int]:
-    """How often inputs were changed in place."""
-    parts = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
-    return list(map(_version, parts))
-
-
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; inference tensors do not tell."""
-    return 0 if tensor.is_inference() else tensor._version

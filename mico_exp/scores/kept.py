@@ -53,12 +53,12 @@ class KeptInputs:
             return self.moved(inputs_at(records, wanted))
         key = wanted.numpy().tobytes()
         if (known := self._batches.get(key)) is not None:
-            if known.versions == _versions(known.inputs):
+            if known.versions == written(known.inputs):
                 return known.inputs
             self._forget()  # a network of a user's own writes into what it is given
         found = self.moved(inputs_at(records, wanted))
         size = sum(one.nbytes for one in _tensors(found))
-        if self.bytes + size <= self.most and (versions := _versions(found)) is not None:
+        if self.bytes + size <= self.most and (versions := written(found)) is not None:
             self._batches[key], self.bytes = _Kept(found, versions), self.bytes + size
         return found
 
@@ -94,7 +94,7 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
     return [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
 
 
-def _versions(inputs: Inputs) -> list[int] | None:
+def written(inputs: Inputs) -> list[int] | None:
     """How often tensors have been written into; None where they do not tell."""
     tensors = _tensors(inputs)
     return None if any(map(Tensor.is_inference, tensors)) else [one._version for one in tensors]

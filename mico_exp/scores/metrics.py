@@ -11,7 +11,7 @@ Signals of a model's weights are in `mico_exp.scores.gradients`.
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -55,16 +55,54 @@ def scaled_logit(logits: Tensor, labels: Tensor) -> Tensor:
     return phi
 
 
-class OfScaledLogit:
-    """A metric that needs nothing but φ; metrics of one pass compute φ once."""
+class Softmax:
+    """What metrics of the same logits (…, P, C) share, each found once and only when asked for.
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    labels: int64 that broadcast to (…, P).
+    """
+
+    def __init__(self, logits: Tensor, labels: Tensor) -> None:
+        self.logits, self.labels = logits, labels.expand(logits.shape[:-1])
+
+    @cached_property
+    def phi(self) -> Tensor:
+        """φ (…, P) in float64, see `scaled_logit`."""
+        return scaled_logit(self.logits, self.labels)
+
+    @cached_property
+    def log_p(self) -> Tensor:
+        """Log-probabilities (…, P, C) in float64."""
+        return self.logits.double().log_softmax(dim=-1)
+
+    @cached_property
+    def p(self) -> Tensor:
+        """Probabilities (…, P, C) in float64."""
+        return self.log_p.exp()
+
+
+class OfSoftmax:
+    """A metric that needs what `Softmax` has; metrics of one pass share it."""
+
+    def __init__(self, function: Callable[[Any], Tensor]) -> None:
         self.function = function
         self.__name__, self.__doc__ = function.__name__, function.__doc__
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Score (…, P) of logits (…, P, C) and labels."""
-        return self.function(scaled_logit(logits, labels))
+        return self.of(Softmax(logits, labels))
+
+    def of(self, softmax: Softmax) -> Tensor:
+        """Score (…, P) of what is shared."""
+        return self.function(softmax)
+
+
+class OfScaledLogit(OfSoftmax):
+    """A metric that needs nothing but φ."""
+
+    def of(self, softmax: Softmax) -> Tensor:
+        """Score (…, P) of the shared φ."""
+        found: Tensor = self.function(softmax.phi)
+        return found
 
 
 @OfScaledLogit
@@ -93,38 +131,6 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
     others = logits.scatter(-1, index, -torch.inf).amax(dim=-1)
     return logits.gather(-1, index).squeeze(-1).double() - others.double()
-
-
-class Softmax:
-    """What metrics of the same logits (…, P, C) share, each found once and only when asked for.
-
-    labels: int64 that broadcast to (…, P).
-    """
-
-    def __init__(self, logits: Tensor, labels: Tensor) -> None:
-        self.logits, self.labels = logits, labels.expand(logits.shape[:-1])
-
-    @cached_property
-    def log_p(self) -> Tensor:
-        """Log-probabilities (…, P, C) in float64."""
-        return self.logits.double().log_softmax(dim=-1)
-
-    @cached_property
-    def p(self) -> Tensor:
-        """Probabilities (…, P, C) in float64."""
-        return self.log_p.exp()
-
-
-class OfSoftmax:
-    """A metric that needs what `Softmax` has; metrics of one pass share it."""
-
-    def __init__(self, function: Callable[[Softmax], Tensor]) -> None:
-        self.function = function
-        self.__name__, self.__doc__ = function.__name__, function.__doc__
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Score (…, P) of logits (…, P, C) and labels."""
-        return self.function(Softmax(logits, labels))
 
 
 @OfSoftmax
