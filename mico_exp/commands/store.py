@@ -41,18 +41,25 @@ def _list(store: ScoreStore) -> None:
     table = Table(title=f"Scores in {store.folder}", title_justify="left")
     for title in ("scenario", "metric", "models", "columns", "files", "size"):
         table.add_column(title, justify="left" if title in ("scenario", "metric") else "right")
-    files = [(file, _readable(file)) for file in store.files()]
+    files = [(file, _models(file)) for file in store.files()]
     for scenario, metric in sorted({(file.scenario, file.metric) for file, _ in files}):
         some = [pair for pair in files if (pair[0].scenario, pair[0].metric) == (scenario, metric)]
-        places = {place for _, columns in some for place in columns}
-        models = len({(place.phase, place.model) for place in places})
+        columns = [model for _, models in some for model in models]
+        counts = len(set(columns)), len(columns), len(some)
         size = sum(file.size for file, _ in some)
-        counts = str(models), str(len(places)), str(len(some))
-        table.add_row(scenario, metric, *counts, _megabytes(size))
+        table.add_row(scenario, metric, *map(str, counts), _megabytes(size))
     show(table)
-    count = sum(len(columns) for _, columns in files)
+    count = sum(len(models) for _, models in files)
     size = sum(file.size for file, _ in files)
     print(f"{count} columns in {len(files)} files, {_megabytes(size)}")
+
+
+def _models(file: StoredFile) -> list[tuple[str, str]]:
+    """Phase and model of each column of a file; none if it is damaged, which `verify` tells."""
+    try:
+        return file.models()
+    except DAMAGED:
+        return []
 
 
 def _readable(file: StoredFile) -> Columns:

@@ -154,6 +154,17 @@ class StoredFile:
             raise ValueError(f"its key is {key[:KEY_IN_NAME]}")
         return {Place(*self.alone, key): column}
 
+    def models(self) -> list[tuple[str, str]]:
+        """Phase and model of each of its columns, which are not read.
+
+        Raises:
+            Exception: one of `DAMAGED`.
+        """
+        if self.alone is not None:
+            return [self.alone]
+        with self.path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return [(phase, model) for phase, model, _ in json.loads(file["names"].tobytes())]
+
     def damage(self) -> str | None:
         """Read all of it; what is wrong with it, or None."""
         try:
