@@ -160,11 +160,11 @@ def _draw_beside(scenario: str, record: CellRecord, result: Result, run: Run) ->
 
     They take as long as all else in a cell.
     """
+    work = partial(_draw, scenario, record, result, run.place or run.artifacts)
     if run.place is None:
-        return _draw(scenario, record, result, run.artifacts)
-    work = partial(_draw, scenario, record, result, run.place)
-    beside.do(work, f"{record.name}: {ROC_PLOT} or {SCORES_PLOT}")
-    return None
+        work()
+    else:
+        beside.do(work, f"{record.name}: {ROC_PLOT} or {SCORES_PLOT}")
 
 
 def _draw(scenario: str, record: CellRecord, result: Result, folder: Path) -> None:

@@ -97,26 +97,19 @@ class _JustChecked:
     def _states(self) -> dict[tuple[Path, int, int, int], dict[str, Tensor]]:
         return {}
 
-    @cached_property
-    def _sizes(self) -> dict[tuple[Path, int, int, int], int]:
-        return {}
-
     def keep(self, path: Path, state: dict[str, Tensor]) -> None:
         """Keep a state, if there is room, and its file has been at rest for a while."""
-        size, file = sum(tensor.nbytes for tensor in state.values()), _file(path)
-        held = sum(self._sizes.values())
+        file, states = _file(path), [*self._states.values(), state]
+        size = sum(tensor.nbytes for one in states for tensor in one.values())
         at_rest = time.time() - path.stat().st_mtime > RACY_SECONDS
-        if at_rest and file not in self._states and held + size <= KEPT_BYTES:
-            self._states[file], self._sizes[file] = state, size
+        if at_rest and size <= KEPT_BYTES:
+            self._states[file] = state
 
     def take(self, path: Path) -> dict[str, Tensor] | None:
         """Give a state, once; None if it is not kept, or the file is another by now."""
-        state = None
         with suppress(OSError):  # whoever reads it then says so
-            file = _file(path)
-            self._sizes.pop(file, None)
-            state = self._states.pop(file, None)
-        return state
+            return self._states.pop(_file(path), None)
+        return None
 
 
 _just_checked = _JustChecked()

@@ -9,7 +9,7 @@ Axes: R draws, T models, P points of a model, K distinct scores, C cells.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -91,7 +91,7 @@ class Ranked:
         check_fpr(fpr)
         limit = self.others.total(weights)
         with np.errstate(invalid="ignore"):
-            ranks = self.others.most(weights, lambda counts: np.less(counts.T / limit, fpr).T)
+            ranks = self.others.most(weights, limit, fpr)
             ranks = self.whole[ranks.clip(max=len(self.whole) - 1)]
             found = self.members.above(ranks, weights) / self.members.total(weights)
         return np.where(limit > 0, found, np.nan)
@@ -134,17 +134,17 @@ class _Counted:
         rest = np.where(inside, self._weighted(block, weights), 0).sum(axis=1)
         return self._before(block, weights) + rest
 
-    def most(self, weights: Weights, is_few: Callable[[Floats], NDArray[np.bool_]]) -> Any:
-        """The most ranks (R,) in which there are few, as `is_few` tells of counts (R, …)."""
+    def most(self, weights: Weights, total: Floats, share: float) -> NDArray[np.int64]:
+        """The most ranks (R,) in which there is less than a share of the total (R,)."""
         low = np.zeros(len(weights), dtype=np.int64)
         high = np.full(len(weights), len(self.before))
         while (high - low > 1).any():
             middle = (low + high) // 2
-            few = is_few(self._before(middle, weights))
+            few = self._before(middle, weights) / total < share
             low, high = np.where(few, middle, low), np.where(few, high, middle)
-        counts = self._before(low, weights)[:, np.newaxis]
-        counts = counts + np.cumsum(self._weighted(low, weights), axis=1)
-        return low * BLOCK + is_few(counts).sum(axis=1)
+        inside = np.cumsum(self._weighted(low, weights), axis=1)
+        counts = self._before(low, weights)[:, np.newaxis] + inside
+        return low * BLOCK + (counts / total[:, np.newaxis] < share).sum(axis=1)
 
     def _before(self, block: NDArray[np.int64], weights: Weights) -> Floats:
         return np.einsum("rt,rt->r", self.before[block], weights).astype(float)
