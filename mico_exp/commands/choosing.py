@@ -31,6 +31,7 @@ from mico_exp.results.scoring import RANKING_FPR, roc
 from mico_exp.results.selection import Candidate, Selected, newest
 from mico_exp.results.statistics import LEVEL, SEED, intervals
 from mico_exp.runs.cells_alike import Cell, cells, halvings, judge, sort_out
+from mico_exp.runs.database import LoggedRun
 from mico_exp.runs.record import (
     PREDICTIONS,
     CellRecord,
@@ -39,7 +40,7 @@ from mico_exp.runs.record import (
     of_content,
     of_scenario,
 )
-from mico_exp.runs.tracking import LoggedRun, Tracker
+from mico_exp.runs.tracking import Tracker
 
 log = logging.getLogger(__name__)
 FIGURE = "tpr_at_fpr_0.1"

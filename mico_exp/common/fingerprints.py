@@ -25,7 +25,7 @@ from types import (
     MethodType,
     ModuleType,
 )
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,23 +46,49 @@ def digest(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+class Status(NamedTuple):
+    """What the file system says of a file: something else once it is written again.
+
+    modified, changed: nanoseconds since 1970, of its content and of anything about it.
+    """
+
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: str | Path) -> "Status":
+        """Look at a file or folder.
+
+        Raises:
+            OSError: it cannot be looked at.
+        """
+        found = os.stat(path)
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """It was not modified so recently that it may be again, and nothing would tell."""
+        return time.time() - self.modified / 1e9 > RACY_SECONDS
+
+
 def stamp(*folders: Path) -> str | None:
     """Hash of what the file system says of all that lies in folders: equal if nothing has changed.
 
     None where something has changed so recently that it might again, and nothing would tell.
     """
     found = [one for folder in folders for one in _statuses(folder)]
-    latest = max((changed for *_, changed in found), default=0)
+    latest = max((status.changed for _, status in found), default=0)
     return None if time.time() - latest / 1e9 < RACY_SECONDS else digest(repr(found))
 
 
-def _statuses(folder: Path) -> Iterator[tuple[str, int, int, int, int]]:
-    """Path, inode, size and time stamps of all that lies in a folder, and of itself."""
+def _statuses(folder: Path) -> Iterator[tuple[str, Status]]:
+    """Path and status of all that lies in a folder, and of itself."""
     for place, _, files in os.walk(folder, followlinks=True):
         for path in (place, *(f"{place}/{name}" for name in files)):
             with contextlib.suppress(OSError):  # a link to nowhere: whoever reads it will tell
-                seen = os.stat(path)
-                yield path, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
+                yield path, Status.of(path)
 
 
 class FileFingerprints:
@@ -112,16 +138,15 @@ class FileFingerprints:
             raise InputError(f"{path}: cannot be read: {error.strerror}.") from error
 
     def _look(self, path: Path, check: Callable[[Path], str]) -> tuple[str, str]:
-        status = path.stat()
-        times = [status.st_mtime_ns, status.st_ctime_ns]
-        seen = [check.__name__, status.st_ino, status.st_size, *times]
+        status = Status.of(path)
+        seen = [check.__name__, *status]
         name = str(path.absolute())
         if (known := self._known.get(name)) and known[:-2] == seen:
             return str(known[-2]), str(known[-1])
         found = check(path)
         with path.open("rb") as file:
             value = hashlib.file_digest(file, "sha256").hexdigest()
-        if time.time() - status.st_mtime > RACY_SECONDS:
+        if status.is_at_rest:
             self._known[name] = [*seen, value, found]
             self._changed = True
         return value, found

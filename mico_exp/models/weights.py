@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import time
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from mico_exp.common import require
 from mico_exp.common.errors import InputError, printable
-from mico_exp.common.fingerprints import RACY_SECONDS, FileFingerprints
+from mico_exp.common.fingerprints import FileFingerprints, Status
 from mico_exp.models.architectures import DP_PREFIX, State, bare, ignored_keys
 from mico_exp.models.foreign import what_holds, what_is, why_unusable
 
@@ -94,30 +93,24 @@ class _JustChecked:
     """
 
     @cached_property
-    def _states(self) -> dict[tuple[Path, int, int, int], dict[str, Tensor]]:
+    def _states(self) -> dict[tuple[Path, Status], dict[str, Tensor]]:
         return {}
 
     def keep(self, path: Path, state: dict[str, Tensor]) -> None:
         """Keep a state, if there is room, and its file has been at rest for a while."""
-        file, states = _file(path), [*self._states.values(), state]
+        status, states = Status.of(path), [*self._states.values(), state]
         size = sum(tensor.nbytes for one in states for tensor in one.values())
-        at_rest = time.time() - path.stat().st_mtime > RACY_SECONDS
-        if at_rest and size <= KEPT_BYTES:
-            self._states[file] = state
+        if status.is_at_rest and size <= KEPT_BYTES:
+            self._states[path, status] = state
 
     def take(self, path: Path) -> dict[str, Tensor] | None:
         """Give a state, once; None if it is not kept, or the file is another by now."""
         with suppress(OSError):  # whoever reads it then says so
-            return self._states.pop(_file(path), None)
+            return self._states.pop((path, Status.of(path)), None)
         return None
 
 
 _just_checked = _JustChecked()
-
-
-def _file(path: Path) -> tuple[Path, int, int, int]:
-    status = path.stat()
-    return path, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def check_weights(path: Path) -> str:

@@ -6,14 +6,13 @@ own artifacts all the same.
 """
 
 import logging
-import math
 import os
 import socket
 import sqlite3
 import urllib.request
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +22,7 @@ from urllib.parse import quote, unquote, urlsplit
 from mico_exp.common.atomic import exclusive
 from mico_exp.common.errors import InputError, UnreachableError, first_line
 from mico_exp.common.redaction import clean, shown
+from mico_exp.runs.record import Entries
 
 NAME, ARTIFACTS = "mlflow.db", "mlruns"
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
@@ -196,20 +196,17 @@ def count_runs(
     return int(count)
 
 
-@dataclass
-class Row:
-    """A run as the database has it; `started` in milliseconds since 1970."""
+@dataclass(frozen=True)
+class LoggedRun(Entries):
+    """A run that is in a database; `started` in milliseconds since 1970."""
 
     id: str
     started: int
-    params: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
 
 
 def read_runs(
     database: Database, experiment: str, status: str, tags: Mapping[str, str]
-) -> list[Row]:
+) -> list[LoggedRun]:
     """Read the runs of an experiment in the folder's own database, the newest first.
 
     MLflow itself makes objects of every entry, and takes ten times as long.
@@ -222,30 +219,29 @@ def read_runs(
     """
     conditions, values = _conditions(experiment, status, tags)
     with _opened(database) as opened:
-        found = {
-            run: Row(run, started)
-            for run, started in opened.execute(
-                f"SELECT run_uuid, start_time FROM runs r WHERE {conditions} "
-                "ORDER BY start_time DESC, run_uuid",
-                values,
-            )
-        }
-        # Another process may log meanwhile: of a run that was not there there is no row.
-        for table, value in (
-            ("params", "o.value"),
-            ("latest_metrics", "CASE WHEN o.is_nan THEN NULL ELSE o.value END"),
-            ("tags", "o.value"),
-        ):
-            entries = opened.execute(
-                f"SELECT o.run_uuid, o.key, {value} FROM {table} o "
-                f"JOIN runs r ON r.run_uuid = o.run_uuid WHERE {conditions}",
-                values,
-            )
-            for run, key, one in entries:
+
+        def entries(table: str, value: str = "o.value") -> dict[str, dict[str, Any]]:
+            """Of each run, by key; of runs that another process has logged since none."""
+            found: dict[str, dict[str, Any]] = {run: {} for run in started}
+            asked = f"SELECT o.run_uuid, o.key, {value} FROM {table} o JOIN runs r USING (run_uuid)"
+            for run, key, one in opened.execute(f"{asked} WHERE {conditions}", values):
                 if run in found:
-                    told = getattr(found[run], table.removeprefix("latest_"))
-                    told[key] = math.nan if one is None else one
-    return list(found.values())
+                    found[run][key] = one
+            return found
+
+        asked = f"SELECT run_uuid, start_time FROM runs r WHERE {conditions}"
+        newest = opened.execute(f"{asked} ORDER BY start_time DESC, run_uuid", values)
+        started: dict[str, int] = dict(newest.fetchall())
+        params, found_tags = entries("params"), entries("tags")
+        metrics = entries("latest_metrics", "CASE WHEN o.is_nan THEN 'nan' ELSE o.value END")
+    return [
+        LoggedRun(params[run], _floats(metrics[run]), found_tags[run], run, at)
+        for run, at in started.items()
+    ]
+
+
+def _floats(found: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in found.items()}
 
 
 def _opened(database: Database) -> closing[sqlite3.Connection]:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from mico_exp.common import signals
 from mico_exp.common.errors import InputError, UnreachableError, first_line
 from mico_exp.common.redaction import clean, clean_logs
 from mico_exp.runs import database
-from mico_exp.runs.database import Database, mlflow
+from mico_exp.runs.database import Database, LoggedRun, mlflow
 from mico_exp.runs.record import BEST_FIRST, CELLS, COLUMNS, ERROR, HOST, PROCESS, Entries
 
 log = logging.getLogger(__name__)
@@ -57,14 +57,6 @@ class Run:
         self.params |= entries.params
         self.metrics |= entries.metrics
         self.tags |= entries.tags
-
-
-@dataclass(frozen=True)
-class LoggedRun(Entries):
-    """A run that has ended, as MLflow has it; `started` in milliseconds since 1970."""
-
-    id: str
-    started: int
 
 
 def reach(folder: Path) -> None:
@@ -260,8 +252,8 @@ class Tracker:
     def _search(self, status: str, tags: Mapping[str, str]) -> list[LoggedRun]:
         if self.database.folder is not None:
             with self._asking("does not list its runs"):
-                rows = database.read_runs(self.database, self.experiment_id, status, tags)
-            return [_logged(one.id, one.started, one) for one in rows]
+                runs = database.read_runs(self.database, self.experiment_id, status, tags)
+            return list(map(_shown, runs))
         found: list[LoggedRun] = []
         token: str | None = None
         while True:
@@ -273,7 +265,10 @@ class Tracker:
                     order_by=["attributes.start_time DESC"],
                     page_token=token,
                 )
-            found += [_logged(run.info.run_id, run.info.start_time, run.data) for run in page]
+            found += [
+                _shown(LoggedRun(d.params, d.metrics, d.tags, i.run_id, i.start_time))
+                for d, i in ((run.data, run.info) for run in page)
+            ]
             token = page.token
             if not token:
                 return found
@@ -329,10 +324,10 @@ def _where(
     return " and ".join(conditions)
 
 
-def _logged(run_id: str, started: int, data: Any) -> LoggedRun:
-    """Take what a run logged; of an error others may have logged more than is to be shown."""
-    tags = {key: clean(text) if key == ERROR else text for key, text in data.tags.items()}
-    return LoggedRun(dict(data.params), dict(data.metrics), tags, run_id, started)
+def _shown(run: LoggedRun) -> LoggedRun:
+    """Clean a run's error, of which others may have logged more than is to be shown."""
+    error = {ERROR: clean(run.tags[ERROR])} if ERROR in run.tags else {}
+    return replace(run, tags={**run.tags, **error})
 
 
 def _user() -> str:
