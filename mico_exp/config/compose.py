@@ -231,19 +231,14 @@ def _setup_of_cell(cfg: DictConfig) -> Setup:
     What it has found out of models, points and content then holds on: a third of a cell's time.
     """
     made, choices = setup(cfg), HydraConfig.get().runtime.choices
-    files = stamp(made.folder, made.truth_folder)
-    others = {key: value for key, value in _resolved(cfg).items() if key not in OF_A_CELL}
+    whole: Any = OmegaConf.to_container(cfg, resolve=True)
+    others = {key: value for key, value in whole.items() if key not in OF_A_CELL}
     asked = repr((others, sorted(made.typed), choices["dataset"], choices["scenario"], Path.cwd()))
-    if files is None or (kept := _last_setup.get((asked, files))) is None:
+    files = stamp(made.folder, made.truth_folder)
+    if files is None or (asked, files) not in _last_setup:
         _last_setup.clear()
-        kept = _last_setup[asked, files] = made
-    return kept
-
-
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
-    found = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+        _last_setup[asked, files] = made
+    return _last_setup[asked, files]
 
 
 def _computing(cfg: DictConfig) -> dict[str, Any]:
