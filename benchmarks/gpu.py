@@ -34,9 +34,9 @@ import numpy as np
 import torch
 
 from mico_exp.challenge import datasets, protocol
-from mico_exp.challenge.datasets import Records, inputs_at
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.records import Records, inputs_at
 from mico_exp.challenge.tree import load_scenario, write_solution
 from mico_exp.models import training
 from mico_exp.models.architectures import CNN, MLP, Architecture, bare, roberta

@@ -1,24 +1,23 @@
-"""Records of a data set by index, in the fixed order that the seeds refer to.
+"""Digits, the competition's three data sets, and records made like Purchase-100's.
 
-A data set stays compact in memory (or on disk) and gives model inputs for the indices asked for.
 Axes: N records, B indices asked for.
 """
 
-import hashlib
-import json
 import logging
 from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mico_exp.challenge import tokenizers
+from mico_exp.challenge.records import Features, Records, fingerprint_arrays
 from mico_exp.common import require
 from mico_exp.common.arrays import Indices
 from mico_exp.common.atomic import write_array
@@ -26,71 +25,6 @@ from mico_exp.common.errors import InputError, first_line
 from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 
 log = logging.getLogger(__name__)
-Inputs = Tensor | Mapping[str, Tensor]
-
-
-class Records(Protocol):
-    """What every data set offers, on the CPU; `mico_exp.scores.soundness` checks it.
-
-    labels: (N,) int64, the number of each record's class from 0 on.
-    """
-
-    labels: Tensor
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all that models see: the same records in the same order, or not."""
-
-    def inputs(self, indices: Tensor) -> Inputs:
-        """Model inputs of the records at `indices` (B,), in that order; floats are float32.
-
-        Always the same of the same record, and an error beyond the last one.
-        """
-
-    def sizes(self, indices: Indices) -> Indices:
-        """How large the inputs of the records at `indices` (B,) are: tokens of a sentence, or 1."""
-
-
-def records_key(records: Records) -> str:
-    """Hash of the records and of the code that gives them as inputs."""
-    return digest(records.fingerprint, definition(type(records)))
-
-
-def inputs_at(records: Records, indices: Tensor) -> Inputs:
-    """Model inputs of the records at `indices`, whatever axes these have."""
-    inputs = records.inputs(indices.flatten())
-    if isinstance(inputs, Tensor):
-        return inputs.unflatten(0, indices.shape)
-    return {name: tensor.unflatten(0, indices.shape) for name, tensor in inputs.items()}
-
-
-def fingerprint_arrays(*arrays: NDArray[Any]) -> str:
-    """SHA-256 of shapes and contents."""
-    hashed = hashlib.sha256()
-    for array in arrays:
-        hashed.update(f"{array.dtype}{array.shape}".encode())
-        hashed.update(np.ascontiguousarray(array).data)
-    return hashed.hexdigest()
-
-
-class Features:
-    """Records as rows of numbers: features (N, F) float32."""
-
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
-        self.features, self.labels = features, labels
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of features and labels."""
-        return fingerprint_arrays(self.features.numpy(), self.labels.numpy())
-
-    def inputs(self, indices: Tensor) -> Tensor:
-        """Features (…, F) of indices (…)."""
-        return self.features[indices]
-
-    def sizes(self, indices: Indices) -> Indices:
-        """All the same size."""
-        return np.ones_like(indices)
 
 
 def digits() -> Records:
@@ -363,60 +297,11 @@ def sst2(folder: str, tokenizer: str = "roberta-base", max_length: int = 67) -> 
     tables = [_read_sentences(_sentences_file(place, part)) for part in SST2_PARTS]
     sentences = [sentence for table in tables for sentence in table[0]]
     labels = torch.tensor([label for table in tables for label in table[1]])
-    tokenize = _tokenizer(tokenizer)
+    tokenize = tokenizers.by_class(tokenizer)
     ids = tokenize(sentences, truncation=True, max_length=max_length)["input_ids"]
     starts = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
     tokens = np.concatenate([np.asarray(one, dtype=np.int32) for one in ids])
     return Sentences(tokens, starts.astype(np.int64), labels, tokenize.pad_token_id)
-
-
-def _tokenizer(name: str) -> Any:
-    """Load a tokenizer by a class of `transformers`: code that comes with it never runs.
-
-    ``trust_remote_code=False`` is not enough. AutoTokenizer does not hand it to the class that
-    the files name, and AutoModel or AutoProcessor there would ask at a prompt whether to run it.
-    """
-    from transformers import AutoTokenizer
-
-    if name.startswith("~"):
-        name = str(require.folder("dataset.records.tokenizer", name))
-    try:
-        if not (own := _own_code(name)):
-            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # whatever transformers makes of odd files
-        raise InputError(
-            f"`dataset.records.tokenizer`: {name} is no tokenizer that is here or can be "
-            f"fetched: {first_line(error)}"
-        ) from error
-    raise InputError(
-        f"`dataset.records.tokenizer` must be a tokenizer of transformers, without code of its "
-        f"own, got {name} with {own}."
-    )
-
-
-def _own_code(name: str) -> str:
-    """Say where a tokenizer's files ask for code that is not a tokenizer of `transformers`."""
-    from transformers.utils.hub import cached_file
-
-    errors = {"_raise_exceptions_for_missing_entries": False}
-    errors["_raise_exceptions_for_connection_errors"] = False
-    for file in ("tokenizer_config.json", "config.json"):
-        path = cached_file(name, file, **errors)
-        told = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-        if file == "tokenizer_config.json" and told.get("auto_map"):
-            return f"`auto_map` in {file}"
-        if (kind := told.get("tokenizer_class")) and not _is_tokenizer(kind):
-            return f"`tokenizer_class` {kind} in {file}"
-    return ""
-
-
-def _is_tokenizer(kind: str) -> bool:
-    from transformers import PreTrainedTokenizerBase
-    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
-
-    bare = kind.removesuffix("Fast")
-    found = tokenizer_class_from_name(bare) or tokenizer_class_from_name(f"{bare}Fast")
-    return isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)
 
 
 SST2_PARTS = {  # of the data set: its files' names, GLUE's own and the hub's among them

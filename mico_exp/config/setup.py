@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from mico_exp.attacks.calibration import Calibrated
 from mico_exp.attacks.evidence import Evidence
-from mico_exp.challenge.datasets import Records
 from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.records import Records
 from mico_exp.challenge.tree import Scenario, load_scenario, scenario_folder, truth_folder
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints, definition

@@ -19,9 +19,9 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from mico_exp.challenge.datasets import Records, inputs_at
 from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split
+from mico_exp.challenge.records import Records, inputs_at
 from mico_exp.challenge.tree import (
     ModelFolder,
     model_folders,

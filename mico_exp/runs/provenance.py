@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mico_exp
-from mico_exp.challenge.datasets import Records, records_key
+from mico_exp.challenge.records import Records, records_key
 from mico_exp.challenge.tree import Scenario, equal_weights
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints, digest

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mico_exp.challenge.datasets import Records
 from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.points import ChallengePoints, disclosed
 from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.records import Records
 from mico_exp.challenge.tree import (
     EpsilonRange,
     ModelFolder,

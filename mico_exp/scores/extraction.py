@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mico_exp.challenge.datasets import Records, fingerprint_arrays, records_key
 from mico_exp.challenge.points import ChallengePoints, KnownSample
+from mico_exp.challenge.records import Records, fingerprint_arrays, records_key
 from mico_exp.challenge.tree import ModelFolder, Scenario
 from mico_exp.common.arrays import Floats, Indices
 from mico_exp.common.atomic import exclusive, remove_leftovers

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mico_exp.challenge.datasets import Inputs, Records, inputs_at
+from mico_exp.challenge.records import Inputs, Records, inputs_at
 from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices
 from mico_exp.common.errors import InputError, MetricError, first_line

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mico_exp.challenge.datasets import Inputs, Records, inputs_at
+from mico_exp.challenge.records import Inputs, Records, inputs_at
 from mico_exp.common.arrays import Indices
 
 SHARE = 4  # of the free memory a quarter, at most

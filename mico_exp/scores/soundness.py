@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mico_exp.challenge.datasets import Inputs, Records
+from mico_exp.challenge.records import Inputs, Records
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.models.architectures import Alone, Architecture, Stacked, bare, can_stack
