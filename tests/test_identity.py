@@ -9,8 +9,8 @@ from conftest import SIZES
 from torch import nn
 
 from mico_exp.attacks import calibration, evidence
-from mico_exp.challenge.records import Features, records_key
 from mico_exp.challenge.points import challenge_points
+from mico_exp.challenge.records import Features, records_key
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.identity import WORDS, CellIdentity, ChoiceIdentity, ScoreIdentity
 from mico_exp.config import setup

@@ -67,13 +67,33 @@ def folder(name: str, value: Any) -> Path:
 
     A folder named 2024 comes as a number.
     """
+    return _path(name, value, "folder")
+
+
+def existing_file(name: str, value: Any) -> Path:
+    """Want the path of a file that is there; ``~`` is the user's own folder."""
+    path = file(_path(name, value, "file"))
+    if not path.is_file():
+        raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: see `{name}`.")
+    return path
+
+
+def existing_folder(name: str, value: Any) -> Path:
+    """Want the path of a folder that is there; ``~`` is the user's own."""
+    path = folder(name, value)
+    if not path.is_dir():
+        raise InputError(f"{path} is {'no folder' if path.exists() else 'missing'}: see `{name}`.")
+    return path
+
+
+def _path(name: str, value: Any, kind: str) -> Path:
     text = str(value) if type(value) in (str, int) or isinstance(value, Path) else ""
     if not text.strip() or "\0" in text:
-        raise InputError(f"`{name}` must name a folder, got {repr(value) if value else 'nothing'}.")
+        raise InputError(f"`{name}` must name a {kind}, got {repr(value) if value else 'nothing'}.")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # of a user that is not there
-        raise InputError(f"`{name}` must name a folder, got {value!r}: {error}") from error
+        raise InputError(f"`{name}` must name a {kind}, got {value!r}: {error}") from error
 
 
 def _is_number(value: Any) -> bool:

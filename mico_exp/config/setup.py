@@ -81,16 +81,21 @@ class Source:
         _check_steady(self.option)
 
 
+def _made(option: str) -> Records:
+    """Records, made by a function that is given plain lists and dictionaries."""
+    return make(OmegaConf.create(option), _convert_="all")
+
+
 @cache
 def _loaded(option: str) -> Records:
-    loaded: Records = make(OmegaConf.create(option))
+    loaded = _made(option)
     check_records(loaded)
     return loaded
 
 
 @cache
 def _check_steady(option: str) -> None:
-    first, again = _loaded(option), make(OmegaConf.create(option))
+    first, again = _loaded(option), _made(option)
     if again.fingerprint != first.fingerprint:
         raise InputError(
             "`dataset.records` must give the same records in the same order every time, got others "
