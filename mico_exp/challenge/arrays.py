@@ -4,7 +4,6 @@ Axes: N records, B indices asked for, C channels; the others of a record are as 
 """
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -60,7 +59,7 @@ class Form:
             )
         if scale is not None:
             require.above(f"{PLACE}.scale", scale, 0)
-        return cls(dtype, layout, scale, _numbers("mean", mean, -math.inf), _numbers("std", std, 0))
+        return cls(dtype, layout, scale, _numbers("mean", mean), _numbers("std", std))
 
     def check(self, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> None:
         """Compare it with stored values (N, …).
@@ -134,13 +133,15 @@ def _is_layout(layout: Any) -> bool:
     return letters and layout.isupper() and layout[0] == "N" and len({*layout}) == len(layout) > 1
 
 
-def _numbers(name: str, told: Any, above: float) -> float | tuple[float, ...] | None:
+def _numbers(name: str, told: Any) -> float | tuple[float, ...] | None:
     """Read a number, or one for each channel."""
     if told is None:
         return None
     several = isinstance(told, Sequence) and not isinstance(told, str)
     for number in told if several else [told]:
-        require.above(f"{PLACE}.{name}", number, above)
+        require.number(f"{PLACE}.{name}", number)
+        if name == "std":
+            require.above(f"{PLACE}.{name}", number, 0)
     return tuple(map(float, told)) if several else float(told)
 
 

@@ -8,6 +8,39 @@ from mico_exp.common import require
 from mico_exp.common.errors import InputError, first_line
 
 
+def on_disk(folder: str) -> Any:
+    """Load a tokenizer from a folder, by its ``tokenizer.json`` where there is one.
+
+    `AutoTokenizer` of transformers 5 leaves out how that file says that text is normalised and cut
+    for several families (DeBERTa, ALBERT, XLNet, XLM-R's kin …), and gives other ids than then.
+
+    Raises:
+        InputError: there is none, or it comes with code of its own.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    path = require.existing_folder("dataset.records.tokenizer", folder)
+    if not (path / "tokenizer.json").is_file():
+        return by_class(str(path))
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # whatever transformers makes of odd files
+        raise InputError(
+            f"`dataset.records.tokenizer`: {path} holds no tokenizer: {first_line(error)}"
+        ) from error
+
+
+def gives_types(tokenizer: Any, folder: str) -> bool:
+    """Whether a tokenizer's files, or the class that they name, say that it gives token types."""
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    path = Path(folder).expanduser() / "tokenizer_config.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kind = tokenizer_class_from_name(str(told.get("tokenizer_class"))) or type(tokenizer)
+    names: list[str] = told.get("model_input_names") or kind.model_input_names
+    return "token_type_ids" in names
+
+
 def by_class(name: str) -> Any:
     """Load a tokenizer by a class of `transformers`: code that comes with it never runs.
 

@@ -24,6 +24,12 @@ def whole(
         raise _refused(name, rule, value, other, advice)
 
 
+def number(name: str, value: Any) -> None:
+    """Want a finite number."""
+    if not _is_number(value) or not math.isfinite(value):
+        raise _refused(name, "a finite number", value)
+
+
 def above(name: str, value: Any, bound: float, *, finite: bool = True) -> None:
     """Want a number above `bound`; infinity counts as one where it need not be finite."""
     if not _is_number(value) or not value > bound or (finite and value == math.inf):
