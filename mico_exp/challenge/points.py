@@ -1,25 +1,32 @@
 """Challenge points of a scenario, whose members they are, and points whose membership is told.
 
-Axes: T target models, S train (shadow) models, P = 2m challenge points of one model, U unique
+Axes: T target models, S train (shadow) models, P challenge points of one model, U unique
 challenge points of a scenario, N records of the data set.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mico_exp.challenge.lists import MEMBERS
 from mico_exp.challenge.protocol import Sizes, Split
-from mico_exp.challenge.tree import ModelFolder, Scenario, check_solution
-from mico_exp.common.arrays import Indices
+from mico_exp.challenge.tree import SEEDS, ModelFolder, Scenario, check_solution
+from mico_exp.common.arrays import Indices, padded
 from mico_exp.common.errors import InputError
+
+NONE = -1  # no point
 
 
 @dataclass(frozen=True, eq=False)
 class ChallengePoints:
     """Where the challenge points of a scenario lie.
 
-    of_phase: phase → (T, P) record indices in the order of the challenge set.
+    of_phase: phase → (T, P) record indices in the order of the challenge set; a model with fewer
+    points than others has `NONE` in the places at the end of its row. Where models share their
+    points, all rows are one in memory.
     unique: (U,) the record indices that occur in any phase, ascending.
     is_member: (S, U) True where the train model was trained on the point.
     solution: (S, P) True where the train model's own challenge point is a member.
@@ -30,35 +37,81 @@ class ChallengePoints:
     is_member: NDArray[np.bool_]
     solution: NDArray[np.bool_]
 
+    def there(self, phase: str) -> NDArray[np.bool_]:
+        """(T, P) True where a model has a point, False in the places at the end of its row."""
+        return self.of_phase[phase] != NONE
+
+    @property
+    def is_pool(self) -> bool:
+        """Every train model is asked at all unique points, in their order."""
+        points = self.of_phase["train"]
+        shared = points.strides[0] == 0 or len(points) == 1
+        return shared and np.array_equal(points[0], self.unique)
+
+    def thinned(self, most: int) -> "ChallengePoints":
+        """The same with at most so many points of each model, evenly spaced in its row."""
+        widest = max(points.shape[1] for points in self.of_phase.values())
+        if widest <= most:
+            return self
+        counts = {phase: self.there(phase).sum(axis=1) for phase in self.of_phase}
+        kept = {phase: [_spaced(n, most) for n in some] for phase, some in counts.items()}
+        of_phase = {
+            phase: padded([rows[i][some] for i, some in enumerate(kept[phase])], NONE)
+            for phase, rows in self.of_phase.items()
+        }
+        solution = [self.solution[i][some] for i, some in enumerate(kept["train"])]
+        return replace(self, of_phase=of_phase, solution=padded(solution, False))
+
+    def points_of(self, phase: str, row: int) -> Indices:
+        """(P,) record indices of one model's challenge points."""
+        points = self.of_phase[phase][row]
+        return points if points[-1] != NONE else points[points != NONE]
+
     def columns(self, phase: str) -> Indices:
-        """(T, P) positions of the phase's challenge points in `unique`."""
-        return np.searchsorted(self.unique, self.of_phase[phase])
+        """(T, P) positions of the phase's challenge points in `unique`; `NONE` where is none."""
+        points = self.of_phase[phase]
+        if len(points) > 1 and points.strides[0] == 0:
+            return np.broadcast_to(np.searchsorted(self.unique, points[0]), points.shape)
+        return np.where(points == NONE, NONE, np.searchsorted(self.unique, points))
+
+
+def _spaced(count: int, most: int) -> Indices:
+    """Evenly spaced places among so many, at most so many of them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
+def _unique(of_phase: Mapping[str, Indices]) -> Indices:
+    """Records (U,) that are in any row, ascending; rows that are one in memory count once."""
+    rows = [p[:1] if p.strides[0] == 0 else p for p in of_phase.values()]
+    found = np.unique(np.concatenate([points.ravel() for points in rows]))
+    return found[found != NONE]
 
 
 def challenge_points(scenario: Scenario) -> ChallengePoints:
     """Derive all challenge points of a scenario and the train models' membership of them.
 
     Raises:
-        InputError: a train model lacks a seed, or its solution.csv disagrees with its seeds.
+        InputError: a train model lacks a seed or list, or what its folder tells disagrees.
     """
     sizes = scenario.sizes
-    of_phase: dict[str, Indices] = {
-        phase: np.empty((len(models), 2 * sizes.challenge), np.int64)
-        for phase, models in scenario.phases.items()
-    }
-    solution = np.empty(of_phase["train"].shape, dtype=bool)
+    of_phase, solutions = {}, []
     trained_on = []  # (N,) of each train model, as bits: all index arrays would take 200 MB
     for phase, models in scenario.phases.items():
-        for row, model in enumerate(models):
+        rows = []
+        for model in models:
             if phase == "train":
                 split = disclosed(model, sizes)
-                solution[row] = split.solution
+                assert split.solution is not None
+                solutions.append(split.solution)
                 trained_on.append(np.packbits(split.trained_on(sizes.records)))
             else:
                 split = model.split(sizes)
                 check_solution(model, sizes, model.path / "solution.csv")
-            of_phase[phase][row] = split.challenge
-    unique = np.unique(np.concatenate([points.ravel() for points in of_phase.values()]))
+                model.check_lists(sizes, split)
+            rows.append(split.challenge)
+        of_phase[phase] = padded(rows, NONE)
+    solution = padded(solutions, False)
+    unique = _unique(of_phase)
     is_member = np.empty((len(trained_on), len(unique)), dtype=bool)
     for row, bits in enumerate(trained_on):
         is_member[row] = np.unpackbits(bits, count=sizes.records)[unique]
@@ -67,7 +120,7 @@ def challenge_points(scenario: Scenario) -> ChallengePoints:
 
 @dataclass(frozen=True, eq=False)
 class KnownTraining:
-    """What the disclosed `seed_training` of target models says of all other records.
+    """What the disclosed training sets of target models say of all other records.
 
     Challenge points are in neither mask: only the secret membership decides them.
 
@@ -83,7 +136,7 @@ def known_training(scenario: Scenario, phase: str) -> KnownTraining:
     """Derive the known members and non-members of each target model of a phase.
 
     Raises:
-        InputError: the scenario does not disclose `seed_training` of a model.
+        InputError: the scenario does not disclose the training set of a model.
     """
     models = scenario.phases.get(phase, ())
     member = np.zeros((len(models), scenario.sizes.records), dtype=bool)
@@ -92,8 +145,8 @@ def known_training(scenario: Scenario, phase: str) -> KnownTraining:
         split = model.split(scenario.sizes)
         if split.training is None or split.evaluation is None:
             raise InputError(
-                f"{model.path / 'seed_training'} is missing: {scenario.path} does not disclose "
-                f"the training sets of its {phase} models."
+                f"{undisclosed(model)} is missing: {scenario.path} does not disclose the training "
+                f"sets of its {phase} models."
             )
         member[row, split.training] = True
         nonmember[row, split.evaluation] = True
@@ -118,18 +171,18 @@ def known_sample(
 
     Of train models all is known; they are drawn as if it were not, challenge points left out.
     They are drawn from the unique challenge points, where the train models are asked anyway, and
-    by the model's own `seed_challenge`, so always the same. Where fewer are known, all are taken:
-    of SST-2, some 390 non-members.
+    by the model's own `seed_challenge`, or by its list, so always the same. Where fewer are known,
+    all are taken: of SST-2, some 390 non-members.
 
     Raises:
-        InputError: the scenario does not disclose `seed_training` of a model.
+        InputError: the scenario does not disclose the training set of a model.
     """
     found: dict[str, list[KnownSample]] = {}
     for phase in points.of_phase:
         known = known_training(scenario, phase)
         found[phase] = []
         for row, model in enumerate(scenario.phases[phase]):
-            random = np.random.default_rng(model.seed_challenge)
+            random = np.random.default_rng(model.draw_seed(scenario.sizes))
             drawn = []
             for mask, wanted in ((known.member, members), (known.nonmember, nonmembers)):
                 among = points.unique[mask[row, points.unique]]
@@ -143,11 +196,17 @@ def disclosed(model: ModelFolder, sizes: Sizes) -> Split:
     """Index sets of a train model, all of which are known.
 
     Raises:
-        InputError: it lacks a seed, or its solution.csv disagrees with its seeds.
+        InputError: it lacks a seed or list, or what its folder tells disagrees.
     """
-    for name in ("seed_training", "seed_membership"):
-        if getattr(model, name) is None:
-            raise InputError(f"{model.path / name} is missing: a train model must disclose it.")
+    if not model.discloses_all:
+        raise InputError(f"{undisclosed(model)} is missing: a train model must disclose it.")
     split = model.split(sizes)
     check_solution(model, sizes, model.path / "solution.csv", split)
+    model.check_lists(sizes, split)
     return split
+
+
+def undisclosed(model: ModelFolder) -> Path:
+    """File that a model would have to disclose all that it was trained on."""
+    names = [name for name, seed in zip(SEEDS, model.seeds, strict=True) if seed is None]
+    return model.path / (f"{MEMBERS}.npy" if model.seed_challenge is None else names[0])

@@ -9,29 +9,33 @@ Axes: T target models, P = 2m challenge points of one model.
 """
 
 import codecs
+import hashlib
 import re
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mico_exp.challenge.lists import MEMBERS, List, Lists, check_keep, read_members
 from mico_exp.challenge.phases import PHASES, SUBMITTED
-from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split, permutation, split
+from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split, of_seeds, permutation, split
 from mico_exp.common import require
+from mico_exp.common.arrays import padded
 from mico_exp.common.errors import InputError
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One model on disk with the seeds that its folder discloses."""
+    """One model on disk with the seeds that its folder discloses, or lists in their place."""
 
     path: Path
-    seed_challenge: int
+    seed_challenge: int | None = None
     seed_training: int | None = None
     seed_membership: int | None = None
+    lists: Lists | None = field(default=None, kw_only=True)
 
     @property
     def number(self) -> int:
@@ -43,17 +47,77 @@ class ModelFolder:
         """All three, None where one is not disclosed."""
         return self.seed_challenge, self.seed_training, self.seed_membership
 
+    @property
+    def discloses_training(self) -> bool:
+        """Tells which records it was trained on, but for its challenge points perhaps."""
+        listed = self.lists is not None and self.lists.tells_members
+        return self.seed_training is not None or listed
+
+    @property
+    def discloses_all(self) -> bool:
+        """Tells all records that it was trained on."""
+        listed = self.lists is not None and self.lists.tells_members and not self.lists.secret
+        return None not in self.seeds or listed
+
     def split(self, sizes: Sizes) -> Split:
-        """Index sets of this model, as far as its seeds are disclosed."""
-        return split(sizes, self.seed_challenge, self.seed_training, self.seed_membership)
+        """Index sets of this model, as far as its seeds and lists disclose them.
+
+        Raises:
+            InputError: a list is not what it must be.
+        """
+        if self.seed_challenge is None:
+            assert self.lists is not None
+            return self.lists.split(sizes.records)
+        found = split(sizes, self.seed_challenge, self.seed_training, self.seed_membership)
+        if self.lists is None or None not in self.seeds:
+            return found
+        return found.filled(self.lists.split(sizes.records, found.challenge))
+
+    def check_lists(self, sizes: Sizes, drawn: Split | None = None) -> None:
+        """Compare lists with seeds where both tell; `drawn` is the model's split.
+
+        Raises:
+            InputError: they disagree, or a list is not what it must be.
+        """
+        if self.seed_challenge is None or self.lists is None:
+            return
+        found = drawn or self.split(sizes)
+        told = self.lists.split(sizes.records, found.challenge)
+        same = found.agrees(told)
+        if self.lists.challenge is not None:
+            same &= np.array_equal(found.challenge, self.lists.points(sizes.records))
+        if not same:
+            names = ", ".join(str(file) for file in self.lists.files())
+            raise InputError(f"{names} disagrees with the seeds of {self.path.name}.")
+
+    def num_points(self, sizes: Sizes) -> int:
+        """How many challenge points it has, P."""
+        if self.seed_challenge is None:
+            assert self.lists is not None
+            return self.lists.length(sizes.records)
+        return 2 * of_seeds(sizes)[1]
 
     def solution(self, sizes: Sizes) -> NDArray[np.bool_] | None:
-        """(2m,) as that of its split, which need not be drawn for it."""
-        if self.seed_membership is None:
-            return None
-        found = np.zeros(2 * sizes.challenge, dtype=bool)
-        found[permutation(self.seed_membership, len(found))[sizes.challenge :]] = True
+        """(P,) as that of its split, which need not be drawn for it where a seed tells."""
+        if self.seed_challenge is None or self.seed_membership is None:
+            return None if self.lists is None else self.split(sizes).solution
+        found = np.zeros(self.num_points(sizes), dtype=bool)
+        found[permutation(self.seed_membership, len(found))[len(found) // 2 :]] = True
         return found
+
+    def num_training(self, sizes: Sizes) -> int | None:
+        """How many records it was trained on, where that is told."""
+        if self.lists is None or not self.lists.tells_members:
+            return sizes.training
+        return int(np.count_nonzero(self.lists.members_of(sizes.records)))
+
+    def draw_seed(self, sizes: Sizes) -> int:
+        """Seed of what is drawn for this model: that of its challenge, or of the list of it."""
+        if self.seed_challenge is not None:
+            return self.seed_challenge
+        points = self.split(sizes).challenge
+        told = hashlib.sha256(points.astype("<i8").tobytes() + self.path.name.encode())
+        return int.from_bytes(told.digest()[:8], "little") % MAX_SEED
 
 
 @dataclass(frozen=True)
@@ -70,8 +134,8 @@ class Scenario:
 
     @property
     def discloses(self) -> bool:
-        """All of its models tell `seed_training`."""
-        return all(model.seed_training is not None for _, model in self.models())
+        """All of its models tell the records that they were trained on."""
+        return all(model.discloses_training for _, model in self.models())
 
     @property
     def path(self) -> str:
@@ -95,14 +159,23 @@ def check_solution(
     """
     if not path.exists():
         return
-    found = read_solution(path, 2 * sizes.challenge)
+    found = read_solution(path, model.num_points(sizes))
     expected = (drawn or model.split(sizes)).solution
     if expected is not None and not np.array_equal(found, expected):
-        raise InputError(
-            f"{path} disagrees with the seeds of {model.path.name}. Check `len_training` "
-            f"({sizes.training}), `len_challenge` ({sizes.challenge}) and the number of records "
-            f"({sizes.records}), or fetch the folder anew."
-        )
+        raise InputError(f"{path} disagrees with {_what_else_tells(model, sizes)}.")
+
+
+def _what_else_tells(model: ModelFolder, sizes: Sizes) -> str:
+    if model.seed_challenge is None:
+        return f"the lists of {model.path.name}"
+    return (
+        f"the seeds of {model.path.name}. Check `len_training` ({sizes.training}), "
+        f"`len_challenge` ({sizes.challenge}) and the number of records ({sizes.records}), or "
+        "fetch the folder anew"
+    )
+
+
+SEEDS = ("seed_challenge", "seed_training", "seed_membership")
 
 
 def scenario_folder(root: Path, challenge: str, name: str) -> Path:
@@ -188,11 +261,7 @@ def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenar
         InputError: no train models, a seed that is missing or out of range, or a model twice.
     """
     folder = scenario_folder(root, challenge, name)
-    phases = {
-        phase: tuple(read_model(path) for path in found)
-        for phase in PHASES
-        if (found := model_folders(folder / phase))
-    }
+    phases = {phase: found for phase in PHASES if (found := read_models(folder / phase))}
     if "train" not in phases:
         raise InputError(f"{folder / 'train'} holds no folder named model_0, model_1, …")
     scenario = Scenario(challenge, name, sizes, phases)
@@ -201,15 +270,33 @@ def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenar
     return scenario
 
 
-def read_model(path: Path) -> ModelFolder:
-    """Read the seeds that a model's folder discloses."""
-    seed_challenge = read_seed(path / "seed_challenge")
-    others = {
-        name: read_seed(path / name)
-        for name in ("seed_training", "seed_membership")
-        if (path / name).exists()
-    }
-    return ModelFolder(path, seed_challenge, **others)
+def read_models(phase: Path) -> tuple[ModelFolder, ...]:
+    """Read what the folders of a phase's models disclose, in the order of their numbers."""
+    found = model_folders(phase)
+    check_keep(phase, len(found))
+    return tuple(read_model(path, row) for row, path in enumerate(found))
+
+
+def read_model(path: Path, row: int | None = None) -> ModelFolder:
+    """Read the seeds that a model's folder discloses, and find its lists.
+
+    Args:
+        path: of the folder.
+        row: its place among the models of its phase; found out if None.
+
+    Raises:
+        InputError: a seed is missing that no list stands for, or is none.
+    """
+    lists = Lists.of(path, row)
+    found = {name: read_seed(path / name) for name in SEEDS if (path / name).exists()}
+    if lists is None or found:
+        found["seed_challenge"] = read_seed(path / "seed_challenge")
+    elif lists.secret and lists.challenge is None:
+        raise InputError(
+            f"{path} tells no challenge points: expected seed_challenge, or challenge.npy or .csv "
+            f"in it or in {path.parent.parent}."
+        )
+    return ModelFolder(path, **found, lists=lists)
 
 
 def read_seed(path: Path) -> int:
@@ -307,8 +394,29 @@ def write_solution(solution: NDArray[np.bool_]) -> str:
     return ",".join(str(int(value)) for value in solution) + "\n"
 
 
+def truth_file(folder: Path) -> Path:
+    """File that tells a model's membership in its folder of the truth, if any does.
+
+    It is the solution of its challenge points, or else the list of all that it was trained on.
+    """
+    solution = folder / "solution.csv"
+    listed = None if solution.exists() else List.named(folder, MEMBERS)
+    return solution if listed is None else listed.path
+
+
+def _truth_of(model: ModelFolder, path: Path, sizes: Sizes) -> NDArray[np.bool_]:
+    """(P,) membership of a model's challenge points by such a file."""
+    if path.name != "solution.csv":
+        members: NDArray[np.bool_] = read_members(path, sizes.records)[model.split(sizes).challenge]
+        return members
+    check_solution(model, sizes, path)
+    return read_solution(path, model.num_points(sizes))
+
+
 def read_truth(root: Path, scenario: Scenario) -> dict[str, NDArray[np.bool_]]:
     """Read the truth of dev and final models as far as it is known: phase → (T, P) bool.
+
+    It is False beyond the last point of a model with fewer than others.
 
     A phase with no truth at all is left out; one with a gap is an error, since figures over
     part of a phase would not be the official ones.
@@ -316,14 +424,16 @@ def read_truth(root: Path, scenario: Scenario) -> dict[str, NDArray[np.bool_]]:
     truth = {}
     for phase in SUBMITTED:
         base = scenario_folder(truth_folder(root), scenario.challenge, scenario.name) / phase
-        paths = [base / m.path.name / "solution.csv" for m in scenario.phases.get(phase, ())]
+        models = scenario.phases.get(phase, ())
+        paths = [truth_file(base / model.path.name) for model in models]
         known = [path for path in paths if path.exists()]
         if not known:
             continue
         if missing := sorted(set(paths) - set(known)):
             raise InputError(f"{missing[0]} is missing, while {len(known)} others are there.")
-        length = 2 * scenario.sizes.challenge
-        for model, path in zip(scenario.phases[phase], paths, strict=True):
-            check_solution(model, scenario.sizes, path)
-        truth[phase] = np.stack([read_solution(path, length) for path in paths])
+        found = [
+            _truth_of(model, path, scenario.sizes)
+            for model, path in zip(scenario.phases[phase], paths, strict=True)
+        ]
+        truth[phase] = padded(found, False)
     return truth

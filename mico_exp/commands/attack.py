@@ -115,6 +115,7 @@ def _about_models(cell: Cell, record: CellRecord) -> CellRecord:
         recorded_epsilon=str(recorded) if recorded else None,
         num_records=len(setup.records.labels),
         unique_points=len(setup.points.unique),
+        validation_points=int(setup.points.there("train").sum()),
         models={phase: len(targets) for phase, targets in setup.points.of_phase.items()},
         identity=setup.identity.of_cell(cell.metric_code, cell.formula_code),
     )
@@ -123,7 +124,7 @@ def _about_models(cell: Cell, record: CellRecord) -> CellRecord:
 def _about_vitals(extraction: Extraction, record: CellRecord) -> CellRecord:
     """Whether the models seem to be what they should be; what seems wrong refuses nothing."""
     vitals = extraction.look()
-    told = vitals.told(extraction.points.solution)
+    told = vitals.told(extraction.vital.solution)
     for line in extraction.findings():
         warn_once(line)
     return replace(

@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mico_exp.challenge.points import undisclosed
 from mico_exp.challenge.tree import Scenario, read_truth
+from mico_exp.common.arrays import padded
 from mico_exp.common.errors import InputError, printable
 from mico_exp.common.fingerprints import definition
 from mico_exp.common.identity import OTHER_CONTENT, CellIdentity, ChoiceIdentity
@@ -62,6 +64,12 @@ class Here:
     solution: Membership
     truth: Mapping[str, Membership]
 
+    @property
+    def num_points(self) -> int:
+        """Challenge points of all train models together."""
+        sizes = self.scenario.sizes
+        return sum(model.num_points(sizes) for model in self.scenario.phases["train"])
+
     def expected(self, record: CellRecord) -> CellIdentity:
         """What a run of the same cell would hang on now.
 
@@ -100,11 +108,11 @@ def find_scenarios(challenge: Challenge, selection: Selection) -> dict[str, Here
 def _here(setup: Setup) -> Here:
     """Look at a scenario."""
     scenario, identity = setup.found, setup.identity
-    solutions = [model.solution(scenario.sizes) for model in scenario.phases["train"]]
-    if absent := [i for i, one in enumerate(solutions) if one is None]:
-        path = scenario.phases["train"][absent[0]].path / "seed_membership"
-        raise InputError(f"{path} is missing: a train model must disclose it.")
-    solution = np.stack([one for one in solutions if one is not None])
+    train = scenario.phases["train"]
+    if absent := [model for model in train if not model.discloses_all]:
+        raise InputError(f"{undisclosed(absent[0])} is missing: a train model must disclose it.")
+    solutions = [model.solution(scenario.sizes) for model in train]
+    solution = padded([one for one in solutions if one is not None], False)
     truth = read_truth(setup.root, scenario)
     return Here(scenario, identity, setup.discloses, solution, truth)
 
@@ -230,13 +238,15 @@ def _predictions(tracker: Tracker, best: Candidate, scenario: Scenario) -> Predi
     with tempfile.TemporaryDirectory() as folder:
         found = read_predictions(tracker.artifact(best.run_id, PREDICTIONS, Path(folder)))
     for phase, models in scenario.phases.items():
-        expected = (len(models), 2 * scenario.sizes.challenge)
+        lengths = [model.num_points(scenario.sizes) for model in models]
+        expected = (len(models), max(lengths))
         shape = found[phase].shape if phase in found else None
         if shape != expected:
             raise InputError(
                 f"Run {best.run_id}: {phase} predictions must have shape {expected}, got {shape}."
             )
-        inside = np.isfinite(found[phase]) & (found[phase] >= 0) & (found[phase] <= 1)
+        beyond = np.arange(expected[1]) >= np.array(lengths)[:, np.newaxis]
+        inside = beyond | ((found[phase] >= 0) & (found[phase] <= 1))
         if not inside.all():
             raise InputError(
                 f"Run {best.run_id}: {phase} predictions must be in [0, 1], got "

@@ -125,11 +125,12 @@ def _about_recipe(setup: Setup) -> list[Finding]:
 
 def _vitals(setup: Setup, scenario: Scenario, points: ChallengePoints) -> tuple[Vitals, Mask]:
     """Vitals that were taken before, or of some train models; membership of the latter's points."""
-    if (known := setup.extraction_at(scenario, points).stored_vitals()) is not None:
-        return known, points.solution
+    every = setup.extraction_at(scenario, points)
+    if (known := every.stored_vitals()) is not None:
+        return known, every.vital.solution
     some = replace(scenario, phases={"train": scenario.phases["train"][:MODELS_ASKED]})
-    own = challenge_points(some)
-    return setup.extraction_at(some, own).take_vitals(), own.solution
+    few = setup.extraction_at(some, challenge_points(some))
+    return few.take_vitals(), few.vital.solution
 
 
 def _row(name: str, report: PhaseReport) -> tuple[str, ...]:

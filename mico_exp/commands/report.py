@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +121,25 @@ def _scenario(name: str, chosen: Chosen, here: Here) -> dict[str, Any]:
 
 def _protocol(here: Here, record: CellRecord) -> dict[str, Any]:
     """What the attack was on, as it lies on disk; a run only says what is not there."""
-    scenario = here.scenario
+    scenario, train = here.scenario, here.scenario.phases["train"]
     models = [len(scenario.phases.get(phase, ())) for phase in ("train", "dev", "final")]
     return {
         "dataset": record.dataset,
         "records": scenario.sizes.records,
-        "training": scenario.sizes.training,
+        "training": _range(model.num_training(scenario.sizes) for model in train),
         "models": " / ".join(str(count or "–") for count in models),
-        "points": 2 * scenario.sizes.challenge,
+        "points": _range(model.num_points(scenario.sizes) for model in train),
         "unique": "–" if record.unique_points is None else record.unique_points,
     }
+
+
+def _range(counts: Iterable[int | None]) -> str:
+    """Counts of models as one, or as the least and the most; a dash where one is not told."""
+    known = list(counts)
+    if None in known:
+        return "–"
+    ends = dict.fromkeys(f"{end(one for one in known if one is not None):,}" for end in (min, max))
+    return "–".join(ends)
 
 
 def privacy(scenario: Scenario, asked: float | None) -> str:
@@ -159,7 +168,9 @@ def _sum(of_families: Mapping[str, float]) -> float:
 def _heatmap(name: str, selected: Selected, here: Here) -> tuple[str, str]:
     """Draw a scenario's grid, and say in words what it shows."""
     metrics, formulas = order_of(selected, option_names("metric"), option_names("formula"))
-    figure = heatmap(name, selected, metrics, formulas, sizes_of(*here.solution.shape))
+    figure = heatmap(
+        name, selected, metrics, formulas, sizes_of(len(here.solution), here.num_points)
+    )
     values = "; ".join(f"{one.cell} {one.tpr:.3f}" for one in selected.cells)
     alt = f"Heatmap of {name}, metric by formula, validation TPR at FPR 0.1. {values}. "
     return _embedded(png(figure)), f"{alt}Chosen: {selected.verdict.cell}."

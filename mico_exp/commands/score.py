@@ -60,17 +60,11 @@ def _scenarios(models: Sequence[str]) -> dict[tuple[str, str], list[str]]:
 
 
 def _solutions(truth: Path, models: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Truth of every model; in a scenario, equally long and of both classes."""
+    """Truth of every model; in a scenario, of both classes."""
     from mico_exp.challenge.tree import read_solution
 
     found = {name: read_solution(truth / name / "solution.csv") for name in models}
     for first, *others in _scenarios(models).values():
-        length = len(found[first])
-        if odd := [name for name in others if len(found[name]) != length]:
-            raise InputError(
-                f"{truth / odd[0] / 'solution.csv'} holds {len(found[odd[0]])} values, but that of "
-                f"{first} {length}: the truth of a scenario's models must be equally long."
-            )
         together = np.concatenate([found[name] for name in (first, *others)])
         if together.all() or not together.any():
             raise InputError(

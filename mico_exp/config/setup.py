@@ -128,8 +128,8 @@ class Setup:
     store: ScoreStore
     source: Source
     architecture: Architecture
-    len_training: int
-    len_challenge: int
+    len_training: int | None
+    len_challenge: int | None
     epsilon: float | None
     disclosed: bool | None
     known_members: int | None

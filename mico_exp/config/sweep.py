@@ -112,7 +112,7 @@ def draw_heatmaps(tracker: Tracker, challenge: str, grid: Grid) -> None:
             path = grid.folder / f"heatmap_{name}.png"
             rows, columns = order_of(selected, grid.metrics, grid.formulas)
             one = group[0].record
-            sizes = sizes_of(one.models["train"], 2 * (one.len_challenge or 0))
+            sizes = sizes_of(one.models["train"], one.validation_points or 0)
             drawing = png(heatmap(name, selected, rows, columns, sizes))
             path.write_bytes(drawing)
             (run.artifacts / path.name).write_bytes(drawing)

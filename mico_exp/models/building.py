@@ -20,12 +20,13 @@ import torch
 from tqdm import tqdm
 
 from mico_exp.challenge.phases import PHASES
-from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split
+from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split, of_seeds
 from mico_exp.challenge.records import Records, inputs_at
 from mico_exp.challenge.tree import (
     ModelFolder,
     model_folders,
     scenario_folder,
+    truth_file,
     truth_folder,
     write_solution,
 )
@@ -83,18 +84,23 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require.whole("seed", self.seed, 0)
-        if self.plan.batch_size > self.sizes.training:
+        if self.plan.batch_size > self.len_training:
             raise InputError(
-                f"`batch_size` must be at most `len_training` = {self.sizes.training}, "
+                f"`batch_size` must be at most `len_training` = {self.len_training}, "
                 f"got {self.plan.batch_size}."
             )
         for phase, count in self.models.items():
             require.whole(f"phases.{phase}", count, 0)
 
     @property
+    def len_training(self) -> int:
+        """How many records a model trains on."""
+        return of_seeds(self.sizes)[0]
+
+    @property
     def sample_rate(self) -> float:
         """Chance of a record to be in a batch."""
-        return self.plan.batch_size / self.sizes.training
+        return self.plan.batch_size / self.len_training
 
     def description(self, records: Records) -> dict[str, Any]:
         """The recipe and its records as they are kept beside the models, and compared with."""
@@ -192,7 +198,7 @@ def _processes(recipe: Recipe, chunks: int, device: torch.device) -> int:
     """How many processes train at once: as many as have a core and room for their records."""
     if device.type != "cpu" or chunks < 2:
         return 1
-    inputs = MODELS_AT_ONCE * recipe.sizes.training * recipe.widths[0] * torch.float32.itemsize
+    inputs = MODELS_AT_ONCE * recipe.len_training * recipe.widths[0] * torch.float32.itemsize
     room = psutil.virtual_memory().available // (COPIES * inputs)
     return max(1, min(cores.for_processes(), chunks, room))
 
@@ -318,7 +324,7 @@ def _missing(root: Path, recipe: Recipe) -> Iterator[int]:
         folder, truth = _places(root, recipe, number)
         if folder.is_dir() and not (folder / "model.pt").exists():
             raise InputError(f"{folder} lacks model.pt. Delete that folder: it is built anew then.")
-        if not folder.is_dir() or (truth and not truth.exists()):
+        if not folder.is_dir() or (truth and not truth_file(truth.parent).exists()):
             yield number
 
 

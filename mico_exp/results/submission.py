@@ -1,7 +1,8 @@
 """The competition's submission: one zip with a prediction file for every dev and final model.
 
 ``predictions_<challenge>.zip`` holds ``<challenge>/<scenario>/{dev,final}/model_K/prediction.csv``
-and nothing else; each file is one line of 2m comma-separated numbers in [0, 1].
+and nothing else; each file is one line of comma-separated numbers in [0, 1], one for each of the
+model's challenge points: 2m in the competition.
 """
 
 import io
@@ -38,7 +39,7 @@ def pack_submission(
     Args:
         path: that it is for, which errors name.
         scenarios: all scenarios of the challenge.
-        predictions: scenario name → phase → (T, 2m) in [0, 1], in the order of the models.
+        predictions: scenario name → phase → (T, P) in [0, 1], in the order of the models.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -49,10 +50,12 @@ def pack_submission(
                 for model, row in zip(models, rows, strict=True):
                     name = f"{scenario.path}/{phase}/{model.path.name}/prediction.csv"
                     entry = zipfile.ZipInfo(name, EPOCH)  # it has a compression of its own
-                    archive.writestr(entry, _line(row), zipfile.ZIP_DEFLATED)
+                    own = row[: model.num_points(scenario.sizes)]
+                    archive.writestr(entry, _line(own), zipfile.ZIP_DEFLATED)
     content = buffer.getvalue()
-    longest = max(2 * scenario.sizes.challenge for scenario in scenarios)
-    _check_complete(_read(path, io.BytesIO(content), longest), scenarios, path)
+    expected = _lengths(scenarios)
+    longest = max(expected.values())
+    _check_complete(_read(path, io.BytesIO(content), longest), expected, path)
     return content
 
 
@@ -62,7 +65,7 @@ def _line(row: NDArray[np.float32]) -> str:
 
 
 def read_submission(path: Path, longest: int = LONGEST) -> dict[str, NDArray[np.float64]]:
-    """Read a zip: folder within it (``digits/digits_inf/dev/model_100``) → (2m,) predictions.
+    """Read a zip: folder within it (``digits/digits_inf/dev/model_100``) → (P,) predictions.
 
     Args:
         path: of the zip.
@@ -158,15 +161,19 @@ def _values(name: str, content: bytes) -> NDArray[np.float64]:
     return np.array([float(text) for text in texts])
 
 
-def _check_complete(
-    found: Mapping[str, NDArray[np.float64]], scenarios: Sequence[Scenario], path: Path
-) -> None:
-    expected = {
-        f"{scenario.path}/{phase}/{model.path.name}": 2 * scenario.sizes.challenge
+def _lengths(scenarios: Sequence[Scenario]) -> dict[str, int]:
+    """Folder within the zip → how many values its model has."""
+    return {
+        f"{scenario.path}/{phase}/{model.path.name}": model.num_points(scenario.sizes)
         for scenario in scenarios
         for phase in SUBMITTED
         for model in scenario.phases[phase]
     }
+
+
+def _check_complete(
+    found: Mapping[str, NDArray[np.float64]], expected: Mapping[str, int], path: Path
+) -> None:
     if wrong := sorted(expected.keys() ^ found.keys()):
         raise InputError(f"{path}: {wrong[0]} is missing or does not belong there.")
     for name, length in expected.items():

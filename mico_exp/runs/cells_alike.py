@@ -192,4 +192,4 @@ def order_of(
 
 def sizes_of(models: int, points: int) -> str:
     """Say how many points of how many models a validation pools."""
-    return f"n = {models * points:,} points of {models} models"
+    return f"n = {points:,} points of {models} models"

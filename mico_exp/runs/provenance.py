@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mico_exp
 from mico_exp.challenge.records import Records, records_key
-from mico_exp.challenge.tree import Scenario, equal_weights
+from mico_exp.challenge.tree import ModelFolder, Scenario, equal_weights
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints, digest
 from mico_exp.models.weights import fingerprint
@@ -17,7 +17,7 @@ LIBRARIES = ("torch", "numpy", "mlflow", "hydra-core", "transformers")
 
 
 def content(scenario: Scenario, records: Records, files: FileFingerprints) -> str:
-    """SHA-256 of all that an attacker is given: models, seeds, solutions, records and sizes.
+    """SHA-256 of all that an attacker is given: models, seeds, lists, solutions, records and sizes.
 
     Runs may be compared, and a submission built from them, only where this is the same.
 
@@ -36,10 +36,18 @@ def content(scenario: Scenario, records: Records, files: FileFingerprints) -> st
                 repr(model.seeds),
                 *found.files,
                 files.of(solution) if solution.exists() else "",
+                *_listed(model, files),
             ]
     if same := equal_weights(weights):
         raise InputError(same)
     return digest(*parts)
+
+
+def _listed(model: ModelFolder, files: FileFingerprints) -> list[str]:
+    """What lists tell of a model, if it has any."""
+    if model.lists is None:
+        return []
+    return ["lists", str(model.lists.row), *map(files.of, model.lists.files())]
 
 
 @functools.cache

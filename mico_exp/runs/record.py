@@ -33,7 +33,10 @@ COLUMNS = [  # of a table of cells
     f"metrics.`{VALIDATED_AUC}`",
 ]
 BEST_FIRST = f"metrics.`{VALIDATED_TPR}`"
-COUNTED = ("len_training", "len_challenge", "seed", "num_records", "unique_points")
+COUNTED = (
+    *("len_training", "len_challenge", "seed", "num_records"),
+    *("unique_points", "validation_points"),
+)
 TEXTS = ("code_version", "versions", "overrides", "sweep", "metric_changes", "formula_changes")
 MODELS = "_models"  # end of train_models, dev_models, final_models
 TOLD = "members_"  # start of what membership in the train models' scores is told apart by
@@ -87,6 +90,7 @@ class CellRecord:
     recorded_epsilon: str | None = None
     num_records: int | None = None
     unique_points: int | None = None
+    validation_points: int | None = None
     models: Mapping[str, int] = field(default_factory=dict)
     told: Mapping[str, float] = field(default_factory=dict)
     members_told: str | None = None

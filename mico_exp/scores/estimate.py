@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mico_exp.challenge.phases import PHASES
-from mico_exp.challenge.points import ChallengePoints, disclosed
+from mico_exp.challenge.points import ChallengePoints, disclosed, undisclosed
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
 from mico_exp.challenge.tree import (
@@ -114,9 +114,9 @@ def examine_phase(
     report.found = len(paths)
     report.findings += _about_numbers(place, name, expected, [model_number(path) for path in paths])
     with progress(f"Checking {place}", len(paths)) as bar:
-        for path in paths:
+        for row, path in enumerate(paths):
             try:
-                model, weights, bad = _check_model(path, name, sizes, architecture)
+                model, weights, bad = _check_model(path, row, name, sizes, architecture)
                 report.weight_bytes += sum(file.stat().st_size for file in model_files(path))
                 if bad:
                     message = f"{weights_file(path)}: {bad} weights are not finite."
@@ -135,12 +135,10 @@ def _about_disclosure(folder: Path, report: PhaseReport) -> list[Finding]:
     """Note the models of ddp that do not tell their training set; attacks can do without."""
     if not folder.name.endswith("_ddp") or report.name == "train":
         return []
-    silent = [model.path for model in report.models if model.seed_training is None]
+    silent = [model for model in report.models if not model.discloses_training]
     return [
-        Finding(
-            str(path), f"{path / 'seed_training'} is missing, which ddp discloses.", fatal=False
-        )
-        for path in silent
+        Finding(str(one.path), f"{undisclosed(one)} is missing, which ddp discloses.", fatal=False)
+        for one in silent
     ]
 
 
@@ -162,16 +160,18 @@ def _about_numbers(place: Path, phase: str, expected: int, numbers: Sequence[int
 
 
 def _check_model(
-    path: Path, phase: str, sizes: Sizes, architecture: Architecture
+    path: Path, row: int, phase: str, sizes: Sizes, architecture: Architecture
 ) -> tuple[ModelFolder, str, int]:
-    """Read a model's seeds, solution and weights.
+    """Read a model's seeds or lists, solution and weights.
 
     Returns the model, the digest of its weights, and how many of them are not finite.
     """
-    model = read_model(path)
+    model = read_model(path, row)
     if phase == "train":
         disclosed(model, sizes)
-    check_solution(model, sizes, path / "solution.csv")
+    else:
+        check_solution(model, sizes, path / "solution.csv")
+        model.check_lists(sizes)
     weights = check_weights(weights_file(path))
     state = load_state(weights_file(path), architecture.make(path), mapped=True)
     return model, weights, not_finite(state)
@@ -267,7 +267,7 @@ def measure(
 def estimate(scenario: Scenario, points: ChallengePoints, rates: Rates, metrics: int) -> Cost:
     """Estimate the extraction of so many metrics from what was measured on the same network."""
     count = sum(map(len, scenario.phases.values()))
-    own = [rows.size for phase, rows in points.of_phase.items() if phase != "train"]
+    own = [points.there(phase).sum() for phase in points.of_phase if phase != "train"]
     total = len(scenario.phases["train"]) * len(points.unique) + sum(own)
     # Every model is read five times: for its hash, its checksums and its digest, to see whether
     # it fits, and to run.

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mico_exp.challenge.points import ChallengePoints, KnownSample
+from mico_exp.challenge.points import ChallengePoints, KnownSample, undisclosed
 from mico_exp.challenge.records import Records, fingerprint_arrays, records_key
 from mico_exp.challenge.tree import ModelFolder, Scenario
-from mico_exp.common.arrays import Floats, Indices
+from mico_exp.common.arrays import Floats, Indices, padded
 from mico_exp.common.atomic import exclusive, remove_leftovers
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.fingerprints import FileFingerprints, definition, digest
@@ -45,11 +45,12 @@ from mico_exp.scores.metrics import logit, margin
 from mico_exp.scores.soundness import Trial, are_finite, check_records, trial_of
 from mico_exp.scores.store import Address, Column, ScoreStore, read_vitals, write_vitals
 from mico_exp.scores.table import Scores
-from mico_exp.scores.vitals import Vitals, findings
+from mico_exp.scores.vitals import BEYOND, Vitals, findings
 from mico_exp.scores.workers import Local, Workers
 
 log = logging.getLogger(__name__)
 VITAL = {"logit": logit, "margin": margin}
+VITAL_POINTS = 1000  # of a model, at most, that its vitals are taken at
 MODELS_AT_ONCE = 25  # that can stack: more make it no faster, and would only cost memory
 
 
@@ -169,12 +170,14 @@ class Extraction:
                 column = column.forgotten()
             elif not self.allow_nan and not np.isfinite(column.scores).all():
                 raise self._not_finite(task, metric_name, column)
-            own[task.phase].append(column.at(self.points.of_phase[task.phase][task.row]))
             if task.phase == "train":
                 shadow[task.row] = column.at(self.points.unique)
+            if task.phase != "train" or not self.points.is_pool:
+                own[task.phase].append(column.at(self.points.points_of(task.phase, task.row)))
             if task.phase in known:
                 known[task.phase].append(column.at(self.known[task.phase][task.row].points))
-        scores = Scores(shadow, {phase: np.stack(rows) for phase, rows in own.items()}, known)
+        rows_of = {phase: padded(rows, np.nan) if rows else shadow for phase, rows in own.items()}
+        scores = Scores(shadow, rows_of, known)
         for array in (
             shadow,
             *scores.own.values(),
@@ -260,7 +263,7 @@ class Extraction:
             phase: [str(model.path) for model in models]
             for phase, models in self.scenario.phases.items()
         }
-        lines = findings(self.look(), self.points.solution, names)
+        lines = findings(self.look(), self.vital.solution, names)
         return [f"{self.name}: {line}" for line in lines]
 
     def stored_vitals(self) -> Vitals | None:
@@ -271,11 +274,16 @@ class Extraction:
     def vitals_path(self) -> Path:
         """Where they lie for models, records and points as they are."""
         keys = [task.addresses["logit"].key for task in self.tasks({"logit": logit})]
-        key = digest(*keys, fingerprint_arrays(*self.points.of_phase.values()))
+        key = digest(*keys, fingerprint_arrays(*self.vital.of_phase.values()))
         return self.store.vitals(self.name, key)
 
+    @cached_property
+    def vital(self) -> ChallengePoints:
+        """Challenge points that vitals are taken at: all of a model's own, or some of many."""
+        return self.points.thinned(VITAL_POINTS)
+
     def take_vitals(self) -> Vitals:
-        """Ask every model at its own challenge points.
+        """Ask every model at its own challenge points, or some of them.
 
         Raises:
             InputError: as `compute`.
@@ -283,25 +291,27 @@ class Extraction:
         self.workers.check(self.processor)
         folders = [model.path for _, model in self.scenario.models()]
         self._check_models(folders)
-        own = [points for rows in self.points.of_phase.values() for points in rows]
+        vital = self.vital
+        own = [
+            vital.points_of(phase, row)
+            for phase, rows in vital.of_phase.items()
+            for row in range(len(rows))
+        ]
         self._check_soundness(folders, self._asked(own, ()))
-        pairs = list(zip(folders, own, strict=True))
-        size = self._together(folders[0], LOGITS)
-        groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        groups = list(_alike(zip(folders, own, strict=True), self._together(folders[0], LOGITS)))
         work = Work(self.architecture, self.records, VITAL, self.processor)
-        found = {name: np.empty((len(own), len(own[0]))) for name in VITAL}
-        with progress(f"Looking at models of {self.name}", len(pairs)) as bar:
+        found: dict[int, dict[str, Floats]] = {}
+        with progress(f"Looking at models of {self.name}", len(own)) as bar:
             for i, scores in self.workers.map(work, map(self._own_shard, groups)):
-                for name, rows in scores.items():
-                    found[name][i * size : i * size + len(rows)] = rows
+                found[i] = scores
                 bar.update(len(groups[i]))
-        ends = np.cumsum([len(rows) for rows in self.points.of_phase.values()])[:-1]
-        phases = list(self.points.of_phase)
-        of_phase = {name: np.split(rows, ends) for name, rows in found.items()}
-        right = [rows > 0 for rows in of_phase["margin"]]
-        return Vitals(
-            dict(zip(phases, of_phase["logit"], strict=True)), dict(zip(phases, right, strict=True))
-        )
+        rows = iter([row for i in range(len(groups)) for row in _rows(found[i])])
+        logits, right = {}, {}
+        for phase, models in vital.of_phase.items():
+            some = [next(rows) for _ in models]
+            logits[phase] = padded([row for row, _ in some], BEYOND)
+            right[phase] = padded([row > 0 for _, row in some], False)
+        return Vitals(logits, right)
 
     def _own_shard(self, group: Sequence[tuple[Path, Indices]]) -> Shard:
         """Models at their own points."""
@@ -407,17 +417,21 @@ class Extraction:
         """What of a model's training set a metric is told."""
         if not is_told_members(metric):
             return ""
-        if folder.seed_training is None:
+        if not folder.discloses_training:
             raise InputError(
-                f"{folder.path / 'seed_training'} is missing: {self.name} does not disclose "
-                "training sets, which the metric needs."
+                f"{undisclosed(folder)} is missing: {self.name} does not disclose training sets, "
+                "which the metric needs."
             )
-        return repr((folder.seed_challenge, folder.seed_training, self.scenario.sizes))
+        if folder.seed_training is not None:
+            return repr((folder.seed_challenge, folder.seed_training, self.scenario.sizes))
+        training = folder.split(self.scenario.sizes).training
+        assert training is not None
+        return fingerprint_arrays(training)
 
     def _needed(self, phase: str, row: int) -> Indices:
         if phase == "train":
             return self.points.unique
-        own = self.points.of_phase[phase][row]
+        own = self.points.points_of(phase, row)
         if phase not in self.known:
             return np.sort(own)
         return np.union1d(own, self.known[phase][row].points)
@@ -473,6 +487,20 @@ class Extraction:
             f"{len(column.points)} points, the first record {wrong[0]}, {why} "
             "`compute.allow_nan=true` goes on without."
         )
+
+
+def _alike(
+    pairs: Iterable[tuple[Path, Indices]], together: int
+) -> Iterator[list[tuple[Path, Indices]]]:
+    """Cut models and their points into runs of at most so many, each of equally many points."""
+    for _, run in groupby(pairs, key=lambda pair: len(pair[1])):
+        some = list(run)
+        yield from (some[start : start + together] for start in range(0, len(some), together))
+
+
+def _rows(scores: Mapping[str, Floats]) -> Iterator[tuple[Floats, Floats]]:
+    """Scores (P,) of each model by the two metrics of vitals."""
+    return zip(scores["logit"], scores["margin"], strict=True)
 
 
 def _joined(lacks: Sequence[Indices]) -> Indices:

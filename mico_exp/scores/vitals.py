@@ -18,6 +18,7 @@ from mico_exp.common.arrays import Floats, Mask
 from mico_exp.common.errors import InputError
 
 Place = tuple[str, int]  # phase and row of a model
+BEYOND = -np.inf  # stands for φ where a model has fewer points than others
 FEWEST = 5  # models, to say which of them is unlike the others
 FAR = 8.0  # robust deviations from the median of all models
 NORMAL_MAD = 1.4826  # a normal variable's deviation by its median absolute deviation
@@ -47,7 +48,7 @@ class Vitals:
     """What models give at their own challenge points.
 
     logit: phase → (T, P) φ = log(p_y / (1 − p_y)). right: phase → (T, P) True where the class is.
-    A model that is not finite has NaN.
+    A model that is not finite has NaN, one with fewer points than others `BEYOND` at the end.
     """
 
     logit: Mapping[str, Floats]
@@ -55,12 +56,25 @@ class Vitals:
 
     def aucs(self, solution: Mask) -> Floats:
         """AUC (S,) of φ for membership (S, P) of each train model's points; NaN for one class."""
-        rank = np.stack([_ranks(row) for row in self.logit["train"]])
+        there = self._there
+        beyond = (~there).sum(axis=1, keepdims=True)  # they have the lowest ranks
+        rank = np.stack([_ranks(row) for row in self.logit["train"]]) - beyond
         members = solution.sum(axis=1)
-        others = solution.shape[1] - members
+        others = there.sum(axis=1) - members
         won = np.where(solution, rank, 0).sum(axis=1) - members * (members + 1) / 2
         with np.errstate(invalid="ignore", divide="ignore"):
             return won / (members * others)
+
+    @property
+    def _there(self) -> Mask:
+        """(S, P) True where a train model has a point."""
+        return self.logit["train"] != BEYOND
+
+    def _chance(self, solution: Mask) -> float:
+        """Deviation of one model's AUC where membership says nothing (Mann & Whitney 1947)."""
+        members = max(float(solution.sum(axis=1).mean()), 1.0)
+        others = max(float(self._there.sum(axis=1).mean()) - members, 1.0)
+        return float(np.sqrt((members + others + 1) / (12 * members * others)))
 
     def told(self, solution: Mask) -> Told:
         """Tell whether members score higher than non-members under the train models.
@@ -75,7 +89,7 @@ class Vitals:
         if not len(aucs):
             raise InputError("No train model has points of both classes.")
         between = aucs.var(ddof=1) if len(aucs) > 1 else 0.0
-        error = math.sqrt(max(between, _chance(solution) ** 2) / len(aucs))
+        error = math.sqrt(max(between, self._chance(solution) ** 2) / len(aucs))
         mean = float(aucs.mean())
         return Told(mean, mean - TWO_SIDED * error, mean + TWO_SIDED * error)
 
@@ -84,8 +98,9 @@ class Vitals:
         aucs = self.aucs(solution)
         usual = np.nanmedian(aucs) if np.isfinite(aucs).any() else np.nan
         spread = NORMAL_MAD * np.nanmedian(np.abs(aucs - usual)) if usual == usual else np.nan
-        far = (usual - aucs) > LOST * max(spread, _chance(solution))
-        return np.flatnonzero(far & (aucs < 0.5 + 2 * _chance(solution))).tolist()
+        chance = self._chance(solution)
+        far = (usual - aucs) > LOST * max(spread, chance)
+        return np.flatnonzero(far & (aucs < 0.5 + 2 * chance)).tolist()
 
     def outliers(self) -> dict[Place, str]:
         """Models that are far from the others, each with what is unlike.
@@ -93,15 +108,19 @@ class Vitals:
         Median and spread of φ and accuracy are compared with the median over all models, in units
         of the median absolute deviation, or of a sample's own error where that is larger.
         """
-        places = [(phase, row) for phase, rows in self.logit.items() for row in range(len(rows))]
-        every = np.concatenate(list(self.logit.values()))
-        known = np.isfinite(every).all(axis=1)
-        if np.count_nonzero(known) < FEWEST:
+        places, every, right = [], [], []
+        for phase, rows in self.logit.items():
+            for row, (values, is_right) in enumerate(zip(rows, self.right[phase], strict=True)):
+                there = values != BEYOND
+                if np.isfinite(values[there]).all():
+                    places.append((phase, row))
+                    every.append(values[there])
+                    right.append(is_right[there].mean())
+        if len(every) < FEWEST:
             return {}
-        points = every.shape[1]
-        low, median, high = np.quantile(every[known], [0.25, 0.5, 0.75], axis=1)
+        low, median, high = _quartiles(every)
         spread = np.maximum(high - low, np.finfo(float).tiny)
-        accuracy = np.concatenate(list(self.right.values()))[known].mean(axis=1)
+        accuracy, points = np.array(right), np.array([len(values) for values in every])
         usual = float(np.median(spread)) / NORMAL_IQR / np.sqrt(points)
         found: dict[Place, str] = {}
         for name, values, error in (
@@ -111,10 +130,17 @@ class Vitals:
         ):
             shown = np.exp(values) if name.startswith("spread") else values
             for i in np.flatnonzero(_far(values, error)):
-                place = places[np.flatnonzero(known)[i]]
                 usually = f"usually {np.median(shown):.3g}"
-                found.setdefault(place, f"its {name} is {shown[i]:.3g}, {usually}")
+                found.setdefault(places[i], f"its {name} is {shown[i]:.3g}, {usually}")
         return found
+
+
+def _quartiles(rows: Sequence[Floats]) -> Floats:
+    """Quartiles (3, T) of the rows, which may differ in length."""
+    shares = [0.25, 0.5, 0.75]
+    if len({len(row) for row in rows}) == 1:  # at once takes a fiftieth of the time
+        return np.quantile(np.stack(rows), shares, axis=1)
+    return np.stack([np.quantile(row, shares) for row in rows], axis=1)
 
 
 def _ranks(values: Floats) -> Floats:
@@ -160,14 +186,7 @@ def findings(vitals: Vitals, solution: Mask, names: Mapping[str, Sequence[str]])
     return found
 
 
-def _far(values: Floats, error: float) -> Mask:
-    """Tell (M,) which values are far from the others, whose own error is `error`."""
+def _far(values: Floats, error: Floats) -> Mask:
+    """Tell (M,) which values are far from the others, given the error (M,) of each."""
     apart = np.abs(values - np.median(values))
-    return apart > FAR * max(NORMAL_MAD * float(np.median(apart)), error)
-
-
-def _chance(solution: Mask) -> float:
-    """Deviation of one model's AUC where membership says nothing (Mann & Whitney 1947)."""
-    members = max(float(solution.sum(axis=1).mean()), 1.0)
-    others = max(solution.shape[1] - members, 1.0)
-    return float(np.sqrt((members + others + 1) / (12 * members * others)))
+    return apart > FAR * np.maximum(NORMAL_MAD * float(np.median(apart)), error)
