@@ -11,17 +11,20 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from sklearn.preprocessing import StandardScaler
 from tokenizers import Tokenizer
+from torchvision.datasets import FashionMNIST, ImageFolder
 from transformers import BertTokenizerFast
 
-from mico_exp.challenge import tables, texts
+from mico_exp.challenge import images, tables, texts
 from mico_exp.challenge.arrays import from_files
 from mico_exp.common import fingerprints
 from mico_exp.common.errors import InputError
 from mico_exp.config.setup import Source
 from mico_exp.scores.soundness import check_records
 
+WITHIN = {"Images in folders": {"store": "store"}}  # what a command would resolve
 PAGE = Path(__file__).parents[1] / "docs" / "own_models.md"
 
 
@@ -40,7 +43,7 @@ def as_documented(title):
     """Records by the option file that the page shows under a title, as a command makes them."""
     section = PAGE.read_text(encoding="utf-8").split(f"\n### {title}\n")[1]
     option = yaml.safe_load(section.split("```yaml\n")[1].split("```")[0])
-    records = Source("own", yaml.safe_dump(option["records"]), None).records
+    records = Source("own", yaml.safe_dump(option["records"] | WITHIN.get(title, {})), None).records
     check_records(records, np.arange(len(records.labels)))
     return records
 
@@ -165,6 +168,168 @@ def test_arrays_that_are_wrong(here, files, options, message):
             np.save(name, content, allow_pickle=True) if name != "x.npz" else None
     with pytest.raises(InputError, match=message) as refused:
         from_files(**{"inputs": "x.npy", "labels": "y.npy"} | options)
+    assert "\n" not in str(refused.value)
+
+
+def picture(random, path, size, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = random.integers(256, size=(*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def flowers(random, sizes=((8, 6),), modes=("RGB",)):
+    for part, count in {"train": 7, "test": 4}.items():
+        for number in range(count):
+            kind = ["rose", "aster", "10"][number % 3]
+            name = f"{number}.PNG" if number % 2 else f"more/{number}.jpg"
+            mode = modes[number % len(modes)]
+            place = Path("flowers", part, kind, name)
+            picture(random, place, sizes[number % len(sizes)], mode if number % 2 else "RGB")
+    Path("flowers/train/rose/notes.txt").write_text("no image")
+    Path("flowers/train/.cache").mkdir()
+
+
+def literal_flowers(look):
+    """By torchvision, each image as PIL gives it."""
+    parts = [ImageFolder(f"flowers/{part}", is_valid_file=lambda path: "txt" not in path)
+             for part in ("train", "test")]  # fmt: skip
+    samples = [sample for part in parts for sample in part.samples]
+    pixels = [np.asarray(look(Image.open(path))) for path, _ in samples]
+    return np.stack(pixels), [label for _, label in samples]
+
+
+def test_images_in_folders_as_documented(here, random):
+    flowers(random, ((8, 6), (5, 9)), ("RGB", "RGBA", "L", "P"))
+    shutil.rmtree("flowers/train/.cache")
+    pixels, labels = literal_flowers(lambda one: one.convert("RGB").resize((6, 8), 2))
+    expected = (pixels / 255 - [0.49, 0.48, 0.45]) / [0.25, 0.24, 0.26]
+    records = as_documented("Images in folders")
+    assert records.labels.tolist() == labels
+    assert np.abs(every(records).numpy() - expected.transpose(0, 3, 1, 2)).max() < 1e-6
+
+
+def test_decoded_images_are_kept_while_nothing_changes(here, random, monkeypatch, caplog):
+    monkeypatch.setattr(fingerprints, "RACY_SECONDS", -1)
+    flowers(random)
+    told = {"folder": "flowers", "parts": ["train", "test"], "store": "store"}
+    first = images.from_folder(**told)
+    plain = images.from_folder(**told | {"store": None})
+    assert first.fingerprint == plain.fingerprint
+    assert torch.equal(every(first), every(plain))
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", None)
+        second = images.from_folder(**told)
+        assert isinstance(second.values, np.memmap)
+        assert second.fingerprint == first.fingerprint
+        assert torch.equal(second.labels, first.labels)
+    (kept,) = Path("store/records").glob("*.npy")
+    kept.write_bytes(kept.read_bytes()[:-9] + b"different")
+    assert images.from_folder(**told).fingerprint == first.fingerprint
+    assert "is damaged and will be made anew" in caplog.text
+    picture(random, Path("flowers/test/rose/9.png"), (8, 6))
+    third = images.from_folder(**told)
+    assert len(third.labels) == len(first.labels) + 1
+    assert len(list(Path("store/records").glob("*.npy"))) == 1
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", None), ("1", None), ("RGB", 1), ("L", 3)])
+def test_grey_stays_of_one_channel(here, random, mode, channels):
+    for kind in "ab":
+        picture(random, Path("f", kind, "x.png"), (3, 2), mode)
+    records = images.from_folder("f", channels=channels)
+    read = [Image.open(f"f/{kind}/x.png").convert("L") for kind in "ab"]
+    expected = np.stack(read)[:, None].repeat(channels or 1, 1).astype(np.float32) / 255
+    assert np.array_equal(every(records).numpy(), expected)
+
+
+FOLDERS = [
+    ([("a/x.png", (4, 4)), ("b/y.png", (4, 5))], {}, r"f/b/y\.png: must be 4 × 4 of 3 channels"),
+    ([("a/x.png", (4, 4))], {"size": 5}, r"f/a/x\.png: must be 5 × 5 of 3 .*got 4 × 4 of 3"),
+    ([("a/x.png", (4, 4)), ("a/y.png", (4, 4), "L")], {}, r"f/a/y\.png: .* got 4 × 4 of one"),
+    ([("a/x.png", (4, 4), "RGBA")], {}, r"f/a/x\.png: is neither grey nor colour .*RGBA: say"),
+    ([("a/x.png", (4, 4), "I;16")], {"channels": 1}, r"f/a/x\.png: must be an image of 8 bits"),
+    ([("a/x.png", b"no image")], {}, r"f/a/x\.png: cannot be read as an image"),
+    ([("a/x.png", b"\x89PNG\r\n\x1a\n")], {}, r"f/a/x\.png: cannot be read as an image"),
+    ([("a/x.txt", b"")], {}, r"f: has no images of class 'a'"),
+    ([("x.png", (4, 4))], {}, r"f: must have folders of each class; got none"),
+    ([], {"folder": "g"}, r"g is missing: see `dataset\.records\.folder`"),
+    ([("t/a/x.png", (4, 4))], {"parts": ["t", "u"]}, r"f/u is missing: see `.*\.parts`"),
+    ([("t/a/x.png", (4, 4)), ("u/b/x.png", (4, 4))], {"parts": ["t", "u"]}, r"f/u: .*got 'a'"),
+    ([("a/x.png", (4, 4))], {"classes": ["b"]}, r"f: must have folders of b; got 'a' in one alone"),
+    ([("a/x.png", (4, 4))], {"classes": ["b", "a"]}, r"f: has no images of class 'b'"),
+    ([("a/x.png", (4, 4))], {"classes": ["a", "a"]}, r"classes` must name each label once"),
+    ([("a/x.png", (4, 4))], {"size": "big"}, r"size` must be \[height, width\], got 'big'"),
+    ([("a/x.png", (4, 4))], {"size": [4, 0]}, r"size` must be a whole number of at least 1, got 0"),
+    ([("a/x.png", (4, 4))], {"resize": "bilinear"}, r"resize` must be one of .*beside `size`"),
+    ([("a/x.png", (4, 4))], {"size": 4, "resize": "wide"}, r"resize` must be one of .*got 'wide'"),
+    ([("a/x.png", (4, 4))], {"channels": 2}, r"channels` must be 1 or 3, got 2"),
+    ([("a/x.png", (4, 4))], {"mean": [1, 2]}, r"mean` must have a number for each of the 3 chan"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "options", "message"), FOLDERS)
+def test_folders_that_are_wrong(here, random, files, options, message):
+    Path("f").mkdir()
+    for name, content, *mode in files:
+        path = Path("f", name)
+        if isinstance(content, tuple):
+            picture(random, path, content, *mode)
+        else:
+            path.parent.mkdir(parents=True)
+            path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as refused:
+        images.from_folder(**{"folder": "f"} | options)
+    assert "\n" not in str(refused.value)
+
+
+def idx(path, values):
+    """The format of the MNIST family."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+    path.write_bytes(head + values.tobytes())
+
+
+def test_images_of_torchvision_as_documented(here, random, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", None)
+    pixels = random.integers(256, size=(30, 28, 28), dtype=np.uint8)
+    labels = random.integers(10, size=30, dtype=np.uint8)
+    raw = Path("data/fashion/FashionMNIST/raw")
+    for part, some in {"train": slice(0, 20), "t10k": slice(20, 30)}.items():
+        idx(raw / f"{part}-images-idx3-ubyte", pixels[some])
+        idx(raw / f"{part}-labels-idx1-ubyte", labels[some])
+    records = as_documented("Images of torchvision")
+    assert records.labels.tolist() == labels.tolist()
+    expected = ((pixels / 255 - 0.286) / 0.353)[:, None]
+    assert np.abs(every(records).numpy() - expected).max() < 1e-6
+    names = FashionMNIST.classes
+    told = {"name": "FashionMNIST", "root": "data/fashion"}
+    same = images.from_torchvision(**told, classes=names)
+    assert same.labels.tolist() == labels[:20].tolist()
+    with pytest.raises(InputError, match=r"in its own order, .* got another order: Ankle boot"):
+        images.from_torchvision(**told, classes=names[::-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"name": "CIFAR10"},
+            r"\. does not hold CIFAR10 as torchvision reads it, and nothing",
+        ),
+        ({"name": "MNIST"}, r"\. does not hold MNIST as torchvision reads it"),
+        ({"name": "SVHN", "parts": [{"split": "odd"}]}, r"\. does not hold SVHN"),
+        ({"name": "MNIST", "parts": [{"part": 1}]}, r"\. does not hold MNIST.*'part'"),
+        ({"name": "MNIST", "parts": [{"download": True}]}, r"parts` must not have `download`"),
+        ({"name": "MNIST", "parts": {"train": True}}, r"parts` must be a list of arguments"),
+        ({"name": "LSUN"}, r"'LSUN' reads a pickle, which is never opened"),
+        ({"name": "os"}, r"must be a class of torchvision\.datasets: 'os' is none"),
+        ({"name": "MNIST", "root": "nowhere"}, r"nowhere is missing: see `dataset\.records\.root`"),
+    ],
+)
+def test_torchvision_never_downloads(here, options, message, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", None)
+    with pytest.raises(InputError, match=message) as refused:
+        images.from_torchvision(**{"root": "."} | options)
     assert "\n" not in str(refused.value)
 
 

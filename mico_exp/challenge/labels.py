@@ -29,7 +29,7 @@ def numbered(
     Raises:
         InputError: names the first record whose label is none, or says what `classes` must be.
     """
-    order = None if classes is None else _order(classes)
+    order = None if classes is None else order_of(classes)
     if order is None and isinstance(values, np.ndarray) and values.dtype.kind in "iu":
         if len(values) and values.min() < 0:
             raise _refused(where, int((values < 0).argmax()), values, classes)
@@ -46,17 +46,21 @@ def check_same(stated: Sequence[Any] | None, own: Sequence[str], where: str) -> 
     Raises:
         InputError: they are others, or in another order.
     """
-    if stated is None or list(_order(stated)) == list(own):
+    if stated is None or list(order_of(stated)) == list(own):
         return
-    told = set(own) == set(_order(stated))
+    told = set(own) == set(order_of(stated))
     raise InputError(
         f"`{OPTION}` must be the classes of {where} in its own order, {_few(own)}, got "
         f"{'another order' if told else 'others'}: {_few(stated)}."
     )
 
 
-def _order(classes: Sequence[Any]) -> dict[str, int]:
-    """Number of each class by its text."""
+def order_of(classes: Sequence[Any]) -> dict[str, int]:
+    """Number of each class by its text, in the order of the numbers.
+
+    Raises:
+        InputError: they are no list of different labels, or numbers in another order.
+    """
     if isinstance(classes, str) or not isinstance(classes, Sequence) or not classes:
         raise InputError(f"`{OPTION}` must be a list of labels, got {classes!r:.80}.")
     names = [str(one) for one in classes]

@@ -8,8 +8,9 @@ import shutil
 import stat
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -135,6 +136,25 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_bytes(path, buffer.getvalue(), durable=False)
+
+
+def write_rows(path: Path, rows: Iterable[NDArray[Any]], count: int) -> None:
+    """Write `count` arrays of equal shape and type as one, as they come, as `write_array` does."""
+    temporary, rest = _temporary(path), iter(rows)
+    first = next(rest)
+    kept = {"descr": first.dtype.str, "fortran_order": False, "shape": (count, *first.shape)}
+    try:
+        with _created(temporary) as file:
+            np.lib.format.write_array_header_2_0(file, kept)
+            for row in chain([first], rest):
+                file.write(np.ascontiguousarray(row).data)
+    except OSError as error:
+        _remove(temporary)
+        raise _unwritable(path, error) from error
+    except BaseException:
+        _remove(temporary)
+        raise
+    _rename(temporary, path)
 
 
 @contextmanager
