@@ -8,7 +8,7 @@ from torch import nn
 from mico_exp.challenge.datasets import Features
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.models.architectures import CNN, MLP
-from mico_exp.scores import backprop, gradients
+from mico_exp.scores import backprop, gradients, planning
 from mico_exp.scores.gradients import View
 from mico_exp.scores.inference import ModelRunner, Processor, reference_of
 
@@ -62,10 +62,18 @@ def softened(z, y, temperature=2.0):
     return z[y] - temperature * torch.logsumexp(others / temperature, dim=0)
 
 
+def traced(model, inputs, among=None):
+    return backprop.trace(
+        model, inputs, planning.plan_of(model, inputs if among is None else among)
+    )
+
+
 def view(world, some=None):
     model, features, labels = world
     some = torch.arange(RECORDS) if some is None else some
-    return View(backprop.trace(model, features[some]), labels[some], torch.zeros(len(some)).bool())
+    return View(
+        traced(model, features[some], features), labels[some], torch.zeros(len(some)).bool()
+    )
 
 
 def halves(world):
@@ -130,7 +138,7 @@ def inverse_of(world, grads, records, damping):
     """(N·A⊗S + μ)⁻¹ of both layers, with the Kronecker products written out."""
     model, features, labels = world
     mu = damping * grads.square().sum(dim=1).mean()
-    trace = backprop.trace(model, features)
+    trace = traced(model, features)
     layers = trace.back(gradients.logit_signal(trace.logits, labels, 2.0))
     blocks = []
     for layer in layers:
@@ -156,7 +164,7 @@ def test_fewer_records_than_inputs(world):
     """The eigenbasis of the inputs does not span them; the result is the same."""
     few = (world[0], world[1][:5], world[2][:5])
     metric = gradients.Kronecker(damping=0.2)
-    here = View(backprop.trace(few[0], few[1]), few[2], torch.zeros(5).bool())
+    here = View(traced(few[0], few[1]), few[2], torch.zeros(5).bool())
     prepared = ready(metric, [here], 5)
     assert not prepared.curvatures[0].complete
     g = rows(few, softened)
@@ -271,12 +279,12 @@ def test_arguments_out_of_range(make, words):
 
 def test_a_representer_needs_a_dense_layer():
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(2), nn.AvgPool1d(900), nn.Flatten())
-    trace = backprop.trace(model.requires_grad_(False), torch.randn(4, 3, 32, 32))
+    trace = traced(model.requires_grad_(False), torch.randn(4, 3, 32, 32))
     here = View(trace, torch.tensor([0, 1, 0, 1]), torch.zeros(4).bool())
     with pytest.raises(InputError, match="needs a dense layer"):
         ready(gradients.Kronecker(), [here], 4)
     cnn = CNN().eval().requires_grad_(False)
-    trace = backprop.trace(cnn, torch.randn(4, 3, 32, 32))
+    trace = traced(cnn, torch.randn(4, 3, 32, 32))
     here = View(trace, torch.arange(4), torch.zeros(4).bool())
     metric = gradients.Kronecker()
     assert torch.isfinite(metric.score(here, ready(metric, [here], 4))).all()

@@ -32,6 +32,8 @@ WHOLE = CellRecord(
     members_told="yes",
     outlier_models=2,
     nan_models=1,
+    parameters_seen=0.25,
+    left_out="cnn.0, cnn.3",
     extracted={"logits": 200, "gradients": 150},
     extraction_seconds={"logits": 1.5, "gradients": 60.25},
     figures={"val/auc": 0.6, "val/tpr_at_fpr_0.1": 0.2, "out_fallback_rate": 0.0},
@@ -91,6 +93,7 @@ def test_the_keys_are_those_of_runs_that_were_logged_before():
         "members_high": 0.64,
         "outlier_models": 2,
         "nan_models": 1,
+        "parameters_seen": 0.25,
         "extracted_models/logits": 200,
         "extracted_models/gradients": 150,
         "extraction_seconds/logits": 1.5,
@@ -107,6 +110,7 @@ def test_the_keys_are_those_of_runs_that_were_logged_before():
         "metric_changes": '["metric.function.damping=0.5"]',
         "formula_changes": "[]",
         "members_told": "yes",
+        "left_out": "cnn.0, cnn.3",
         **IDENTITY.tags(),
     }
 

@@ -11,7 +11,7 @@ from torch import nn
 from mico_exp.common.errors import InputError
 from mico_exp.models import architectures
 from mico_exp.models.architectures import CNN, MLP
-from mico_exp.scores import backprop
+from mico_exp.scores import backprop, planning
 from mico_exp.scores.gradients import logit_signal, loss_signal
 
 POINTS, CLASSES = 6, 10
@@ -56,8 +56,8 @@ def family(request, tmp_path):
     return model, inputs, torch.arange(POINTS) % CLASSES, list(model.parameters())
 
 
-def at(inputs, i):
-    return {k: v[i : i + 1] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[[i]]
+def at(inputs, some):
+    return {k: v[some] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[some]
 
 
 def one_by_one(family, function):
@@ -67,18 +67,27 @@ def one_by_one(family, function):
     for parameter in parameters:
         parameter.requires_grad_(True)
     for i in range(POINTS):
-        value = function(model(at(inputs, i)), labels[i : i + 1]).sum()
+        value = function(model(at(inputs, [i])), labels[i : i + 1]).sum()
         rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)]))
     for parameter in parameters:
         parameter.requires_grad_(False)
     return torch.stack(rows)
 
 
+def traced(model, inputs, some=None):
+    cut = inputs if some is None else at(inputs, some)
+    return backprop.trace(model, cut, planning.plan_of(model, inputs))
+
+
 def flat(family, direction):
     """A direction as one row, in the order of the parameters."""
-    model, _, _, parameters = family
+    model, inputs, _, parameters = family
+    plan = planning.plan_of(model, inputs)
+    assert not plan.rest
+    assert {unit.rule for unit in plan.units.values()} == {backprop.LAYER}
     parts = []
-    for layer, part in zip(backprop.layers_of(model), direction, strict=True):
+    for place, part in zip(plan.units, direction, strict=True):
+        layer = model.get_submodule(place)
         width = part.shape[1] - (layer.bias is not None)
         parts.append(part[:, :width].flatten())
         parts += [part[:, width]] if layer.bias is not None else []
@@ -102,7 +111,7 @@ SIGNALS = {
 def test_against_autograd(family, signal):
     model, inputs, labels, _ = family
     send, function = SIGNALS[signal]
-    trace = backprop.trace(model, inputs)
+    trace = traced(model, inputs)
     torch.testing.assert_close(trace.logits, model(inputs))
     layers = trace.back(send(trace.logits, labels))
     expected = one_by_one(family, function)
@@ -122,7 +131,7 @@ def test_against_autograd(family, signal):
 
 def test_weights_are_those_of_the_parameters(family):
     model, inputs, labels, parameters = family
-    trace = backprop.trace(model, inputs)
+    trace = traced(model, inputs)
     layers = trace.back(loss_signal(trace.logits, labels))
     held = backprop.weights(layers)
     expected = math.fsum(p.double().square().sum().item() for p in parameters)
@@ -143,7 +152,7 @@ def test_both_ways_to_a_convolutions_norm(outputs, pairs):
 
 def test_several_signals_from_one_trace(family):
     model, inputs, labels, _ = family
-    trace = backprop.trace(model, inputs)
+    trace = traced(model, inputs)
     first = backprop.squared_norms(trace.back(loss_signal(trace.logits, labels)))
     trace.back(logit_signal(trace.logits, labels, 2.0))
     again = backprop.squared_norms(trace.back(loss_signal(trace.logits, labels)))
@@ -156,19 +165,13 @@ def test_batches_joined(family):
     model, inputs, labels, _ = family
     parts = []
     for some in (slice(0, 2), slice(2, POINTS)):
-        cut = {k: v[some] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[some]
-        trace = backprop.trace(model, cut)
+        trace = traced(model, inputs, some)
         parts.append(trace.back(loss_signal(trace.logits, labels[some])))
-    whole = backprop.trace(model, inputs)
+    whole = traced(model, inputs)
     expected = backprop.squared_norms(whole.back(loss_signal(whole.logits, labels)))
     torch.testing.assert_close(backprop.squared_norms(backprop.joined(parts)), expected)
 
 
-def test_what_has_no_such_gradient():
-    with pytest.raises(InputError, match="ReLU has no linear layer"):
-        backprop.trace(nn.ReLU(), torch.zeros(1, 3))
-    layer = nn.Linear(3, 3)
-    twice = nn.Sequential(layer, layer).requires_grad_(False)
-    with pytest.raises(InputError, match="used twice"):
-        backprop.trace(twice, torch.zeros(1, 3))
-    assert not layer._forward_hooks
+def test_what_has_no_gradient():
+    with pytest.raises(InputError, match="ReLU has no parameters"):
+        planning.plan_of(nn.ReLU(), torch.zeros(2, 3))

@@ -16,7 +16,7 @@ from mico_exp.challenge.phases import CALLED
 from mico_exp.challenge.tree import read_truth
 from mico_exp.common import beside
 from mico_exp.common.atomic import write_bytes
-from mico_exp.common.errors import InputError, MetricError
+from mico_exp.common.errors import InputError, MetricError, printable
 from mico_exp.common.terminal import warn_once
 from mico_exp.config import compose, options, sweep
 from mico_exp.config.compose import Cell
@@ -78,6 +78,7 @@ def _attack(cell: Cell, record: CellRecord, run: Run) -> CellRecord:
     truth = read_truth(cell.setup.root, cell.setup.found)  # before the long pass
     record = _noted(run, _about_models(cell, record))
     record = _noted(run, _about_vitals(cell.setup.extraction, record))
+    record = _noted(run, _about_gradients(cell, record))
     evidence = cell.setup.evidence(cell.metrics)
     if evidence is None:
         cell.setup.source.check_steady()
@@ -132,6 +133,21 @@ def _about_vitals(extraction: Extraction, record: CellRecord) -> CellRecord:
         told=told._asdict(),
         members_told="yes" if told.apart else "no",
         outlier_models=len(vitals.outliers()),
+    )
+
+
+def _about_gradients(cell: Cell, record: CellRecord) -> CellRecord:
+    """How much of the networks metrics of gradients see: the least, where there are several."""
+    told = {name: cell.setup.extraction.sight(one) for name, one in cell.metrics.items()}
+    sights = {name: one for name, one in told.items() if one is not None}
+    for name, one in sights.items():
+        if one.left_out:
+            warn_once(f"{cell.setup.name}: {name} sees {one}.")
+    if not sights:
+        return record
+    least = min(sights.values(), key=lambda one: one.share)
+    return replace(
+        record, parameters_seen=least.share, left_out=printable(", ".join(least.left_out), 1000)
     )
 
 

@@ -4,8 +4,9 @@
 """
 
 import sys
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from omegaconf import DictConfig
 from rich.table import Table
@@ -13,7 +14,7 @@ from rich.table import Table
 from mico_exp.challenge.points import ChallengePoints, challenge_points
 from mico_exp.challenge.tree import Scenario
 from mico_exp.common.arrays import Mask
-from mico_exp.common.errors import InputError
+from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.terminal import show
 from mico_exp.config import compose, options
 from mico_exp.config.setup import Setup
@@ -32,7 +33,7 @@ from mico_exp.scores.estimate import (
     examine,
     measure,
 )
-from mico_exp.scores.inference import runner_on
+from mico_exp.scores.inference import Metric, runner_on
 from mico_exp.scores.vitals import Vitals
 
 MODELS_ASKED = 20  # of train, where a doctor is the first to ask
@@ -110,8 +111,22 @@ def _examine(
     metrics = options.all_metrics(disclosed=scenario.discloses)
     alike = setup.dataset, made.key, tuple(metrics)
     if alike not in known:
-        known[alike] = measure(*asked, metrics)
+        known[alike] = _measured(scenario.path, partial(measure, *asked), metrics, findings)
     return reports, estimate(scenario, points, known[alike], len(metrics))
+
+
+def _measured(
+    path: str,
+    ask: Callable[[Mapping[str, Metric]], Rates],
+    metrics: Mapping[str, Metric],
+    findings: list[Finding],
+) -> Rates:
+    """What the networks take; notes where some of the metrics cannot be had of them."""
+    try:
+        return ask(metrics)
+    except MetricError as error:
+        findings.append(Finding(path, f"{path}: {error}", fatal=False))
+        return ask({})
 
 
 def _about_recipe(setup: Setup) -> list[Finding]:

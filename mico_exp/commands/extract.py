@@ -22,6 +22,10 @@ def command(cfg: DictConfig) -> None:
     log.info("%s: models run on %s", setup.path, where)
     for line in setup.extraction.findings():
         log.warning("%s", line)
+    for name, metric in metrics.items():
+        sight = setup.extraction.sight(metric)
+        if sight is not None and sight.left_out:
+            log.warning("%s: %s sees %s", setup.path, name, sight)
     passes = setup.extraction.compute(metrics)
     log.info("%s: %s at %d points", setup.path, ", ".join(metrics), len(setup.points.unique))
     for one in passes:

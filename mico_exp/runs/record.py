@@ -37,7 +37,11 @@ COUNTED = (
     *("len_training", "len_challenge", "seed", "num_records"),
     *("unique_points", "validation_points"),
 )
-TEXTS = ("code_version", "versions", "overrides", "sweep", "metric_changes", "formula_changes")
+TEXTS = (
+    *("code_version", "versions", "overrides", "sweep", "metric_changes", "formula_changes"),
+    "left_out",
+)
+SINGLE = ("outlier_models", "nan_models", "parameters_seen", "seconds")
 MODELS = "_models"  # end of train_models, dev_models, final_models
 TOLD = "members_"  # start of what membership in the train models' scores is told apart by
 EXTRACTED, EXTRACTION_SECONDS = "extracted_models", "extraction_seconds"  # by family, after a slash
@@ -67,6 +71,8 @@ class CellRecord:
     models: phase → how many there are.
     told: how well members are told apart in the train models' own scores, as `vitals.Told` has it.
     members_told: whether they are at all, ``yes`` or ``no``.
+    parameters_seen: the least share of a network's parameters that a metric of gradients sees.
+    left_out: the modules that it does not.
     extracted, extraction_seconds: family → models that were run for this cell, and seconds.
     figures: of the result, as `results.cell.Result` has them.
     seconds: of the whole run.
@@ -96,6 +102,8 @@ class CellRecord:
     members_told: str | None = None
     outlier_models: float | None = None
     nan_models: float | None = None
+    parameters_seen: float | None = None
+    left_out: str = ""
     extracted: Mapping[str, float] = field(default_factory=dict)
     extraction_seconds: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -129,8 +137,7 @@ class CellRecord:
         params |= {"epsilon": self.epsilon} | _told({"recorded_epsilon": self.recorded_epsilon})
         params |= {f"{phase}{MODELS}": count for phase, count in self.models.items()}
         metrics = {f"{TOLD}{name}": value for name, value in self.told.items()}
-        counts = {"outlier_models": self.outlier_models, "nan_models": self.nan_models}
-        metrics |= _told({**counts, "seconds": self.seconds})
+        metrics |= _told({name: getattr(self, name) for name in SINGLE})
         metrics |= {f"{EXTRACTED}/{family}": n for family, n in self.extracted.items()}
         for family, seconds in self.extraction_seconds.items():
             metrics[f"{EXTRACTION_SECONDS}/{family}"] = seconds
@@ -143,8 +150,7 @@ class CellRecord:
     def from_run(cls, run: Entries) -> "CellRecord":
         """Read what `to_run` has written; see the module for what else there may be."""
         params, metrics, tags = run.params, dict(run.metrics), run.tags
-        single = ("outlier_models", "nan_models", "seconds")
-        found: dict[str, Any] = {name: metrics.pop(name, None) for name in single}
+        found: dict[str, Any] = {name: metrics.pop(name, None) for name in SINGLE}
         found["told"] = _taken(metrics, TOLD)
         found["extracted"] = _taken(metrics, f"{EXTRACTED}/")
         found["extraction_seconds"] = _taken(metrics, f"{EXTRACTION_SECONDS}/")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from mico_exp.challenge.points import ChallengePoints, KnownSample, undisclosed
@@ -35,13 +36,17 @@ from mico_exp.scores.inference import (
     LOGITS,
     Metric,
     Processor,
+    Reference,
     Shard,
     Work,
     family_of,
     is_told_members,
     reference_of,
+    runner_on,
+    spread,
 )
 from mico_exp.scores.metrics import logit, margin
+from mico_exp.scores.sight import Sight, sight_of
 from mico_exp.scores.soundness import Trial, are_finite, check_records, trial_of
 from mico_exp.scores.store import Address, Column, ScoreStore, read_vitals, write_vitals
 from mico_exp.scores.table import Scores
@@ -90,6 +95,9 @@ class Pass(NamedTuple):
 
 
 _last_read: dict[str, Scores] = {}  # at most one
+_sights: dict[
+    tuple[str, bool], Sight | None
+] = {}  # by architecture, and whether of dense layers alone
 
 
 class Extraction:
@@ -265,6 +273,35 @@ class Extraction:
         }
         lines = findings(self.look(), self.vital.solution, names)
         return [f"{self.name}: {line}" for line in lines]
+
+    def sight(self, metric: Metric) -> Sight | None:
+        """What a metric of gradients sees of the models; None for others, and where all are NaN.
+
+        Raises:
+            MetricError: there are no gradients of such models.
+        """
+        if not isinstance(metric, GradientMetric):
+            return None
+        key = self.architecture.key, metric.dense
+        if key not in _sights:
+            _sights[key] = self._sight(dense=metric.dense)
+        return _sights[key]
+
+    def _sight(self, *, dense: bool) -> Sight | None:
+        """What is seen of the first model whose weights are finite, asked here at a few points."""
+        runner = runner_on(Processor("cpu"))
+        paths = (folder.path for folder in self.scenario.phases["train"])
+        models = (runner.load_one(self.architecture, path) for path in paths)
+        model = next((one for one in models if not not_finite(one.state_dict())), None)
+        if model is None:
+            return None
+        points = self.points.unique[spread(self.records.sizes(self.points.unique))]
+        try:
+            plan = Reference().plan(runner, model, self.records, points)
+        except InputError as error:
+            raise MetricError(f"{self.name}: no gradients: {error}") from error
+        inputs = runner.inputs(self.records, torch.from_numpy(points))
+        return sight_of(model, inputs, plan, dense=dense)
 
     def stored_vitals(self) -> Vitals | None:
         """Vitals that have been taken before; None if they have not."""

@@ -29,6 +29,7 @@ from mico_exp.common.errors import InputError
 from mico_exp.scores.backprop import (
     Direction,
     Layer,
+    Part,
     Trace,
     along,
     at,
@@ -51,16 +52,16 @@ class View:
     trace: Trace
     labels: Tensor
     told: Tensor
-    _sent: dict[float | None, list[Layer]] = field(default_factory=dict)  # metrics share them
+    _sent: dict[float | None, list[Part]] = field(default_factory=dict)  # metrics share them
 
-    def of_loss(self) -> list[Layer]:
-        """Layers with the signals of the cross-entropy."""
+    def of_loss(self) -> list[Part]:
+        """Parts with the signals of the cross-entropy."""
         if None not in self._sent:
             self._sent[None] = self.trace.back(loss_signal(self.trace.logits, self.labels))
         return self._sent[None]
 
-    def of_logit(self, temperature: float) -> list[Layer]:
-        """Layers with the signals of φ_T."""
+    def of_logit(self, temperature: float) -> list[Part]:
+        """Parts with the signals of φ_T."""
         if temperature not in self._sent:
             signal = logit_signal(self.trace.logits, self.labels, temperature)
             self._sent[temperature] = self.trace.back(signal)
@@ -76,10 +77,12 @@ class GradientMetric(ABC):
     reference: how many records of the data set it wants to see first, always the same ones; 0 for
         none and None for all.
     disclosed: they are to be the known members of the very model, where those are disclosed.
+    dense: it looks at dense layers alone, those that are applied once to every point.
     """
 
     reference: int | None = 0
     disclosed: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
 
     @property
     def observation(self) -> Hashable:
@@ -129,7 +132,7 @@ def logit_signal(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
 
 
 class GradNorm(GradientMetric):
-    """−‖∇_θ CE‖ over all layers (Nasr et al. 2019, arXiv 1812.00910, §III)."""
+    """−‖∇_θ CE‖ over all parameters (Nasr et al. 2019, arXiv 1812.00910, §III)."""
 
     def score(self, view: View, prepared: None) -> Tensor:  # noqa: ARG002
         """Negated norm (P,) of each point's gradient."""
@@ -171,7 +174,7 @@ class GradAlignment(GradientMetric):
         return found
 
 
-def _by_class(view: View) -> Iterator[tuple[int, Tensor, list[Layer]]]:
+def _by_class(view: View) -> Iterator[tuple[int, Tensor, list[Part]]]:
     """Every class, where its points are, and the layers there with the signals of the loss."""
     order = view.labels.argsort(stable=True)
     sorted_layers = at(view.of_loss(), order)  # one copy, of which each class is a slice
@@ -183,13 +186,13 @@ def _by_class(view: View) -> Iterator[tuple[int, Tensor, list[Layer]]]:
         start += count
 
 
-def _dense(layers: Sequence[Layer]) -> list[Layer]:
+def _dense(parts: Sequence[Part]) -> list[Layer]:
     """Layers that are applied once to every point.
 
     Raises:
         InputError: there is none.
     """
-    found = [layer for layer in layers if layer.is_dense]
+    found = [part for part in parts if isinstance(part, Layer) and part.is_dense]
     if not found:
         raise InputError("A representer needs a dense layer, and the model has none.")
     return found
@@ -202,6 +205,7 @@ class _OfLogit(GradientMetric):
     temperature: float = 2.0
     damping: float = 0.03
     reference: int | None = 2000
+    dense = True
 
     def __post_init__(self) -> None:
         require.above("temperature", self.temperature, 0)
@@ -434,7 +438,8 @@ class DisclosedKronecker(Kronecker):
         layers = self.layers(view)
         found = along(layers, prepared.direction)
         if view.told.any():
-            parts = zip(prepared.curvatures, at(layers, view.told), strict=True)
-            leverage = torch.stack([one.leverage(layer) for one, layer in parts]).sum(dim=0)
+            parts = zip(prepared.curvatures, layers, strict=True)
+            leverages = [one.leverage(layer.at(view.told)) for one, layer in parts]
+            leverage = torch.stack(leverages).sum(dim=0)
             found[view.told] += prepared.own * leverage
         return found * prepared.scale

@@ -6,7 +6,7 @@ once, and of gradients, which need a backward pass too and take one model at a t
 Axes: M models taken at once, P points, C classes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -24,17 +24,19 @@ from mico_exp.common.errors import InputError, MetricError, first_line
 from mico_exp.models.architectures import Alone, Architecture, Stacked, State, fill, stack
 from mico_exp.models.devices import allow_tf32, open_device
 from mico_exp.models.weights import load_state, not_finite, weights_file
-from mico_exp.scores.backprop import Known, Trace, trace
+from mico_exp.scores.backprop import Known, Plan, Trace, trace
 from mico_exp.scores.batching import Batches, needs_memory, out_of_memory
 from mico_exp.scores.gradients import GradientMetric, View
 from mico_exp.scores.kept import KeptInputs, written
 from mico_exp.scores.metrics import LogitMetric, OfSoftmax, Softmax
+from mico_exp.scores.planning import plan_of
 
 Answer = TypeVar("Answer")
 Metric = LogitMetric | GradientMetric
 LOGITS, GRADIENTS = "logits", "gradients"
 PRECISIONS = ("float32", "tf32", "bfloat16")
 CPU_TRACE_BYTES = 64 << 20  # a backward pass is no faster in smaller batches
+TRIED = 4  # points at which gradients are set beside those of autograd
 LAYERS_OF_A_TRACE = 8  # it keeps about so many times what the largest layer gives out
 
 
@@ -246,16 +248,18 @@ class ModelRunner:
 
         Raises:
             InputError: a single point does not fit; or names the first that the model fails at.
-            MetricError: a metric fails, or gives another shape.
+            MetricError: the model has no gradients; or a metric fails, or gives another shape.
         """
         found = {name: np.full(points.shape, np.nan) for name in metrics}
-        if not_finite(model.state_dict()):
+        if not len(points) or not_finite(model.state_dict()):
             return found
         sizes = records.sizes(points)
+        known = Reference() if known is None else known
         per_size = self._bytes_per_size(Alone(model), records, points, sizes, shared=True)
-        per_size *= LAYERS_OF_A_TRACE
+        plan = self._plan(model, records, points[spread(sizes)], metrics, known)
+        per_size = per_size * LAYERS_OF_A_TRACE + -(-plan.bytes_of_rows(model) // int(sizes.min()))
         prepared, observed = {}, {}
-        views = _Views(self, model, records, Reference() if known is None else known)
+        views = _Views(self, model, records, known, plan)
         total = len(records.labels)
         wanted = {name: reference_of(one, total, members) for name, one in metrics.items()}
         for name in sorted(wanted, key=lambda name: len(wanted[name])):  # equal ones share a view
@@ -270,7 +274,7 @@ class ModelRunner:
         views.last = None  # its memory is wanted now
 
         def score(some: Indices) -> None:
-            view = self.view(model, records, points[some])
+            view = self.view(model, records, points[some], plan)
             for name, metric in metrics.items():
                 state, told = prepared[name]
                 is_told = torch.from_numpy(np.isin(points[some], told)).to(self.device)
@@ -281,6 +285,20 @@ class ModelRunner:
 
         self.trace_batches.run(score, sizes, per_size)
         return found
+
+    def _plan(
+        self,
+        model: nn.Module,
+        records: Records,
+        points: Indices,
+        metrics: Iterable[str],
+        known: "Reference",
+    ) -> Plan:
+        """How a model's gradients are found, tried at points (P,) where that is not known."""
+        try:
+            return known.plan(self, model, records, points)
+        except InputError as error:
+            raise MetricError(f"no gradients for {', '.join(metrics)}: {error}") from error
 
     def _observed(self, metric: GradientMetric, views: "_Views", seen: Indices, size: int) -> Any:
         """What a metric observes of its reference; from the start where memory runs out."""
@@ -298,7 +316,12 @@ class ModelRunner:
             self.trace_batches.halve(size * int(sizes.max()), len(cuts[0]), reason)
 
     def view(
-        self, model: nn.Module, records: Records, points: Indices, given: "Given | None" = None
+        self,
+        model: nn.Module,
+        records: Records,
+        points: Indices,
+        plan: Plan,
+        given: "Given | None" = None,
     ) -> View:
         """What metrics of gradients see of a model at points (P,); `given` if that is known.
 
@@ -310,8 +333,8 @@ class ModelRunner:
 
         def run(some: Tensor) -> Trace:
             if given is not None and some is wanted:
-                return trace(model, given.inputs, given.known)
-            return trace(model, self.inputs(records, some))
+                return trace(model, given.inputs, plan, given.known)
+            return trace(model, self.inputs(records, some), plan)
 
         labels = records.labels[wanted].to(self.device)
         return View(
@@ -370,11 +393,26 @@ class Reference:
     """What models of one architecture share of the records that metrics refer to.
 
     The first layer of every model is given the same there: its mean outer product, by far the
-    largest, and all pairs of inner products need be computed for one model only.
+    largest, and all pairs of inner products need be computed for one model only. And the ways to
+    their gradients, which are compared with autograd's for one model only.
     """
 
     def __init__(self) -> None:
         self._given: dict[bytes, Given] = {}
+        self._plans: dict[str, Plan] = {}
+
+    def plan(
+        self, runner: ModelRunner, model: nn.Module, records: Records, points: Indices
+    ) -> Plan:
+        """Plan of a model's architecture, tried at points (P,) the first time, and kept."""
+        shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
+        key = f"{model} {shapes}"  # folders may have networks of other shapes
+        if key not in self._plans:
+            allow_tf32(False)
+            wanted = torch.from_numpy(points)
+            asked("the model", lambda some: model(runner.inputs(records, some)), wanted)
+            self._plans[key] = plan_of(model, runner.inputs(records, wanted))
+        return self._plans[key]
 
     def at(self, runner: ModelRunner, records: Records, points: Indices) -> Given:
         """Inputs of records (P,), kept from the first time on."""
@@ -394,15 +432,21 @@ class _Views:
     """Views of one model, of which the last is kept: metrics with the same reference share it."""
 
     def __init__(
-        self, runner: ModelRunner, model: nn.Module, records: Records, known: Reference
+        self,
+        runner: ModelRunner,
+        model: nn.Module,
+        records: Records,
+        known: Reference,
+        plan: Plan,
     ) -> None:
-        self.runner, self.model, self.records, self.known = runner, model, records, known
+        self.runner, self.model, self.records = runner, model, records
+        self.known, self.plan = known, plan
         self.last: tuple[bytes, View] | None = None
 
     def at(self, points: Indices, *, shared: bool) -> View:
         """View of records (P,); `shared` if other models will be asked at the same."""
         if not shared:
-            return self.runner.view(self.model, self.records, points)
+            return self.runner.view(self.model, self.records, points, self.plan)
         if self.last is None or self.last[0] != points.tobytes():
             self.last = None  # never two in memory
             self.last = points.tobytes(), self._shared(points)
@@ -411,10 +455,10 @@ class _Views:
     def _shared(self, points: Indices) -> View:
         given = self.known.at(self.runner, self.records, points)
         before = written(given.inputs)
-        view = self.runner.view(self.model, self.records, points, given)
+        view = self.runner.view(self.model, self.records, points, self.plan, given)
         if written(given.inputs) != before:
             self.known.forget(points)
-            return self.runner.view(self.model, self.records, points)
+            return self.runner.view(self.model, self.records, points, self.plan)
         return view
 
 
@@ -436,6 +480,12 @@ def reference_of(metric: GradientMetric, records: int, members: Indices | None =
     if metric.reference is None or metric.reference >= len(among):
         return np.sort(among)
     return np.sort(np.random.default_rng(0).permutation(among)[: metric.reference])
+
+
+def spread(sizes: Indices) -> Indices:
+    """Positions of a few records, the largest first and the smallest: some twice if need be."""
+    order = np.argsort(-sizes, kind="stable")
+    return order[np.linspace(0, len(order) - 1, TRIED).astype(np.int64)]
 
 
 def asked(who: str, ask: Callable[[Tensor], Answer], points: Tensor) -> Answer:
