@@ -11,20 +11,22 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from sklearn.preprocessing import StandardScaler
 from tokenizers import Tokenizer
 from torchvision.datasets import FashionMNIST, ImageFolder
+from torchvision.transforms.functional import to_tensor
 from transformers import BertTokenizerFast
 
-from mico_exp.challenge import images, tables, texts
+from mico_exp.challenge import images, items, tables, texts
 from mico_exp.challenge.arrays import from_files
 from mico_exp.common import fingerprints
 from mico_exp.common.errors import InputError
-from mico_exp.config.setup import Source
+from mico_exp.config.compose import source
+from mico_exp.config.typed import OPTIONS
 from mico_exp.scores.soundness import check_records
 
-WITHIN = {"Images in folders": {"store": "store"}}  # what a command would resolve
 PAGE = Path(__file__).parents[1] / "docs" / "own_models.md"
 
 
@@ -42,8 +44,15 @@ def here(tmp_path, monkeypatch):
 def as_documented(title):
     """Records by the option file that the page shows under a title, as a command makes them."""
     section = PAGE.read_text(encoding="utf-8").split(f"\n### {title}\n")[1]
-    option = yaml.safe_load(section.split("```yaml\n")[1].split("```")[0])
-    records = Source("own", yaml.safe_dump(option["records"] | WITHIN.get(title, {})), None).records
+    option = section.split("```yaml\n")[1].split("```")[0]
+    name = yaml.safe_load(option)["name"]
+    path = Path("options", "dataset", f"{name}.yaml")
+    path.parent.mkdir(parents=True)
+    path.write_text(f"defaults: [digits]\n{option}num_records: null\n")
+    place = f"hydra.searchpath=[file://{Path('options').absolute()}]"
+    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
+        cfg = compose("extract", overrides=[place, f"dataset={name}"])
+    records = source(cfg).records
     check_records(records, np.arange(len(records.labels)))
     return records
 
@@ -120,17 +129,17 @@ def test_a_fingerprint_is_of_what_models_see(here, random, monkeypatch):
     assert found.fingerprint != first
 
 
-X, Y = np.zeros((3, 2), np.float32), np.arange(3)
+ROWS, Y = np.zeros((3, 2), np.float32), np.arange(3)
 ARRAYS = [
     ({"x.npy": None}, {}, r"x\.npy is missing: see `dataset\.records\.inputs`"),
     ({"x.npy": np.array([{}, 1, 2], object)}, {}, r"x\.npy: holds no array of numbers.*never unpi"),
-    ({"x.npy": pickle.dumps(X)}, {}, r"x\.npy: holds no array of numbers .*never unpickled"),
+    ({"x.npy": pickle.dumps(ROWS)}, {}, r"x\.npy: holds no array of numbers .*never unpickled"),
     ({"x.npy": b"some text"}, {}, r"x\.npy: holds no array of numbers"),
     ({"x.npy": np.array(["a", "b", "c"])}, {}, r"x\.npy: must hold numbers, got <U1"),
     ({"x.npy": np.array(3.0)}, {}, r"x\.npy: must hold a row for each record, got \(\)"),
-    ({"x.npy": X[:0]}, {}, r"x\.npy: must hold a row for each record, got \(0, 2\)"),
-    ({"x.npy": X.astype(np.uint8)}, {}, r"x\.npy: holds whole numbers, uint8: say .*scale"),
-    ({"x.npy": X.astype(complex)}, {}, r"x\.npy: must hold numbers, got complex128"),
+    ({"x.npy": ROWS[:0]}, {}, r"x\.npy: must hold a row for each record, got \(0, 2\)"),
+    ({"x.npy": ROWS.astype(np.uint8)}, {}, r"x\.npy: holds whole numbers, uint8: say .*scale"),
+    ({"x.npy": ROWS.astype(complex)}, {}, r"x\.npy: must hold numbers, got complex128"),
     ({"y.npy": Y[:2]}, {}, r"y\.npy: must have a label for each record, got 2 for the 3 of x\.npy"),
     ({"y.npy": Y - 1}, {}, r"y\.npy: label of record 0 must be a whole number from 0 on.*got -1"),
     ({"y.npy": Y / 2}, {}, r"y\.npy: label of record 0 must be a whole number.* got 0\.0"),
@@ -160,8 +169,8 @@ ARRAYS = [
 
 @pytest.mark.parametrize(("files", "options", "message"), ARRAYS)
 def test_arrays_that_are_wrong(here, files, options, message):
-    np.savez("x.npz", one=X, two=X)
-    for name, content in ({"x.npy": X, "y.npy": Y} | files).items():
+    np.savez("x.npz", one=ROWS, two=ROWS)
+    for name, content in ({"x.npy": ROWS, "y.npy": Y} | files).items():
         if isinstance(content, bytes):
             Path(name).write_bytes(content)
         elif content is not None:
@@ -591,4 +600,114 @@ def test_text_that_is_wrong(here, bert, name, content, options, message):
     told = {"file": "t.csv", "text": "question", "label": "verdict", "tokenizer": str(bert)}
     with pytest.raises(InputError, match=message) as refused:
         texts.from_file(**told | {"max_length": 9, "classes": ["wrong", "right"]} | options)
+    assert "\n" not in str(refused.value)
+
+
+WAVES = """
+import numpy as np
+from torch.utils.data import Dataset
+
+class Waves(Dataset):
+    def __init__(self, folder):
+        self.waves = np.load(f"{folder}/waves.npy")
+
+    def __len__(self):
+        return len(self.waves)
+
+    def __getitem__(self, number):
+        return self.waves[number], np.int64(number % 3)
+"""
+
+
+def test_a_data_set_class_as_documented(here, random, monkeypatch):
+    monkeypatch.syspath_prepend(here)
+    Path("waves.py").write_text(WAVES)
+    Path("recordings").mkdir()
+    waves = random.normal(size=(9, 2, 5))
+    np.save("recordings/waves.npy", waves)
+    records = as_documented("A data set class")
+    assert records.labels.tolist() == [0, 1, 2] * 3
+    assert np.array_equal(every(records).numpy(), waves.astype(np.float32))
+
+
+class Given:
+    """A data set of what is given, each made anew."""
+
+    def __init__(self, *items, length=None):
+        self.items, self.length = items, len(items) if length is None else length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, number):
+        return self.items[number]() if callable(self.items[number]) else self.items[number]
+
+
+GREY = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+IDS = {"input_ids": torch.tensor([3, 1]), "attention_mask": np.array([True, False])}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(
+    ("one", "seen"),
+    [
+        (torch.tensor([0.5, 2], dtype=torch.float16), torch.tensor([0.5, 2])),
+        (np.array([0.1, 2], ">f8"), torch.tensor([0.1, 2])),
+        (torch.tensor([2.0], requires_grad=True), torch.tensor([2.0])),
+        (np.array([3, 1], np.int16), torch.tensor([3, 1])),
+        (GREY, to_tensor(GREY)),
+        (GREY.convert("RGB"), to_tensor(GREY.convert("RGB"))),
+        (IDS, {"input_ids": torch.tensor([3, 1]), "attention_mask": torch.tensor([1, 0])}),
+    ],
+)
+def test_what_models_see_of_an_item(one, seen, keep):
+    records = items.from_dataset(Given((one, "b"), [one, "a"]), keep, ["a", "b"])
+    check_records(records, np.arange(2))
+    assert records.labels.tolist() == [1, 0]
+    given = records.inputs(torch.tensor([1, 0, 1]))
+    given, seen = (x if isinstance(x, dict) else {"": x} for x in (given, seen))
+    for name, part in seen.items():
+        assert given[name].dtype == part.dtype
+        assert torch.equal(given[name], torch.stack([part] * 3))
+
+
+def test_the_fingerprint_of_items_is_of_inputs_and_labels():
+    x, y = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])
+    found = [
+        items.from_dataset(Given(*some), keep).fingerprint
+        for keep in (True, False)
+        for some in ([(x, 0), (y, 1)], [(y, 1), (x, 0)], [(x, 0), (y, 0)], [(x[:, None], 0)])
+    ]
+    assert found[:4] == found[4:]
+    assert len(set(found)) == 4
+
+
+X = torch.zeros(2)
+ITEMS = [
+    ([(X, 0), (X[:1], 0)], {}, r"item 1 of Given: must be float32 \(2,\).*, got .* \(1,\)"),
+    ([(X, 0), (X.long(), 0)], {}, r"item 1 of Given: must be float32 .* got int64 \(2,\)"),
+    ([(X, 0), ({"a": X}, 0)], {}, r"item 1 of Given: must be float32 .* got a float32 \(2,\)"),
+    ([lambda: (torch.rand(2), 0)], {}, r"item 0 of Given: must be the same whenever"),
+    ([(X, 0), lambda: (X, int(torch.randint(1 << 30, ())))], {}, r"item 1 of Given: must be"),
+    ([(X, 0), X], {}, r"item 1 of Given: must be an input and its label, got Tensor of"),
+    ([(X, 0), (X, 0, 1)], {}, r"item 1 of Given: must be an input and its label, got 3 values"),
+    ([({"a": X, "labels": 0})], {}, r"item 0 of Given: must be an input and its label, got dict"),
+    ([(X, 0), ("text", 0)], {}, r"item 1 of Given: input must be a tensor.* got str"),
+    ([(X.byte(), 0)], {}, r"item 0 of Given: input is of uint8"),
+    ([(X.cfloat(), 0)], {}, r"item 0 of Given: input must be .* of torch\.complex64"),
+    ([(np.array(["a"]), 0)], {}, r"item 0 of Given: input must be a tensor.* got ndarray of <U1"),
+    ([(GREY.convert("CMYK"), 0)], {}, r"item 0 of Given: image must be of mode L or RGB, got CMYK"),
+    ([(X, 0), (X, 0.5)], {}, r"Given: label of record 1 must be a whole number .* got 0\.5"),
+    ([(X, 0), (X, "b")], {"classes": ["a", 0]}, r"Given: label of record 1 must be one of .*a, 0"),
+    ([(X, 0), lambda: 1 / 0], {}, r"item 1 of Given: cannot be had: ZeroDivisionError: division"),
+    ([], {}, r"dataset`: Given has no items"),
+    ([(X, 0)], {"keep": "disk"}, r"keep` must be true or false, got 'disk'"),
+    ([(X, 0)], {"dataset": iter([])}, r"dataset` must have `__len__` and `__getitem__`.*iterator"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "options", "message"), ITEMS)
+def test_items_that_are_wrong(given, options, message):
+    with pytest.raises(InputError, match=message) as refused:
+        items.from_dataset(**{"dataset": Given(*given)} | options)
     assert "\n" not in str(refused.value)
