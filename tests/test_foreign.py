@@ -88,7 +88,7 @@ KINDS = {
     "module": (saved(lambda: MLP(WIDTHS)), r"a pickled mico_exp.*MLP.*`state_dict\(\)`"),
     "NumPy": (saved(lambda: {k: v.numpy() for k, v in state().items()}), "arrays of NumPy"),
     "getattr": (saved(lambda: {"accountant": Handed()}), "Opacus before 1.6"),
-    "nested": (saved(lambda: {"epoch": 3, "state_dict": state()}), "as its `state_dict`: save"),
+    "nested": (saved({"model": {"lr": 0.1}}), "the type float as its 'lr'"),
     "list": (saved(lambda: [state()]), "a list of 1"),
     "tensor": (saved(lambda: torch.zeros(3)), "one tensor"),
     "nothing": (saved(dict), "an empty dict"),

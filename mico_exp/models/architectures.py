@@ -50,13 +50,15 @@ class Offers(Protocol):
     """What a model may offer beside its logits. Most offer none of it, and need not.
 
     A model itself is an `nn.Module` whose file holds its state dict, and that gives logits (P, C)
-    of inputs (P, …), or what `logits_of` takes them out of. `can_stack`, `traced_part` and
+    of inputs (P, …), or what `logits_of` takes them out of. `can_stack`, `bare`, `traced_part` and
     `ignored_keys` alone look for more.
 
+    stored: the part whose state dict a file holds; where there is none, the whole model.
     traced: the part that gradients are taken of; where there is none, the whole model.
     ignored: keys that a file may have and that say nothing; where there are none, every key counts.
     """
 
+    stored: nn.Module
     traced: nn.Module
     ignored: Sequence[str]
 
@@ -167,11 +169,19 @@ class TextClassifier(nn.Module):
     """A network of `transformers` under the contract of this module: batch in, logits out."""
 
     # Older releases of transformers saved these constant buffers, newer ones do not.
-    ignored = ("roberta.embeddings.position_ids", "roberta.embeddings.token_type_ids")
+    ignored: Sequence[str] = (
+        "roberta.embeddings.position_ids",
+        "roberta.embeddings.token_type_ids",
+    )
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+
+    @property
+    def stored(self) -> nn.Module:
+        """The network, whose state dict a file holds."""
+        return self.network
 
     @property
     def traced(self) -> nn.Module:
@@ -202,13 +212,14 @@ def logits_of(output: Any) -> Tensor:
     kind = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else type(output).__name__
     raise InputError(
         "a network must give logits, a tensor of floats (P, C) or a dictionary with such `logits`, "
-        f"got {kind}."
+        f"got {kind}. `take` of mico_exp.models.outputs.Interpreted names a part of it."
     )
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The module whose state dict a model's file holds."""
-    return model.network if isinstance(model, TextClassifier) else model
+    """The module whose state dict a model's file holds: what it offers as `stored`, or itself."""
+    inner: nn.Module = getattr(model, "stored", model)
+    return model if inner is model else bare(inner)
 
 
 def roberta(folder: Path) -> nn.Module:

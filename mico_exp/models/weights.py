@@ -1,8 +1,10 @@
 """Files of weights: found, checked, and read without running anything that they hold."""
 
 import hashlib
+import json
 import math
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -16,12 +18,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mico_exp.common import require
-from mico_exp.common.errors import InputError, printable
-from mico_exp.common.fingerprints import FileFingerprints, Status
-from mico_exp.models.architectures import DP_PREFIX, State, bare, ignored_keys
+from mico_exp.common.errors import InputError, first_line, printable
+from mico_exp.common.fingerprints import FileFingerprints, Status, digest
+from mico_exp.models.architectures import State, bare, ignored_keys
 from mico_exp.models.foreign import what_holds, what_is, why_unusable
+from mico_exp.models.states import fitted, innermost, unwrap
 
-WEIGHTS = ("model.pt", "model.safetensors", "pytorch_model.bin")
+INDEX = ".index.json"  # of weights that lie in several files, shards
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # of `peft`
+WEIGHTS = ("model.pt", *WHOLE, *(f"{name}{INDEX}" for name in WHOLE), *ADAPTERS)
+SHAPES = ("config.json", "adapter_config.json")
 KEPT_BYTES = 128 << 20  # of models that are read once, to be checked and to be run
 SMALL_BYTES = 2 << 20  # of a file that takes longer to unpickle than to read
 ZIP_START = b"PK\x03\x04"  # by which torch, too, tells its format since 1.6 from the older one
@@ -40,6 +47,8 @@ def weights_file(folder: Path) -> Path:
 def model_files(folder: Path) -> list[Path]:
     """All files that decide what a model computes: its weights, and its shape if it is told.
 
+    The first is that of the weights, or the index of their shards, which come next.
+
     Raises:
         InputError: as `weights_file`.
     """
@@ -49,7 +58,53 @@ def model_files(folder: Path) -> list[Path]:
         raise InputError(f"{folder} holds no weights: expected one of {', '.join(WEIGHTS)}.")
     if len(found) > 1:
         raise InputError(_several(folder, found))
-    return [require.file(folder / name) for name in (*found, "config.json") if name in names]
+    parts = [*found, *_shards(folder / found[0]), *SHAPES]
+    return [require.file(folder / name) for name in parts if name in names]
+
+
+def weights_bytes(folder: Path) -> int:
+    """Bytes on disk of all that decides what a model computes.
+
+    Raises:
+        InputError: as `weights_file`.
+    """
+    return sum(path.stat().st_size for path in model_files(folder))
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index refers to, ascending; none where it is no index.
+
+    Raises:
+        InputError: it is no index, or a name is none of a file of weights beside it.
+    """
+    if not index.name.endswith(INDEX):
+        return []
+    names = sorted(set(_places(index).values()))
+    whole = Path(index.name.removesuffix(INDEX))
+    shard = re.compile(rf"{re.escape(whole.stem)}-[\w-]+{re.escape(whole.suffix)}", re.ASCII)
+    for name in names:
+        if not shard.fullmatch(name):
+            raise InputError(
+                f"{index}: must name files as {whole.stem}-00001-of-00002{whole.suffix} beside "
+                f"it, got {printable(repr(name), 80)}."
+            )
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index.parent / name} is missing: {index.name} names it.")
+    return names
+
+
+def _places(index: Path) -> dict[str, str]:
+    """Key → name of the file that holds it, as an index has them."""
+    try:
+        told = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = {str(key): str(name) for key, name in told.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{index}: must hold a `weight_map` of keys and names of files: {first_line(error)}."
+        ) from error
+    if not places:
+        raise InputError(f"{index}: must name at least one file of weights, got none.")
+    return places
 
 
 def _several(folder: Path, names: Sequence[str]) -> str:
@@ -80,9 +135,16 @@ def fingerprint(folder: Path, files: FileFingerprints) -> Fingerprint:
     Raises:
         InputError: there are no weights, or they are damaged.
     """
-    weights, *others = model_files(folder)
-    value, checked = files.checked(weights, check_weights)
-    return Fingerprint((value, *map(files.of, others)), checked)
+    every = model_files(folder)
+    shards = [folder / name for name in _shards(every[0])]
+    checked = {path: files.checked(path, check_weights) for path in shards or every[:1]}
+    values = (checked[path][0] if path in checked else files.of(path) for path in every)
+    return Fingerprint(tuple(values), _of_parts([said for _, said in checked.values()]))
+
+
+def _of_parts(checked: Sequence[str]) -> str:
+    """What `check_weights` says of weights by what it says of each of their files."""
+    return checked[0] if len(checked) == 1 else digest(*checked) * all(checked)
 
 
 class _JustChecked:
@@ -122,14 +184,17 @@ def check_weights(path: Path) -> str:
 
     A zip, torch's format since 1.6, has a checksum of every entry. Of safetensors the header alone
     can be checked, and of the older format what makes it unreadable: neither has any checksum.
+    Of an index every shard is checked; the same weights in one file have another SHA-256.
 
     Raises:
         InputError: the file is damaged, or cannot be read as tensors.
     """
+    if shards := _shards(path):
+        return _of_parts([check_weights(path.parent / name) for name in shards])
     try:
         _check_sums(path)
         small = path.stat().st_size <= SMALL_BYTES
-        state = _read_state(path, mapped=not small)
+        state = read_state(path, mapped=not small)
         if small:
             _just_checked.keep(path, state)
         return _digest(state)
@@ -181,75 +246,68 @@ def _unreadable(path: Path, reason: str) -> InputError:
 def load_state(path: Path, like: nn.Module, *, mapped: bool = False) -> dict[str, Tensor]:
     """Read a state dict without unpickling code, and check that it fits the architecture.
 
-    Keys lose the prefix that DP training adds. With `mapped` the values stay on disk until they
-    are used, which makes a check of the shapes cheap.
+    What wraps the keys of a module in training, `_module.` and the like, is taken off; a module's
+    own `load_state_dict` says what older keys mean. With `mapped` the values stay on disk until
+    they are used, which makes a check of the shapes cheap.
 
     Raises:
         InputError: the file cannot be read as tensors, or the first key that is missing,
             unexpected or of another shape.
     """
-    state = _just_checked.take(path) or _read_state(path, mapped=mapped)
+    state = _just_checked.take(path) or read_state(path, mapped=mapped)
     for name in ignored_keys(like):
         state.pop(name, None)
-    expected = bare(like).state_dict()
-    _check_fit(path, state, expected)
-    return {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
+    return fitted(path, state, bare(like))
 
 
-def _read_state(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
-    """Read a state dict of whatever architecture, as `load_state` does.
+def read_state(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
+    """Read a state dict of whatever architecture, as `load_state` does, under its own keys.
 
     Raises:
         InputError: the file cannot be read as tensors, or has a key with and without the prefix.
     """
     try:
         loaded = _read_tensors(path, mapped)
+    except InputError:
+        raise
     except Exception as error:  # zip, pickle and OS errors alike mean: this file is no model
         raise _unreadable(path, what_is(path, error)) from error
+    loaded = innermost(path, loaded)
     tensors = isinstance(loaded, dict) and all(isinstance(v, Tensor) for v in loaded.values())
     if not tensors or not loaded:
         raise InputError(f"{path}: expected a state dict of tensors, got {what_holds(loaded)}.")
-    state: dict[str, Tensor] = {}
     for key, tensor in loaded.items():
-        name = str(key).removeprefix(DP_PREFIX)
-        if name in state:
-            raise InputError(
-                f"{path}: key `{printable(name)}` must be there once, got it with and without "
-                f"`{DP_PREFIX}`."
-            )
         if wrong := why_unusable(tensor):
-            raise InputError(f"{path}: key `{printable(name)}` {wrong}.")
-        state[name] = tensor.detach()  # parameters come as such
-    return state
+            raise InputError(f"{path}: key `{printable(str(key))}` {wrong}.")
+    # Parameters come as such.
+    return unwrap(path, {str(key): tensor.detach() for key, tensor in loaded.items()})
+
+
+def _read_shards(index: Path, mapped: bool) -> dict[str, Any]:
+    """Tensors of all shards; whatever else one holds is no state dict, and comes as it is."""
+    found: dict[str, Any] = {}
+    for name in _shards(index):
+        path = index.parent / name
+        try:
+            found |= _read_tensors(path, mapped)
+        except Exception as error:
+            raise _unreadable(path, what_is(path, error)) from error
+    if lacking := sorted(_places(index).keys() - found.keys()):
+        raise InputError(
+            f"{index}: its files must hold key `{printable(lacking[0])}`, got none of that name."
+        )
+    return found
 
 
 def _read_tensors(path: Path, mapped: bool) -> Any:
+    if path.name.endswith(INDEX):
+        return _read_shards(path, mapped)
     if path.suffix == ".safetensors":
         return load_file(path)
     mapped = mapped and _is_zip(path)  # the format before torch 1.6 cannot be mapped
     with warnings.catch_warnings():  # what is wrong is an error, here or at the next check
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-
-
-def _check_fit(path: Path, state: State, expected: State) -> None:
-    for name, tensor in expected.items():
-        if name not in state:
-            raise InputError(f"{path}: key `{name}` of shape {tuple(tensor.shape)} is missing.")
-        if state[name].is_floating_point() != tensor.is_floating_point():
-            raise InputError(
-                f"{path}: key `{name}` must be {tensor.dtype}, got {state[name].dtype}."
-            )
-        if state[name].shape != tensor.shape:
-            raise InputError(
-                f"{path}: key `{name}` must have shape {tuple(tensor.shape)}, "
-                f"got {tuple(state[name].shape)}."
-            )
-    if unexpected := [name for name in state if name not in expected]:
-        name = unexpected[0]
-        raise InputError(
-            f"{path}: key `{printable(name)}` of shape {tuple(state[name].shape)} is unexpected."
-        )
 
 
 def not_finite(state: State) -> int:

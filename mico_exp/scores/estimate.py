@@ -35,7 +35,13 @@ from mico_exp.common.errors import InputError
 from mico_exp.models.accountant import TOLERANCE
 from mico_exp.models.architectures import Architecture, can_stack
 from mico_exp.models.building import check_built_from
-from mico_exp.models.weights import check_weights, load_state, model_files, not_finite, weights_file
+from mico_exp.models.weights import (
+    check_weights,
+    load_state,
+    not_finite,
+    weights_bytes,
+    weights_file,
+)
 from mico_exp.scores.extraction import MODELS_AT_ONCE, progress
 from mico_exp.scores.gradients import GradientMetric, GradNorm
 from mico_exp.scores.inference import Metric, ModelRunner, Reference
@@ -117,7 +123,7 @@ def examine_phase(
         for row, path in enumerate(paths):
             try:
                 model, weights, bad = _check_model(path, row, name, sizes, architecture)
-                report.weight_bytes += sum(file.stat().st_size for file in model_files(path))
+                report.weight_bytes += weights_bytes(path)
                 if bad:
                     message = f"{weights_file(path)}: {bad} weights are not finite."
                     report.findings.append(Finding(str(path), message, fatal=not allow_nan))
@@ -202,10 +208,11 @@ def check_soundness(
         return [Finding(scenario.challenge, str(error))]
     trial = Trial(architecture, records, runner.processor, allow_nan)
     try:
-        trial(trial_of(records, points.unique, folders))
+        otherwise = trial(trial_of(records, points.unique, folders))
     except InputError as error:
         return [Finding(scenario.path, str(error))]
-    return []
+    told = f"{otherwise}: every record will be asked by itself, which takes longer."
+    return [Finding(scenario.path, told, fatal=False)] if otherwise else []
 
 
 def check_built(root: Path, scenario: Scenario, records: Records) -> Finding | None:

@@ -10,7 +10,7 @@ Axes: M models taken at once, P points, S train models, U unique points, T targe
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
@@ -29,7 +29,14 @@ from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 from mico_exp.common.identity import ScoreIdentity
 from mico_exp.models.architectures import Architecture, State, can_stack
-from mico_exp.models.weights import KEPT_BYTES, fingerprint, load_state, not_finite, weights_file
+from mico_exp.models.weights import (
+    KEPT_BYTES,
+    fingerprint,
+    load_state,
+    not_finite,
+    weights_bytes,
+    weights_file,
+)
 from mico_exp.scores.gradients import GradientMetric
 from mico_exp.scores.inference import (
     GRADIENTS,
@@ -373,7 +380,7 @@ class Extraction:
         """
         folders = [folder for folder in folders if folder not in self._sound]
         sick: dict[Path, str] = {}
-        keep = sum(weights_file(folder).stat().st_size for folder in folders) <= KEPT_BYTES
+        keep = sum(map(weights_bytes, folders)) <= KEPT_BYTES
         for folder in tqdm(
             folders, desc="Checking models", unit="model", leave=False, disable=None
         ):
@@ -397,7 +404,10 @@ class Extraction:
         """Check the records that will be asked for, and what a model gives for a handful."""
         check_records(self.records, asked, self.architecture.make(folders[0]))
         trial = Trial(self.architecture, self.records, self.processor, self.allow_nan)
-        list(self.workers.map(trial, [trial_of(self.records, asked, folders)]))
+        for _, otherwise in self.workers.map(trial, [trial_of(self.records, asked, folders)]):
+            if otherwise and self.processor.batch_size != 1:
+                log.warning("%s: every record is asked by itself, which takes longer", otherwise)
+                self.processor = replace(self.processor, batch_size=1)
 
     def _asked(self, lacking: Sequence[Indices], metrics: Iterable[Metric]) -> Indices:
         """Records, ascending, that any model will be asked at."""

@@ -23,6 +23,7 @@ from mico_exp.common.arrays import Floats, Indices
 from mico_exp.common.errors import InputError, MetricError, first_line
 from mico_exp.models.architectures import Alone, Architecture, Stacked, State, fill, stack
 from mico_exp.models.devices import allow_tf32, open_device
+from mico_exp.models.states import HALF
 from mico_exp.models.weights import load_state, not_finite, weights_file
 from mico_exp.scores.backprop import Known, Plan, Trace, trace
 from mico_exp.scores.batching import Batches, needs_memory, out_of_memory
@@ -182,6 +183,8 @@ class ModelRunner:
 
     def _make(self, architecture: Architecture, folder: Path) -> nn.Module:
         module = architecture.make(folder).to(self.device)
+        if any(weights.dtype in HALF for weights in module.parameters()):
+            module.float()  # the inputs are float32, and so are all figures
         for weights in module.parameters():
             if weights.ndim == 4:  # others know no such layout
                 weights.data = weights.data.to(memory_format=self.layout)
@@ -349,7 +352,8 @@ class ModelRunner:
         self, models: Stacked, records: Records, points: Indices, sizes: Indices, shared: bool
     ) -> int:
         """Bytes that the largest layer gives out for each token, image or row."""
-        probe = points[np.argsort(-sizes, kind="stable")[:2]]
+        together = min(self.processor.batch_size or 2, 2)
+        probe = points[np.argsort(-sizes, kind="stable")[:together]]
         if not len(probe):
             return 1
 

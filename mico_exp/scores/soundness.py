@@ -29,7 +29,9 @@ CHUNK_BYTES = 8 << 20  # of inputs that are looked at together
 CHUNK_RECORDS = 1024
 TRIED = 8  # records of a trial
 SAME = 1e-4  # what is asked again may differ by so much of the largest value
-BESIDE_OTHERS = 1e-3  # and so much beside other records, where sums take another order
+# And so much beside other records, where sums take another order: fifty times what padding moves a
+# RoBERTa of base size by. Where padding or other records are seen, it is a hundred times as much.
+BESIDE_OTHERS = 1e-3
 ROUNDING = 1e-3  # of probabilities that add up to 1
 
 
@@ -289,8 +291,11 @@ class Trial:
     processor: Processor
     allow_nan: bool = False
 
-    def __call__(self, shard: Shard) -> None:
+    def __call__(self, shard: Shard) -> str:
         """Ask the first model whose weights are finite at its points.
+
+        Returns how it answers otherwise where records are asked together than alone, which is no
+        fault where they are asked one by one; nothing where it does not.
 
         Raises:
             InputError: names the first record for which it gives what it must not.
@@ -300,11 +305,12 @@ class Trial:
             network = runner.load_one(self.architecture, folder)
             if not not_finite(network.state_dict()):
                 one = _Model(runner, Alone(network), self.records, str(folder))
-                one.check(points, allow_nan=self.allow_nan)
+                otherwise = one.check(points, allow_nan=self.allow_nan)
                 if can_stack(network):
                     stacked = runner.load(self.architecture, [folder])
                     one.check_stacked(stacked, points)
-                return
+                return otherwise
+        return ""
 
 
 def check_training(mlps: Stacked, records: Records) -> None:
@@ -339,24 +345,45 @@ class _Model:
         """Whatever it gives for records (P,)."""
         return self.runner.logits(self.models, self.records, torch.tensor(points))[0][0]
 
-    def check(self, points: Indices, *, allow_nan: bool = False) -> None:
-        """Check what it gives for records (P,), or for fewer where memory runs out."""
+    def check(self, points: Indices, *, allow_nan: bool = False) -> str:
+        """Check what it gives for records (P,), or for fewer where memory runs out.
+
+        Says how it answers otherwise where they are asked together than alone.
+        """
         try:
-            logits = self._shaped(points)
+            logits, failure = self._together(points)
             _check_classes(logits, self.records.labels)
             if not allow_nan:
                 _check_finite(logits, points)
             _check_no_probabilities(logits, points)
-            _check_equal(logits, self._shaped(points), points, SAME, "whenever it is asked")
-            alone = torch.cat([self._shaped(points[[row]]) for row in range(len(points))])
-            _check_equal(logits, alone, points, BESIDE_OTHERS, "whatever is asked beside it")
+            _check_equal(logits, self._together(points)[0], points, SAME, "whenever it is asked")
+            alone = self._alone(points)
+            moved = failure or _difference(logits, alone, points, BESIDE_OTHERS)
+            if moved and len(points) > 1:
+                _check_apart(alone)
+            return moved and f"{self.name}: answers otherwise beside other records, {moved}"
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             if len(points) > 1:  # that one alone does not fit is said by the pass
-                self.check(points[: len(points) // 2], allow_nan=allow_nan)
+                return self.check(points[: len(points) // 2], allow_nan=allow_nan)
+            return ""
+
+    def _together(self, points: Indices) -> tuple[Tensor, str]:
+        """Logits (P, C) of records, together; else alone, with what fails of them together."""
+        try:
+            return self._shaped(points), ""
+        except InputError as error:
+            try:
+                return self._alone(points), str(error)
+            except InputError:
+                raise error from None
+
+    def _alone(self, points: Indices) -> Tensor:
+        """Logits (P, C) of records, each asked by itself."""
+        return torch.cat([self._shaped(points[[row]]) for row in range(len(points))])
 
     def check_stacked(self, models: Stacked, points: Indices) -> None:
         """Compare log-probabilities with those of the same model where many are run as one."""
@@ -382,7 +409,8 @@ def _check_shape(logits: Tensor, points: Indices) -> None:
     if shape in ((count,), (count, 1)):
         raise InputError(
             "a network must give a logit for each of two classes or more, got one for record "
-            f"{points[0]}. For one output z before a sigmoid give (0, z), which is the same."
+            f"{points[0]}. For one output z before a sigmoid give (0, z), which is the same; "
+            "mico_exp.models.outputs.Interpreted makes it so."
         )
     if len(shape) != 2 or shape[0] != count:
         raise InputError(
@@ -415,18 +443,34 @@ def _check_no_probabilities(logits: Tensor, points: Indices) -> None:
     if inside and bool(((logits.sum(dim=1) - 1).abs() < ROUNDING).all()):
         raise InputError(
             "a network must give logits, got probabilities that add up to 1 from record "
-            f"{points[0]} on. Leave its softmax out, or take log_softmax."
+            f"{points[0]} on. Leave its softmax out, take log_softmax, or say that they are by "
+            "`outputs: probabilities` of mico_exp.models.outputs.Interpreted."
+        )
+
+
+def _check_apart(alone: Tensor) -> None:
+    """Refuse logits (P, C) of records, each asked by itself, that are the same of all of them."""
+    if torch.allclose(alone, alone[:1].expand_as(alone), rtol=SAME, atol=SAME):
+        raise InputError(
+            "a network must give something for a record by itself, got the same for every record "
+            "that is asked alone: are its logits statistics of a batch?"
         )
 
 
 def _check_equal(logits: Tensor, other: Tensor, points: Indices, part: float, when: str) -> None:
     """Refuse other logits (P, C) but for rounding, by that part of what logits usually are."""
+    if told := _difference(logits, other, points, part):
+        raise InputError(f"a network must give the same for a record, {when}, got {told}.")
+
+
+def _difference(logits: Tensor, other: Tensor, points: Indices, part: float) -> str:
+    """Say where logits (P, C) are first others, by more than that part of what they usually are."""
     room = part * (logits.abs() + logits.abs().median()) + 1e-6
     wrong = (other - logits).abs() > room
-    if wrong.any():
-        row, of_class = wrong.nonzero()[0].tolist()
-        raise InputError(
-            f"a network must give the same for a record, {when}, got "
-            f"{logits[row, of_class]:.4g} and then {other[row, of_class]:.4g} for class {of_class} "
-            f"of record {points[row]}."
-        )
+    if not wrong.any():
+        return ""
+    row, of_class = wrong.nonzero()[0].tolist()
+    return (
+        f"{logits[row, of_class]:.4g} and then {other[row, of_class]:.4g} for class {of_class} of "
+        f"record {points[row]}"
+    )
