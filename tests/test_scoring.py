@@ -158,3 +158,17 @@ def test_models_are_pooled_not_averaged():
 def test_what_has_no_figures(truth, scores, message):
     with pytest.raises(InputError, match=message):
         scoring.figures(truth, scores)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_predictions_are_ranked_members_first_where_they_are_equal(kind):
+    """Negative ones, both zeros, the smallest and the largest among them."""
+    tiny = np.finfo(np.float32).smallest_subnormal
+    values = np.array([0.5, -0.0, 0.0, tiny, -tiny, 1, -1, 3e38, -3e38, 0.5, -0.0, 0], dtype=kind)
+    truth = np.arange(12) % 2 == 0
+    order, is_member, ranked, last = scoring.rank(truth, values)
+    expected = sorted(range(12), key=lambda i: (-values[i], not truth[i], i))
+    assert order.tolist() == expected
+    assert np.array_equal(ranked, values[expected])
+    assert np.array_equal(is_member, truth[expected])
+    assert last.tolist() == [0, 1, 3, 4, 8, 9, 10, 11]

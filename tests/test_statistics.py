@@ -30,6 +30,26 @@ def literally(truth, scores, weights):
         yield truth[models].ravel(), scores[models].ravel()
 
 
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("digits", [8, 1, 0])
+def test_however_many_points_pairs_are_counted_exactly(digits, single, monkeypatch):
+    """In stretches and in long blocks, with ties in short runs and in long ones."""
+    truth, scores = world(6, 90, digits=digits)
+    scores = scores.astype(np.float32) if single else scores
+    weights = statistics.draw(6, 30)
+    usual = statistics.Ranked(truth, scores)
+    for name, value in (("STRETCH", 64), ("MOST_COUNTS", 30), ("EXACT", 100)):
+        monkeypatch.setattr(statistics, name, value)
+    ranked = statistics.Ranked(truth, scores)
+    assert ranked.members.length > usual.members.length
+    for x in scoring.OFFICIAL_FPRS:
+        assert np.array_equal(ranked.tpr_at(x, weights), usual.tpr_at(x, weights))
+    for i, j in np.ndindex(6, 6):
+        other, member = scores[i][~truth[i]], scores[j][truth[j]][:, np.newaxis]
+        expected = (member > other).sum() + (member == other).sum() / 2
+        assert ranked.pairs[i, j] == usual.pairs[i, j] == expected
+
+
 @pytest.mark.parametrize("digits", [8, 1])
 def test_a_draw_is_scored_as_if_its_models_were_written_out(digits):
     truth, scores = world(7, 30, digits=digits)

@@ -1,37 +1,45 @@
 """From raw scores to predictions in [0, 1]: who is a shadow model of whom, and one formula.
 
-Axes: T target models, S train (shadow) models, P challenge points of a target, U unique points.
+Axes: T target models, t of them at once, S train (shadow) models, P challenge points of a target,
+U unique points.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_exp.common.arrays import Floats, Mask
+from mico_exp.attacks.pools import Pool
+from mico_exp.attacks.sides import Gathered, Instead, Models
+from mico_exp.common.arrays import Floats, Indices, Mask
 from mico_exp.common.errors import InputError, first_line
 
 Function = TypeVar("Function", bound=Callable[..., object])
 FEWEST_OUT = 2  # the winner's threshold: with fewer out models, in models stand in for them
 LEAST_DISTINCT = 0.99  # of the scores, that must be so in float32
-TARGETS_AT_ONCE = 8  # keeps the gathered (T, S, P) arrays within the processor's cache
+TARGETS_AT_ONCE = 8  # keeps the gathered (t, S, P) arrays within the processor's cache
+GATHERED_BYTES = 2**26  # of such an array, beyond which fewer targets are gathered
+POOLED_BYTES = 2**20  # of the (t, P) arrays of a pool
 
 
 class Formula(Protocol):
     """What judges a target's scores by its shadow models' scores at the same points.
 
-    What can be chosen as a formula is one of three:
+    What can be chosen as a formula is one of four:
 
     - A plain function, the usual case, which nothing marks. It returns scores (…, P). It sees at
       least one model on either side: one side stands in for the other where there are too few
       (`stand_in`).
-    - A function that is marked by `sees_gaps`. It sees the models as they are, n_I and n_O of
-      them, either of which may be 0, and returns its scores together with (…, P) True where it
-      had to do with less than it wants. One that is marked by `needs_no_shadows` as well looks at
-      the target alone, and does where there is no shadow model at all.
+    - One that is marked by `OfSides`, and looks at the models on either side by what `sides.Models`
+      tells of them. Where all models are asked at the same points, as in a pool, nothing has to be
+      gathered for it, and it is quick whatever the number of models.
+    - A function of either kind that is marked by `sees_gaps`. It sees the models as they are, n_I
+      and n_O of them, either of which may be 0, and returns its scores together with (…, P) True
+      where it had to do with less than it wants. One that is marked by `needs_no_shadows` as well
+      looks at the target alone, and does where there is no shadow model at all.
     - An `evidence.Attack`, no function of this form: it is given all the evidence on a scenario,
       since it looks at more than one point at a time, or learns from the train models.
 
@@ -49,6 +57,38 @@ class Formula(Protocol):
             is_in: (…, S, P) True where the shadow model was trained on the point.
             is_out: (…, S, P) True where it serves as one that was not.
         """
+
+
+class OfSides:
+    """A formula that is written (score, inside, outside, …), and called as any other.
+
+    score is (…, P), and the others are the models of the two sides, of the same shape.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
+
+    def __call__(
+        self, score: Floats, shadow: Floats, is_in: Mask, is_out: Mask, /, **options: Any
+    ) -> Any:
+        """Calibrate by shadow models (…, S, P), as `Formula` has it."""
+        return self.of(score, Gathered(shadow, is_in), Gathered(shadow, is_out), **options)
+
+    def of(self, score: Floats, inside: Models, outside: Models, /, **options: Any) -> Any:
+        """Calibrate by the two sides, however they came about."""
+        return self.function(score, inside, outside, **options)
+
+
+BySides = Callable[[Floats, Models, Models], Any]
+
+
+def by_sides(formula: Any) -> BySides | None:
+    """What a formula that is marked by `OfSides` does with two sides; None of any other."""
+    plain, options = formula, {}
+    if isinstance(formula, partial) and not formula.args:
+        plain, options = formula.func, formula.keywords
+    return partial(plain.of, **options) if isinstance(plain, OfSides) else None
 
 
 def sees_gaps(function: Function) -> Function:
@@ -131,65 +171,172 @@ def calibrate(
     fell_back = np.zeros(3)
     out_models = np.empty(own.shape, dtype=np.int64)
     gaps, alone = copes_with_gaps(formula), asks_nobody(formula)
-    fewest = 0 if alone else 1
-    for some, gathered, is_in, is_out in shadows_of(shadow, is_member, columns, left_out, fewest):
-        out_models[some] = np.count_nonzero(is_out, axis=-2)
-        nobody = ~(is_in | is_out).any(axis=-2)
+    shadows = _Shadows.of(shadow, is_member, left_out, fewest=0 if alone else 1)
+    for some, shown in shadows.shown(columns, pooled=by_sides(formula) is not None):
+        out_models[some] = shown.out_models
         if not alone:
-            known[some] &= ~nobody
+            known[some] &= ~shown.nobody
         asked = np.where(known[some], own[some], 0)
         if gaps:
-            values, lacking = _pair(_ask(formula, asked, gathered, is_in, is_out))
+            values, lacking = _pair(shown.ask(formula, asked))
             fell_back[0] += np.count_nonzero(_of_shape(lacking, asked.shape))
         else:
-            is_in[..., 0, :] |= nobody  # any score will do, for the result is not used
-            is_in, is_out, counts = stand_in(is_in, is_out)
-            values = _ask(formula, asked, gathered, is_in, is_out)
+            shown, counts = shown.standing_in()
+            values = shown.ask(formula, asked)
             fell_back += [counts.sum(), *counts]
         scores[some] = _of_shape(values, asked.shape)
-    scores[~known] = np.median(scores[known]) if known.any() else 0
+    if not known.all():
+        scores[~known] = np.median(scores[known]) if known.any() else 0
     _check_finite(scores)
     rate, out_rate, in_rate = map(float, fell_back / max(own.size, 1))
     return Calibrated(scores, out_models, rate, out_rate, in_rate, keeps_order=gaps)
 
 
-def shadows_of(
-    shadow: Floats,
-    is_member: Mask,
-    columns: NDArray[np.int64],
-    left_out: NDArray[np.int64] | None = None,
-    fewest: int = 1,
-) -> Iterator[tuple[slice, Floats, Mask, Mask]]:
-    """Give the shadow models' scores at the targets' points, some targets at a time.
+class _Shown(Protocol):
+    """The shadow models that some targets are judged by."""
 
-    Arguments are those of `calibrate`, and the fewest shadow models that will do. Yields which
-    targets they are, the scores (t, S, P), and masks (t, S, P) of the models that were and were
-    not trained on the points.
+    @property
+    def out_models(self) -> NDArray[Any]:
+        """(t, P) how many were not trained on the point."""
 
-    Raises:
-        InputError: fewer shadow models are left.
-    """
-    shadows = len(shadow) - (left_out is not None)
-    if shadows < fewest:
-        raise InputError(
-            "Calibration needs at least one shadow model for each target, got "
-            f"{len(shadow)} train model(s){' with one left out' if left_out is not None else ''}."
-        )
-    usable = np.isfinite(shadow)
-    shadow = np.where(usable, shadow, 0)
-    inside, outside = is_member & usable, ~is_member & usable
-    for start in range(0, len(columns), TARGETS_AT_ONCE):
-        some = slice(start, start + TARGETS_AT_ONCE)
-        gathered = shadow[:, columns[some]].swapaxes(0, 1)
-        is_in = inside[:, columns[some]].swapaxes(0, 1)
-        is_out = outside[:, columns[some]].swapaxes(0, 1)
-        if left_out is not None:
-            target = np.arange(len(gathered))
-            is_in[target, left_out[some]] = is_out[target, left_out[some]] = False
-        yield some, gathered, is_in, is_out
+    @property
+    def nobody(self) -> Mask:
+        """(t, P) True where there is none at all."""
+
+    def standing_in(self) -> "tuple[_Shown, NDArray[np.int64]]":
+        """The same with one side in place of the other where models lack, as `stand_in` has it."""
+
+    def ask(self, formula: Formula, score: Floats) -> Any:
+        """What a formula gives for scores (t, P)."""
 
 
-def _ask(formula: Formula, *arguments: Any) -> Any:
+class _GatheredModels(NamedTuple):
+    """Scores (t, S, P) and masks of the models that were and were not trained on the points."""
+
+    shadow: Floats
+    is_in: Mask
+    is_out: Mask
+
+    @property
+    def out_models(self) -> NDArray[Any]:
+        return np.count_nonzero(self.is_out, axis=-2)
+
+    @property
+    def nobody(self) -> Mask:
+        return np.logical_not(np.any(self.is_in | self.is_out, axis=-2))
+
+    def standing_in(self) -> tuple[_Shown, NDArray[np.int64]]:
+        is_in = self.is_in.copy()
+        is_in[..., 0, :] |= self.nobody  # any score will do, for the result is not used
+        is_in, is_out, counts = stand_in(is_in, self.is_out)
+        return _GatheredModels(self.shadow, is_in, is_out), counts
+
+    def ask(self, formula: Formula, score: Floats) -> Any:
+        return _ask(formula, score, *self)
+
+
+class _PooledModels(NamedTuple):
+    """Both sides (t, P) of models that were all asked of the same points."""
+
+    inside: Models
+    outside: Models
+
+    @property
+    def out_models(self) -> NDArray[Any]:
+        return self.outside.size
+
+    @property
+    def nobody(self) -> Mask:
+        return (self.inside.size == 0) & (self.outside.size == 0)
+
+    def standing_in(self) -> tuple[_Shown, NDArray[np.int64]]:
+        few_out, no_in = _lacking(self.inside.size, self.outside.size)
+        inside = Instead(no_in, self.outside, self.inside) if no_in.any() else self.inside
+        outside = Instead(few_out, self.inside, self.outside) if few_out.any() else self.outside
+        nobody = np.count_nonzero(self.nobody)  # a lack of out models, if gathered
+        counts = np.array([few_out.sum() + nobody, no_in.sum() - nobody])
+        return _PooledModels(inside, outside), counts
+
+    def ask(self, formula: Formula, score: Floats) -> Any:
+        of = by_sides(formula)
+        assert of is not None
+        return _ask(of, score, *self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shadows:
+    """The train models' scores (S, U), 0 where there is none, and masks of the two sides."""
+
+    shadow: Floats
+    inside: Mask
+    outside: Mask
+    left_out: Indices | None
+
+    @classmethod
+    def of(
+        cls, shadow: Floats, is_member: Mask, left_out: Indices | None, fewest: int
+    ) -> "_Shadows":
+        """Look at the arguments of `calibrate`, and want a number of shadow models.
+
+        Raises:
+            InputError: fewer are left.
+        """
+        if len(shadow) - (left_out is not None) < fewest:
+            told = " with one left out" if left_out is not None else ""
+            raise InputError(
+                "Calibration needs at least one shadow model for each target, got "
+                f"{len(shadow)} train model(s){told}."
+            )
+        usable = np.isfinite(shadow)
+        shadow = np.where(usable, shadow, 0)
+        return cls(shadow, is_member & usable, ~is_member & usable, left_out)
+
+    def shown(self, columns: Indices, *, pooled: bool) -> Iterator[tuple[slice, _Shown]]:
+        """Give the models at the targets' columns (T, P), some targets at a time.
+
+        Where sides are all that is wanted, and all targets' columns are the same, nothing is
+        gathered.
+        """
+        if pooled and len(columns) > 1 and _alike(columns):
+            return self._pooled(columns)
+        return self._gathered(columns)
+
+    def _gathered(self, columns: Indices) -> Iterator[tuple[slice, _Shown]]:
+        each = max(self.shadow.itemsize * len(self.shadow) * columns.shape[1], 1)
+        for some in _runs(len(columns), min(TARGETS_AT_ONCE, GATHERED_BYTES // each)):
+            gathered = self.shadow[:, columns[some]].swapaxes(0, 1)
+            is_in = self.inside[:, columns[some]].swapaxes(0, 1)
+            is_out = self.outside[:, columns[some]].swapaxes(0, 1)
+            if self.left_out is not None:
+                target = np.arange(len(gathered))
+                left_out = self.left_out[some]
+                is_in[target, left_out] = is_out[target, left_out] = False
+            yield some, _GatheredModels(gathered, is_in, is_out)
+
+    def _pooled(self, columns: Indices) -> Iterator[tuple[slice, _Shown]]:
+        shared: Any = columns[0]
+        if np.array_equal(shared, np.arange(self.shadow.shape[1])):
+            shared = slice(None)  # which copies nothing
+        pool = Pool(self.shadow[:, shared], self.inside[:, shared], self.outside[:, shared])
+        for some in _runs(len(columns), POOLED_BYTES // max(8 * columns.shape[1], 1)):
+            if self.left_out is None:
+                yield some, _PooledModels(*pool.all(len(columns[some])))
+            else:
+                yield some, _PooledModels(*pool.without(self.left_out[some]))
+
+
+def _alike(columns: Indices) -> bool:
+    """Tell whether all rows (T, P) are the same."""
+    return columns.strides[0] == 0 or all(np.array_equal(columns[0], row) for row in columns[1:])
+
+
+def _runs(count: int, at_once: int) -> Iterator[slice]:
+    """Cut so many targets into runs of at most so many, and at least one."""
+    step = max(at_once, 1)
+    return (slice(start, start + step) for start in range(0, count, step))
+
+
+def _ask(formula: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return formula(*arguments)
     except (InputError, MemoryError):
@@ -233,12 +380,17 @@ def stand_in(is_in: Mask, is_out: Mask) -> tuple[Mask, Mask, NDArray[np.int64]]:
 
     Returns the two masks and how many points fell back for want of out and of in models.
     """
-    few_out = np.count_nonzero(is_out, axis=-2) < FEWEST_OUT
-    no_in = np.count_nonzero(is_in, axis=-2) == 0
-    few_out &= ~no_in  # with no in models there is nothing to stand in for the out models
+    few_out, no_in = _lacking(*(np.count_nonzero(one, axis=-2) for one in (is_in, is_out)))
     in_side = np.where(no_in[..., np.newaxis, :], is_out, is_in)
     out_side = np.where(few_out[..., np.newaxis, :], is_in, is_out)
     return in_side, out_side, np.array([few_out.sum(), no_in.sum()])
+
+
+def _lacking(inside: NDArray[Any], outside: NDArray[Any]) -> tuple[Mask, Mask]:
+    """Where out and in models are too few, by how many there are of either (…, P)."""
+    no_in = inside == 0
+    few_out = (outside < FEWEST_OUT) & ~no_in  # without in models there is nothing to stand in
+    return few_out, no_in
 
 
 def scale(scores: Floats, *, keep_order: bool = False) -> NDArray[np.float32]:
@@ -254,7 +406,18 @@ def scale(scores: Floats, *, keep_order: bool = False) -> NDArray[np.float32]:
         return np.full(scores.shape, 0.5, dtype=np.float32)
     scaled = ((scores - low) / (high - low)).astype(np.float32)
     if keep_order:
-        distinct, rank = np.unique(scores, return_inverse=True)
-        if len(np.unique(scaled)) < LEAST_DISTINCT * len(distinct):
-            return (rank.reshape(scores.shape) / (len(distinct) - 1)).astype(np.float32)
+        ascending = np.sort(scores, axis=None)
+        change = _changes(ascending)
+        distinct = ascending[change]
+        alike = ((distinct - low) / (high - low)).astype(np.float32)
+        if np.count_nonzero(_changes(alike)) < LEAST_DISTINCT * len(distinct):
+            ranks = np.cumsum(change) - 1
+            found = np.empty(scores.size, dtype=np.float32)
+            found[np.argsort(scores, axis=None)] = ranks / ranks[-1]
+            return found.reshape(scores.shape)
     return scaled
+
+
+def _changes(ascending: NDArray[Any]) -> Mask:
+    """Where (N,) values are others than the one before."""
+    return np.append(True, ascending[1:] != ascending[:-1])

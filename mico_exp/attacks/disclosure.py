@@ -18,11 +18,11 @@ import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from mico_exp.attacks.calibration import Calibrated, Formula
+from mico_exp.attacks.calibration import Calibrated, Formula, OfSides
 from mico_exp.attacks.evidence import Attack, Evidence, Known
 from mico_exp.attacks.folds import Folds, Hidden
 from mico_exp.attacks.formulas import offset, ratio_online
-from mico_exp.attacks.sides import share_below, side
+from mico_exp.attacks.sides import Models, share_below
 from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices, Mask
 from mico_exp.common.errors import InputError
@@ -273,6 +273,7 @@ def _common(terms: Floats, is_member: Mask) -> Floats:
     return weights
 
 
-def _hardness(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> Floats:  # noqa: ARG001
+@OfSides
+def _hardness(score: Floats, inside: Models, outside: Models) -> Floats:  # noqa: ARG001
     """Mean score of the out models."""
-    return side(shadow, is_out).mean
+    return outside.mean

@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from mico_exp.attacks.evidence import Evidence
 from mico_exp.attacks.folds import Folds, FoldSides, Hidden
 from mico_exp.attacks.formulas import log_ratio, shrunk_ratio
-from mico_exp.attacks.sides import Side, divide, gap_of, means, variance_of
+from mico_exp.attacks.sides import Moments, completed, divide, variance_of
 from mico_exp.common.arrays import Floats, Indices
 from mico_exp.common.errors import InputError
 
@@ -30,9 +30,9 @@ LEVELS = np.linspace(-4, 4, 161)  # of a normal variable, at which quantiles are
 FEWEST_FORMS = ("midpoint", "centred", "shrunk")
 
 
-def forms(score: Floats, inside: Side, outside: Side) -> Floats:
+def forms(score: Floats, inside: Moments, outside: Moments) -> Floats:
     """Calibrate (…, P) by the shadow models on either side in every form of `FORMS`: (…, P, F)."""
-    above, below = means(inside, outside, gap_of(inside, outside).value)
+    above, below = completed(inside, outside)
     midpoint = score - (above + below) / 2
     found = {
         "midpoint": midpoint,

@@ -1,18 +1,21 @@
 """Calibration formulas: a target's score at a point against its shadow models' scores there.
 
-What each takes and returns, and what `sees_gaps` means, is written at `calibration.Formula`.
-What is common to them is in `sides`. One small file in ``conf/formula`` makes a formula a choice.
+What each takes and returns, and what its marks mean, is written at `calibration.Formula`. They look
+at the shadow models by the two sides of a point alone. What is common to them is in `sides`. One
+small file in ``conf/formula`` makes a formula a choice.
 """
 
 import numpy as np
 from scipy.special import log_ndtr
 
-from mico_exp.attacks.calibration import needs_no_shadows, sees_gaps
+from mico_exp.attacks.calibration import OfSides, needs_no_shadows, sees_gaps
 from mico_exp.attacks.sides import (
     PRIOR_SCORES,
-    Side,
+    Models,
+    Moments,
     check_prior,
     check_variance,
+    completed,
     divide,
     gap_of,
     means,
@@ -20,7 +23,6 @@ from mico_exp.attacks.sides import (
     pooled_variance,
     predictive,
     share_below,
-    side,
     variance_of,
 )
 from mico_exp.common import require
@@ -33,16 +35,17 @@ CENTRES = ("mean", "median")
 
 @needs_no_shadows
 @sees_gaps
-def uncalibrated(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> tuple[Floats, Mask]:  # noqa: ARG001
+@OfSides
+def uncalibrated(score: Floats, inside: Models, outside: Models) -> tuple[Floats, Mask]:  # noqa: ARG001
     """s, the metric itself: no shadow model is asked."""
     return score, np.zeros(score.shape, dtype=bool)
 
 
+@OfSides
 def offset(
     score: Floats,
-    shadow: Floats,
-    is_in: Mask,
-    is_out: Mask,
+    inside: Models,
+    outside: Models,
     *,
     w: float | str = 0.5,
     k: float = 0.0,
@@ -56,10 +59,9 @@ def offset(
     arXiv 2111.08440, §3).
 
     Args:
-        score: and the three that follow, as in `calibration.Formula`.
-        shadow: a model that stands on both sides counts twice.
-        is_in: at least one in every column.
-        is_out: at least one in every column.
+        score: as in `calibration.Formula`.
+        inside: at least one model at every point.
+        outside: the same; a model that stands on both sides counts twice.
         w: weight of the in models, in [0, 1]; ``counts`` for n_I / (n_I + n_O).
         k: power of σ, at least 0.
         centre: ``mean`` or ``median``.
@@ -71,13 +73,10 @@ def offset(
         InputError: an argument is outside its range.
     """
     _check_offset(w, k, centre, scale)
-    inside, outside = side(shadow, is_in), side(shadow, is_out)
-    share = inside.size / (inside.size + outside.size) if w == "counts" else float(w)
-    middle = [
-        one.mean if centre == "mean" else _median(shadow, mask)
-        for one, mask in ((inside, is_in), (outside, is_out))
-    ]
-    moved = score - (middle[1] + share * (middle[0] - middle[1]))
+    count = np.maximum(inside.size + outside.size, 1)
+    share = inside.size / count if w == "counts" else float(w)
+    above, below = (one.mean if centre == "mean" else one.median for one in (inside, outside))
+    moved = score - (below + share * (above - below))
     if k == 0:
         return moved
     spread = np.sqrt(variance_of(inside, outside, scale))
@@ -93,11 +92,6 @@ def _check_offset(w: float | str, k: float, centre: str, scale: str) -> None:
             raise InputError(f"`{name}` must be one of {', '.join(known)}, got {value}.")
 
 
-def _median(shadow: Floats, mask: Mask) -> Floats:
-    found: Floats = np.nanmedian(np.where(mask, shadow, np.nan), axis=-2)
-    return found
-
-
 def _log_normal(score: Floats, mean: Floats, variance: Floats) -> Floats:
     known = np.where(variance > 0, variance, 1)
     found = -np.square(score - mean) / (2 * known) - np.log(known) / 2
@@ -105,11 +99,11 @@ def _log_normal(score: Floats, mean: Floats, variance: Floats) -> Floats:
 
 
 @sees_gaps
+@OfSides
 def lira_online(
     score: Floats,
-    shadow: Floats,
-    is_in: Mask,
-    is_out: Mask,
+    inside: Models,
+    outside: Models,
     *,
     variance: str = "per_point",
     kappa: float = 1.0,
@@ -122,10 +116,9 @@ def lira_online(
     falling back. Where nothing has any spread the result is 0.
 
     Args:
-        score: and the three that follow, as in `calibration.Formula`.
-        shadow: best on the metric ``logit``, whose scores are nearly normal.
-        is_in: any number in a column.
-        is_out: any number in a column.
+        score: as in `calibration.Formula`; best of the metric ``logit``, which is nearly normal.
+        inside: any number of models at a point.
+        outside: the same.
         variance: ``per_point``; ``pooled`` over all points, each side by itself; ``bayesian`` for
             Student's t (`predictive`) with a prior around the other side's mean.
         kappa: scores that the prior mean is worth, where bayesian.
@@ -136,23 +129,23 @@ def lira_online(
     """
     check_variance(variance)
     check_prior(kappa, nu)
-    return log_ratio(score, side(shadow, is_in), side(shadow, is_out), variance, kappa, nu)
+    return log_ratio(score, inside, outside, variance, kappa, nu)
 
 
 def log_ratio(
     score: Floats,
-    inside: Side,
-    outside: Side,
+    inside: Moments,
+    outside: Moments,
     variance: str = "per_point",
     kappa: float = 1.0,
     nu: float = PRIOR_SCORES,
 ) -> tuple[Floats, Mask]:
     """Give `lira_online` from what it needs to know of the two sides."""
-    gap = gap_of(inside, outside)
-    above, below = means(inside, outside, gap.value)
+    above, below = completed(inside, outside)
     missing = (inside.size == 0) | (outside.size == 0)
     pooled = pooled_variance(inside, outside)
     if variance == "bayesian":
+        gap = gap_of(inside, outside)
         upper = predictive(inside, below + gap.mean, pooled, kappa, nu)
         lower = predictive(outside, above - gap.mean, pooled, kappa, nu)
         return upper.log_density(score) - lower.log_density(score), missing
@@ -166,11 +159,11 @@ def log_ratio(
 
 
 @sees_gaps
+@OfSides
 def lira_offline(
     score: Floats,
-    shadow: Floats,
-    is_in: Mask,
-    is_out: Mask,
+    inside: Models,
+    outside: Models,
     *,
     variance: str = "per_point",
     kappa: float = 1.0,
@@ -188,13 +181,12 @@ def lira_offline(
     """
     check_variance(variance)
     check_prior(kappa, nu)
-    inside, outside = side(shadow, is_in), side(shadow, is_out)
-    gap = gap_of(inside, outside)
-    above, below = means(inside, outside, gap.value)
+    above, below = completed(inside, outside)
     missing = outside.size == 0
     own = pooled_variance(outside)
     pooled = np.where(own > 0, own, pooled_variance(inside, outside))
     if variance == "bayesian":
+        gap = gap_of(inside, outside)
         t = predictive(outside, above - gap.mean, pooled, kappa, nu)
         return log_ndtr(divide(score - t.location, t.scale)), missing
     spread, few = own_variance(outside, pooled, variance)
@@ -202,7 +194,8 @@ def lira_offline(
 
 
 @sees_gaps
-def lira_shrunk(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> tuple[Floats, Mask]:
+@OfSides
+def lira_shrunk(score: Floats, inside: Models, outside: Models) -> tuple[Floats, Mask]:
     """g̃/v · (s − midpoint): LiRA with one pooled v and a gain that is shrunk, clamped at 0.
 
     With a pooled variance v, `lira_online` is (μ_in − μ_out)/v · (s − midpoint), and the noisy
@@ -213,10 +206,10 @@ def lira_shrunk(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> tup
     are scarce it does not hang on them. Falls back where a side has no model; there g̃ = g. With
     fewer than two points that have both sides λ = 0.
     """
-    return shrunk_ratio(score, side(shadow, is_in), side(shadow, is_out))
+    return shrunk_ratio(score, inside, outside)
 
 
-def shrunk_ratio(score: Floats, inside: Side, outside: Side) -> tuple[Floats, Mask]:
+def shrunk_ratio(score: Floats, inside: Moments, outside: Moments) -> tuple[Floats, Mask]:
     """Give `lira_shrunk` from what it needs to know of the two sides."""
     gap, pooled = gap_of(inside, outside), pooled_variance(inside, outside)
     missing = ~np.isfinite(gap.error)
@@ -247,8 +240,9 @@ TINY = np.finfo(np.float64).tiny  # keeps 0/0 at 0 where every model gives a poi
 
 
 @sees_gaps
+@OfSides
 def rmia_online(
-    score: Floats, shadow: Floats, is_in: Mask, is_out: Mask, *, gamma: float = 1.0
+    score: Floats, inside: Models, outside: Models, *, gamma: float = 1.0
 ) -> tuple[Floats, Mask]:
     """Pr_z[r(x)/r(z) ≥ γ] with r = p/p̄, p̄ = (mean p_in + mean p_out)/2.
 
@@ -257,25 +251,24 @@ def rmia_online(
     without models has the other's mean, which counts as falling back.
 
     Args:
-        score: p(x|θ), a probability: of the metric ``confidence``.
-        shadow: the same.
-        is_in: any number in a column.
-        is_out: any number in a column; not both 0.
+        score: p(x|θ), a probability: of the metric ``confidence``, and so those of the models.
+        inside: any number of models at a point.
+        outside: the same; not both 0.
         gamma: how many times likelier x must be than z; at least 1.
 
     Raises:
         InputError: γ is below 1, or scores are not in [0, 1].
     """
-    ratio, missing = ratio_online(score, shadow, is_in, is_out)
+    ratio, missing = ratio_online.of(score, inside, outside)
     return share_below(ratio, ratio, gamma), missing
 
 
 @sees_gaps
+@OfSides
 def rmia_offline(
     score: Floats,
-    shadow: Floats,
-    is_in: Mask,
-    is_out: Mask,
+    inside: Models,
+    outside: Models,
     *,
     gamma: float = 1.0,
     a: float = 0.3,
@@ -286,37 +279,35 @@ def rmia_offline(
     back.
 
     Args:
-        score: as in `rmia_online`, and so the three that follow.
-        shadow: the same.
-        is_in: the same.
-        is_out: the same.
+        score: as in `rmia_online`, and so the two that follow.
+        inside: the same.
+        outside: the same.
         gamma: how many times likelier x must be than z; at least 1.
         a: how the mean of in models follows from that of out models, in [0, 1]; 1 for not at all.
 
     Raises:
         InputError: γ is below 1, `a` is outside [0, 1], or scores are not in [0, 1].
     """
-    ratio, missing = ratio_offline(score, shadow, is_in, is_out, a=a)
+    ratio, missing = ratio_offline(score, inside, outside, a=a)
     return share_below(ratio, ratio, gamma), missing
 
 
 @sees_gaps
-def ratio_online(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> tuple[Floats, Mask]:
+@OfSides
+def ratio_online(score: Floats, inside: Models, outside: Models) -> tuple[Floats, Mask]:
     """r = p/p̄ of `rmia_online`, and where a side is missing."""
     _check_probability(score)
-    inside, outside = side(shadow, is_in), side(shadow, is_out)
     above, below = means(inside, outside, np.zeros_like(score))
     missing = (inside.size == 0) | (outside.size == 0)
     return score / np.maximum((above + below) / 2, TINY), missing
 
 
 def ratio_offline(
-    score: Floats, shadow: Floats, is_in: Mask, is_out: Mask, *, a: float
+    score: Floats, inside: Moments, outside: Moments, *, a: float
 ) -> tuple[Floats, Mask]:
     """r = p/p̄ of `rmia_offline`, and where there are no out models."""
     require.within("a", a, 0, 1)
     _check_probability(score)
-    inside, outside = side(shadow, is_in), side(shadow, is_out)
     _, below = means(inside, outside, np.zeros_like(score))
     return score / np.maximum(((1 + a) * below + 1 - a) / 2, TINY), outside.size == 0
 
@@ -330,12 +321,12 @@ def _check_probability(score: Floats) -> None:
 
 
 @sees_gaps
-def attack_r(score: Floats, shadow: Floats, is_in: Mask, is_out: Mask) -> tuple[Floats, Mask]:  # noqa: ARG001
+@OfSides
+def attack_r(score: Floats, inside: Models, outside: Models) -> tuple[Floats, Mask]:  # noqa: ARG001
     """Share of the out models whose score at the point is at most the target's.
 
     Attack-R (Ye et al. 2022, arXiv 2111.09679, §4.3). It has n_O + 1 levels; where there is no
     out model it is ½, and counts as falling back.
     """
-    count = np.count_nonzero(is_out, axis=-2)
-    below = np.count_nonzero(is_out & (shadow <= score[..., np.newaxis, :]), axis=-2)
-    return np.where(count > 0, below / np.maximum(count, 1), 0.5), count == 0
+    count = outside.size
+    return np.where(count > 0, outside.at_most(score) / np.maximum(count, 1), 0.5), count == 0

@@ -1,5 +1,7 @@
 """The shadow models on either side of a point: how many, how their scores lie and spread.
 
+`Models` is what a formula sees of a side; `Moments` is as much of it as most formulas need.
+
 Axes: S shadow models, P points of a target; leading axes are targets.
 
 Variances that are pooled are so over the P points of one target, each point centred on its own
@@ -7,8 +9,10 @@ mean first, so that the spread between points does not count. Where all shadow m
 is no scale, and what divides by it gives 0: neither member-like nor not.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy.special import gammaln
@@ -20,30 +24,155 @@ from mico_exp.common.errors import InputError
 VARIANCES = ("per_point", "pooled", "bayesian")
 
 
-class Side(NamedTuple):
+class Moments(Protocol):
     """Shadow models on one side of each point (…, P): how many, their mean, squares around it.
 
     The mean is 0 where there are none.
     """
+
+    @property
+    def size(self) -> Floats:
+        """How many."""
+
+    @property
+    def mean(self) -> Floats:
+        """Mean of their scores."""
+
+    @property
+    def squares(self) -> Floats:
+        """Sum of the squares of their scores' differences from the mean."""
+
+
+class Side(NamedTuple):
+    """`Moments` that are known."""
 
     size: Floats
     mean: Floats
     squares: Floats
 
 
-def side(shadow: Floats, mask: Mask) -> Side:
-    """Count, mean and sum of squares of (…, S, P) over S where `mask` holds.
+class Around(NamedTuple):
+    """Count and squares as in `Moments`, and the mean as the highest score and the rest of it.
 
     Scores are looked at relative to the highest, so that those of models that agree have exactly
     no spread: rounding differs with their number, and so would tell members apart.
     """
+
+    size: Floats
+    top: Floats
+    middle: Floats
+    squares: Floats
+
+    @property
+    def side(self) -> Side:
+        """The same as moments."""
+        return Side(self.size, self.top + self.middle, self.squares)
+
+
+def around(shadow: Floats, mask: Mask) -> Around:
+    """Find them of (…, S, P) over S where `mask` holds."""
     count = np.count_nonzero(mask, axis=-2).astype(float)
     masked = np.where(mask, shadow, -np.inf)
     top = np.where(count > 0, masked.max(axis=-2), 0)
     apart = np.where(mask, shadow - top[..., np.newaxis, :], 0)
     mean = apart.sum(axis=-2) / np.maximum(count, 1)
     apart -= np.where(mask, mean[..., np.newaxis, :], 0)
-    return Side(count, top + mean, np.einsum("...sp,...sp->...p", apart, apart))
+    return Around(count, top, mean, np.einsum("...sp,...sp->...p", apart, apart))
+
+
+def side(shadow: Floats, mask: Mask) -> Side:
+    """Count, mean and sum of squares of (…, S, P) over S where `mask` holds."""
+    return around(shadow, mask).side
+
+
+class Models(ABC):
+    """`Moments` of one side of each point (…, P), and more; each is found when it is asked for."""
+
+    @property
+    @abstractmethod
+    def size(self) -> Floats:
+        """How many they are."""
+
+    @property
+    @abstractmethod
+    def moments(self) -> Side:
+        """How many, their mean, squares around it."""
+
+    @property
+    @abstractmethod
+    def median(self) -> Floats:
+        """Median of their scores; 0 where there are none."""
+
+    @abstractmethod
+    def at_most(self, score: Floats) -> Floats:
+        """How many have a score of at most (…, P)."""
+
+    @property
+    def mean(self) -> Floats:
+        """Mean of their scores; 0 where there are none."""
+        return self.moments.mean
+
+    @property
+    def squares(self) -> Floats:
+        """Sum of the squares of their scores' differences from the mean."""
+        return self.moments.squares
+
+
+class Gathered(Models):
+    """The models of (…, S, P) for which `mask` holds."""
+
+    def __init__(self, shadow: Floats, mask: Mask) -> None:
+        self.shadow, self.mask = shadow, mask
+
+    @cached_property
+    def size(self) -> Floats:
+        """How many they are."""
+        return np.count_nonzero(self.mask, axis=-2).astype(float)
+
+    @cached_property
+    def moments(self) -> Side:
+        """How many, their mean, squares around it."""
+        return side(self.shadow, self.mask)
+
+    @cached_property
+    def median(self) -> Floats:
+        """Median of their scores; 0 where there are none."""
+        shown = np.where(self.mask, self.shadow, np.nan)
+        shown[..., 0, :][self.size == 0] = 0
+        found: Floats = np.nanmedian(shown, axis=-2)
+        return found
+
+    def at_most(self, score: Floats) -> Floats:
+        """How many have a score of at most (…, P)."""
+        below = self.mask & (self.shadow <= score[..., np.newaxis, :])
+        return np.count_nonzero(below, axis=-2).astype(float)
+
+
+class Instead(Models):
+    """The models of `first` where a mask holds (…, P), elsewhere those of `second`."""
+
+    def __init__(self, mask: Mask, first: Models, second: Models) -> None:
+        self.mask, self.first, self.second = mask, first, second
+
+    @cached_property
+    def size(self) -> Floats:
+        """How many they are."""
+        return np.where(self.mask, self.first.size, self.second.size)
+
+    @cached_property
+    def moments(self) -> Side:
+        """How many, their mean, squares around it."""
+        pairs = zip(self.first.moments, self.second.moments, strict=True)
+        return Side(*(np.where(self.mask, *pair) for pair in pairs))
+
+    @cached_property
+    def median(self) -> Floats:
+        """Median of their scores; 0 where there are none."""
+        return np.where(self.mask, self.first.median, self.second.median)
+
+    def at_most(self, score: Floats) -> Floats:
+        """How many have a score of at most (…, P)."""
+        return np.where(self.mask, self.first.at_most(score), self.second.at_most(score))
 
 
 def joined(parts: Sequence[Side]) -> Side:
@@ -67,12 +196,12 @@ def divide(value: Floats, by: Floats) -> Floats:
 PRIOR_SCORES = 10.0  # as many scores' worth of belief in the pooled variance, where it is a prior
 
 
-def variance_of(inside: Side, outside: Side, scale: str) -> Floats:
+def variance_of(inside: Moments, outside: Moments, scale: str) -> Floats:
     """σ² (…, P) as `offset` names them."""
     if scale == "all":
         count = inside.size + outside.size
         gap = inside.mean - outside.mean
-        between = inside.size * outside.size / count * np.square(gap)
+        between = inside.size * outside.size / np.maximum(count, 1) * np.square(gap)
         squares = inside.squares + outside.squares + between
         return squares / np.maximum(count - 1, 1)
     pooled = pooled_variance(inside, outside)
@@ -84,7 +213,7 @@ def variance_of(inside: Side, outside: Side, scale: str) -> Floats:
     return np.where(freedom + extra > 0, squares / np.maximum(freedom + extra, 1), pooled)
 
 
-def pooled_variance(*sides: Side) -> Floats:
+def pooled_variance(*sides: Moments) -> Floats:
     """Variance (…, 1) around each point's and side's own mean, over all points; 0 if unknown.
 
     v = Σ_i Σ_m (s_im − μ_i)² / Σ_i (n_i − 1).
@@ -107,7 +236,7 @@ class Gap(NamedTuple):
     mean: Floats
 
 
-def gap_of(inside: Side, outside: Side) -> Gap:
+def gap_of(inside: Moments, outside: Moments) -> Gap:
     """Find the gap of every point from the two sides."""
     both = (inside.size > 0) & (outside.size > 0)
     error = np.where(both, 1 / np.maximum(inside.size, 1) + 1 / np.maximum(outside.size, 1), np.inf)
@@ -118,11 +247,18 @@ def gap_of(inside: Side, outside: Side) -> Gap:
     return Gap(np.where(both, value, mean), error, mean)
 
 
-def means(inside: Side, outside: Side, gap: Floats) -> tuple[Floats, Floats]:
+def means(inside: Moments, outside: Moments, gap: Floats) -> tuple[Floats, Floats]:
     """Means of both sides; a missing one is as far as `gap` from the other, or at 0 with it."""
     above = np.where(inside.size > 0, inside.mean, outside.mean + gap)
     below = np.where(outside.size > 0, outside.mean, inside.mean - gap)
     return above, below
+
+
+def completed(inside: Moments, outside: Moments) -> tuple[Floats, Floats]:
+    """Means of both sides; a missing one is as far from the other as `gap_of` has it."""
+    if (inside.size > 0).all() and (outside.size > 0).all():
+        return inside.mean, outside.mean
+    return means(inside, outside, gap_of(inside, outside).value)
 
 
 def check_variance(variance: str) -> None:
@@ -131,7 +267,7 @@ def check_variance(variance: str) -> None:
         raise InputError(f"`variance` must be one of {', '.join(VARIANCES)}, got {variance}.")
 
 
-def own_variance(one: Side, pooled: Floats, variance: str) -> tuple[Floats, Mask]:
+def own_variance(one: Moments, pooled: Floats, variance: str) -> tuple[Floats, Mask]:
     """Variance of a side, and where the pooled one had to serve for it."""
     if variance == "pooled":
         return np.broadcast_to(pooled, one.mean.shape), np.zeros(one.mean.shape, dtype=bool)
@@ -156,7 +292,7 @@ class Student(NamedTuple):
         return np.where(self.scale > 0, found, 0)
 
 
-def predictive(one: Side, mean: Floats, pooled: Floats, kappa: float, nu: float) -> Student:
+def predictive(one: Moments, mean: Floats, pooled: Floats, kappa: float, nu: float) -> Student:
     """Predict a side's next score under a normal-inverse-gamma prior.
 
     The prior is worth `kappa` scores at `mean` and `nu` scores of variance `pooled`: α_0 = ν/2,

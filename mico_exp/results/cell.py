@@ -17,8 +17,8 @@ from mico_exp.attacks.evidence import Attack, Evidence
 from mico_exp.challenge.phases import CALLED
 from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError
-from mico_exp.results.scoring import Roc, figures_of, operating_points, roc
-from mico_exp.results.statistics import intervals
+from mico_exp.results.scoring import Roc, figures_of, operating_points
+from mico_exp.results.statistics import Ranked
 
 Predicted = NDArray[np.float32]
 Membership = NDArray[np.bool_]
@@ -74,10 +74,10 @@ def evaluate(
     known = {"train": solution, **dict(with_both_classes(truth))}
     curves = {}
     for phase, solution in known.items():
-        curve = roc(solution, predictions[phase])
-        values = _figures(solution, predictions[phase], curve)
+        ranked = Ranked(solution, predictions[phase])
+        values = _figures(ranked, predictions[phase])
         found |= {f"{SHOWN_AS[phase]}/{figure}": value for figure, value in values.items()}
-        curves[phase] = curve
+        curves[phase] = ranked.curve
     warnings = tuple(_warnings(calibrated))
     return Result(predictions, known, found, curves, calibrated["train"].out_models, warnings)
 
@@ -98,9 +98,9 @@ def calibrate_phases(evidence: Evidence, formula: Formula | Attack) -> dict[str,
     return {phase: evidence.calibrated(formula, evidence.only, phase) for phase in evidence.phases}
 
 
-def _figures(solution: Membership, predictions: Predicted, curve: Roc) -> dict[str, float]:
-    found = figures_of(curve) | operating_points(curve, predictions)
-    for figure, (low, high) in intervals(solution, predictions).items():
+def _figures(ranked: Ranked, predictions: Predicted) -> dict[str, float]:
+    found = figures_of(ranked.curve) | operating_points(ranked.curve, predictions)
+    for figure, (low, high) in ranked.intervals().items():
         found |= {f"{figure}_low": low, f"{figure}_high": high}
     return found
 

@@ -4,7 +4,7 @@ The points of one model share the randomness of its training, so models are draw
 (the cluster bootstrap; Davison & Hinkley 1997, §3.8). A draw is a row of weights, how often each
 model is in it; an interval holds the middle 95 % of the draws' figures (the percentile method).
 
-Axes: R draws, T models, P points of a model, K distinct scores, C cells.
+Axes: R draws, T models, P points of a model, N points of all, K distinct scores, C cells.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,18 +13,22 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_matrix
 
 from mico_exp.common.arrays import Floats
 from mico_exp.common.errors import InputError
 from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, check_fpr, curve_of, rank
 
-Weights = NDArray[np.float32]
+Weights = NDArray[np.floating]
 Choose = Callable[[Floats, Floats, Floats], NDArray[np.int64]]
 LEVEL = 95  # per cent, of every interval
 RESAMPLES = 1000
 HALVINGS = 500
 SEED = 0  # of all draws
-BLOCK = 16  # ranks that are counted together
+BLOCK = 16  # ranks that are counted together, at least
+MOST_COUNTS = 2**23  # of blocks times models; of more, blocks are longer
+STRETCH = 2**16  # ranks whose pairs are counted at once
+EXACT = 2**24  # up to which float32 holds every whole number
 
 
 class Interval(NamedTuple):
@@ -64,15 +68,14 @@ class Ranked:
         order, is_member, ranked, last = rank(solution, predictions)
         self.curve = curve_of(is_member, ranked, last)
         self.models, points = np.shape(predictions)
-        model, ends = order // points, np.append(0, last + 1)
+        whose = np.repeat(np.arange(self.models, dtype=np.min_scalar_type(self.models)), points)
+        model = whose[order]
         self.members = _Counted.of(model, is_member, self.models)
         self.others = _Counted.of(model, ~is_member, self.models)
-        # (N + 1,): the most ranks, at most so many, that no tie is cut by.
-        self.whole = ends[np.searchsorted(ends, np.arange(len(model) + 1), side="right") - 1]
-        run = np.repeat(np.arange(len(last)), np.diff(ends))
-        won = _won(model, is_member, run, self.models)
-        # (T, T) pairs that members of the first model win; a tie counts half.
-        self.pairs = won - _tied(model, is_member, run, self.models) / 2
+        self.ends = np.append(0, last + 1)  # (K + 1,): so many ranks, that no tie is cut by
+        # (T, T) pairs that members of the second model win over others of the first.
+        self.pairs = _ordered(model, is_member, self.models)
+        self.pairs -= _tied(model, is_member, self.ends, self.models) / 2  # a tie counts half
 
     def auc(self, weights: Weights) -> Floats:
         """AUC (R,) under weights (R, T), exactly; NaN where a class is missing."""
@@ -92,9 +95,20 @@ class Ranked:
         limit = self.others.total(weights)
         with np.errstate(invalid="ignore"):
             ranks = self.others.most(weights, limit, fpr)
-            ranks = self.whole[ranks.clip(max=len(self.whole) - 1)]
+            ranks = self.ends[np.searchsorted(self.ends, ranks, side="right") - 1]
             found = self.members.above(ranks, weights) / self.members.total(weights)
         return np.where(limit > 0, found, np.nan)
+
+    def intervals(self, count: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
+        """Intervals of the official figures, by the figures' names.
+
+        Empty for a single model, which tells nothing of how models differ.
+        """
+        if self.models < 2:
+            return {}
+        weights = draw(self.models, count, seed)
+        found = {f"tpr_at_fpr_{x}": interval(self.tpr_at(x, weights)) for x in OFFICIAL_FPRS}
+        return found | {"auc": interval(self.auc(weights))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,25 +117,32 @@ class _Counted:
 
     float32 holds every count up to 2²⁴ exactly, and makes the products quick.
 
-    before: (B + 1, T) points of each model before a block. model, present: (B, BLOCK) whose point
-    is at a rank, and 1 where it is of the class.
+    before: (B + 1, T) points of each model before a block. model, present: (B, L) whose point is
+    at a rank, and whether it is of the class.
     """
 
     before: Weights
-    model: NDArray[np.int64]
-    present: Weights
+    model: NDArray[np.unsignedinteger]
+    present: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, model: NDArray[np.int64], mask: NDArray[np.bool_], models: int) -> "_Counted":
-        blocks = -(-len(model) // BLOCK)
-        block = np.arange(len(model)) // BLOCK
-        counts = np.bincount((block * models + model)[mask], minlength=blocks * models)
-        before = np.zeros((blocks + 1, models), dtype=np.float32)
-        counts.reshape(blocks, models).astype(np.float32).cumsum(axis=0, out=before[1:])
-        padded = np.zeros((2, blocks * BLOCK), dtype=np.int64)
-        padded[:, : len(model)] = model, mask
-        whose, present = padded.reshape(2, blocks, BLOCK)
-        return cls(before, whose, present.astype(np.float32))
+    def of(
+        cls, model: NDArray[np.unsignedinteger], mask: NDArray[np.bool_], models: int
+    ) -> "_Counted":
+        length = BLOCK
+        while len(model) * models > MOST_COUNTS * length:
+            length *= 2
+        blocks = -(-len(model) // length)
+        padded = np.zeros(blocks * length, dtype=model.dtype), np.zeros(blocks * length, bool)
+        padded[0][: len(model)], padded[1][: len(model)] = model, mask
+        whose, present = (part.reshape(blocks, length) for part in padded)
+        most = int(np.bincount(model).max()) * models  # of a draw
+        return cls(_before(whose, present, models, most), whose, present)
+
+    @property
+    def length(self) -> int:
+        """Ranks of a block."""
+        return self.model.shape[1]
 
     def total(self, weights: Weights) -> Floats:
         """How many there are (R,) under weights (R, T)."""
@@ -129,8 +150,8 @@ class _Counted:
 
     def above(self, ranks: NDArray[np.int64], weights: Weights) -> Floats:
         """How many there are (R,) in the first of `ranks` (R,)."""
-        block = ranks // BLOCK
-        inside = np.arange(BLOCK) < (ranks - block * BLOCK)[:, np.newaxis]
+        block, length = ranks // self.length, self.length
+        inside = np.arange(length) < (ranks - block * length)[:, np.newaxis]
         rest = np.where(inside, self._weighted(block, weights), 0).sum(axis=1)
         return self._before(block, weights) + rest
 
@@ -144,50 +165,108 @@ class _Counted:
             low, high = np.where(few, middle, low), np.where(few, high, middle)
         inside = np.cumsum(self._weighted(low, weights), axis=1)
         counts = self._before(low, weights)[:, np.newaxis] + inside
-        return low * BLOCK + (counts / total[:, np.newaxis] < share).sum(axis=1)
+        return low * self.length + (counts / total[:, np.newaxis] < share).sum(axis=1)
 
     def _before(self, block: NDArray[np.int64], weights: Weights) -> Floats:
         return np.einsum("rt,rt->r", self.before[block], weights).astype(float)
 
     def _weighted(self, block: NDArray[np.int64], weights: Weights) -> Weights:
-        """Weights (R, BLOCK) of a block's points of the class; beyond the last block none."""
+        """Weights (R, L) of a block's points of the class; beyond the last block none."""
         some = block.clip(max=len(self.model) - 1)
-        found = np.take_along_axis(weights, self.model[some], axis=1) * self.present[some]
+        whose = self.model[some].astype(np.int64)
+        found = np.take_along_axis(weights, whose, axis=1) * self.present[some]
         return np.where((block < len(self.model))[:, np.newaxis], found, 0)
 
 
-def _won(
-    model: NDArray[np.int64], is_member: NDArray[np.bool_], run: NDArray[np.int64], models: int
-) -> Floats:
-    """Count pairs (T, T) in which no other of the second model ranks above a member of the first.
+Whose = NDArray[np.unsignedinteger]  # (N,) the model of each point in descending order
+
+
+def _before(whose: Whose, mask: NDArray[np.bool_], models: int, most: int) -> Weights:
+    """Points (B + 1, T) of each model that a mask holds for, before each of the blocks (B, L).
+
+    most: what sums that are made of them come to.
+    """
+    blocks = len(whose)
+    parts = -(-blocks // BLOCK)  # NumPy's own running sums are slow down columns
+    place = whose + np.arange(blocks)[:, np.newaxis] * models
+    counts = np.bincount(place[mask], minlength=parts * BLOCK * models)
+    found = np.zeros((parts * BLOCK + 1, models), np.float32 if most < EXACT else np.float64)
+    rows = found[1:].reshape(parts, BLOCK, models)
+    rows[:] = counts.reshape(rows.shape)
+    for row in range(1, BLOCK):
+        rows[:, row] += rows[:, row - 1]
+    rows[1:] += np.cumsum(rows[:-1, -1], axis=0)[:, np.newaxis]
+    return found[: blocks + 1]
+
+
+def _summed(rows: Weights, row: NDArray[np.int64], whose: Whose, models: int) -> Floats:
+    """Sum (T, F) for each model the rows (R, F) of its points."""
+    order = np.argsort(whose, kind="stable")
+    ends = np.append(0, np.cumsum(np.bincount(whose, minlength=models)))
+    ones = np.ones(len(row), dtype=rows.dtype)
+    points = csr_matrix((ones, row[order], ends), shape=(models, len(rows)))
+    found: Floats = points @ rows
+    return found
+
+
+def _ordered(whose: Whose, is_member: NDArray[np.bool_], models: int) -> Floats:
+    """Count pairs (T, T) of an other of the first model and a member of the second above it.
 
     float64 counts all of them exactly.
     """
-    order = np.argsort(2 * run + ~is_member, kind="stable")  # in a tie members first
-    model, is_member = model[order], is_member[order]
-    members, others = (_Counted.of(model, mask, models) for mask in (is_member, ~is_member))
-    after = others.before[-1] - others.before[1:]
-    found = np.diff(members.before, axis=0).T.astype(float) @ after.astype(float)
-    above, below = np.triu_indices(BLOCK, 1)  # places within a block
-    both = np.flatnonzero(members.present[:, above] * others.present[:, below])
-    block, place = np.divmod(both, len(above))
-    pair = members.model[block, above[place]] * models + members.model[block, below[place]]
-    return found + np.bincount(pair, minlength=models**2).reshape(models, models)
+    found, before = np.zeros((models, models)), np.zeros(models)
+    for start in range(0, len(whose), STRETCH):
+        some = slice(start, start + STRETCH)
+        model, member = whose[some], is_member[some]
+        block = np.arange(len(model)) // BLOCK
+        members, others = (np.bincount(model[mask], minlength=models) for mask in (member, ~member))
+        padded = np.zeros((2, block[-1] + 1, BLOCK), dtype=model.dtype)
+        padded.reshape(2, -1)[:, : len(model)] = model, member
+        rows = _before(padded[0], padded[1] > 0, models, members.max() * others.max())
+        found += _summed(rows, block[~member], model[~member], models)
+        found += _near(model, member, block, models)
+        found += np.outer(others, before)
+        before += members
+    return found
+
+
+def _near(
+    whose: Whose, is_member: NDArray[np.bool_], group: NDArray[np.int64], models: int
+) -> Floats:
+    """Count the pairs (T, T) that lie in one group, one after another and of up to `BLOCK`."""
+    found = np.zeros(models * models, dtype=np.int64)
+    for apart in range(1, BLOCK):
+        pairs = is_member[:-apart] & ~is_member[apart:] & (group[:-apart] == group[apart:])
+        member = np.flatnonzero(pairs)
+        place = whose[member + apart].astype(np.int64) * models + whose[member]
+        found += np.bincount(place, minlength=len(found))
+    return found.reshape(models, models).astype(float)
 
 
 def _tied(
-    model: NDArray[np.int64], is_member: NDArray[np.bool_], run: NDArray[np.int64], models: int
+    whose: Whose, is_member: NDArray[np.bool_], ends: NDArray[np.int64], models: int
 ) -> Floats:
-    """Count pairs (T, T) of a member of the first model and another of the second that tie."""
-    sizes = np.bincount(run)
-    number = np.cumsum(sizes > 1) - 1  # of a run of several among those
-    several = sizes[run] > 1
-    place, count = number[run] * models + model, models * (number[-1] + 1)
-    members, others = (
-        np.bincount(place[several & mask], minlength=count).reshape(-1, models).astype(float)
-        for mask in (is_member, ~is_member)
-    )
-    return members.T @ others
+    """Count pairs (T, T) of an other of the first model and a member of the second that tie.
+
+    ends: (K + 1,) of the runs of equal predictions, in which members come first.
+    """
+    sizes = np.diff(ends)
+    found = np.zeros((models, models))
+    few = np.repeat((sizes > 1) & (sizes <= BLOCK), sizes)
+    if few.any():
+        run = np.repeat(np.arange(len(sizes)), sizes)[few]
+        found += _near(whose[few], is_member[few], run, models)
+    at_once = max(STRETCH // models, 1)
+    many = np.flatnonzero(sizes > BLOCK)
+    for some in (many[start : start + at_once] for start in range(0, len(many), at_once)):
+        run = np.repeat(np.arange(len(some)), sizes[some])
+        first = np.repeat(ends[some] - np.append(0, np.cumsum(sizes[some])[:-1]), sizes[some])
+        place = first + np.arange(len(run))
+        model, member = whose[place], is_member[place]
+        counts = np.bincount(run[member] * models + model[member], minlength=len(some) * models)
+        rows = counts.reshape(-1, models).astype(float)
+        found += _summed(rows, run[~member], model[~member], models)
+    return found
 
 
 def draw(models: int, count: int = RESAMPLES, seed: int = 0) -> Weights:
@@ -213,13 +292,7 @@ def intervals(
 
     Empty for a single model, which tells nothing of how models differ.
     """
-    ranked = Ranked(solution, predictions)
-    models = ranked.models
-    if models < 2:
-        return {}
-    weights = draw(models, count, seed)
-    found = {f"tpr_at_fpr_{x}": interval(ranked.tpr_at(x, weights)) for x in OFFICIAL_FPRS}
-    return found | {"auc": interval(ranked.auc(weights))}
+    return Ranked(solution, predictions).intervals(count, seed)
 
 
 @dataclass(frozen=True)
