@@ -38,6 +38,9 @@ class GridSweeper(BasicSweeper):
         loader = SweepLoader(hydra_context.config_loader)
         context = HydraContext(config_loader=loader, callbacks=hydra_context.callbacks)
         super().setup(hydra_context=context, task_function=task_function, config=config)
+        if scenarios := config.dataset.get("scenarios"):  # of a data set of one's own
+            names = ",".join(f"'{name}'" for name in scenarios)
+            self.params = {**(self.params or {}), "scenario": names}
 
     def split_arguments(  # type: ignore[override]  # Hydra calls it on the instance
         self, overrides: list[Override], max_batch_size: int | None

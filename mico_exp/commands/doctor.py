@@ -157,7 +157,7 @@ def _row(name: str, report: PhaseReport) -> tuple[str, ...]:
         name,
         report.name,
         str(report.found),
-        str(report.expected),
+        "–" if report.expected is None else str(report.expected),
         str(len(report.models)),
         _size(report.weight_bytes),
         sign,

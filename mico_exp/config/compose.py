@@ -29,6 +29,7 @@ from mico_exp.config.making import make
 from mico_exp.config.setup import Setup, Source
 from mico_exp.models.architectures import MLP, Architecture
 from mico_exp.models.building import PrivacyTarget, Recipe
+from mico_exp.models.recorded import recorded
 from mico_exp.models.training import Plan
 from mico_exp.results.selection import RULES
 from mico_exp.runs import provenance
@@ -121,8 +122,8 @@ def record(cfg: DictConfig, metric: options.Choice, formula: options.Choice) -> 
         formula=formula.label,
         metric_changes=options.written(metric),
         formula_changes=options.written(formula),
-        len_training=cfg.dataset.len_training,
-        len_challenge=cfg.dataset.len_challenge,
+        len_training=cfg.dataset.get("len_training"),
+        len_challenge=cfg.dataset.get("len_challenge"),
         seed=cfg.seed,
         epsilon=cfg.scenario.epsilon,
         code_version=provenance.code_version(),
@@ -202,7 +203,7 @@ def setup(cfg: DictConfig, named: tuple[str, str] | None = None) -> Setup:
     asked = named is None or "known_sample" in cfg  # other commands look at no sample
     members, nonmembers = _known_sample(cfg, option) if asked else (None, None)
     built = named is None or any(key.startswith("recipe.") for key in typed)
-    model = make(cfg.dataset.model)
+    model = network(cfg)
     return Setup(
         challenge=cfg.challenge,
         dataset=cfg.dataset.name,
@@ -211,13 +212,13 @@ def setup(cfg: DictConfig, named: tuple[str, str] | None = None) -> Setup:
         store=store(cfg),
         source=source(cfg),
         architecture=Architecture.of(model),
-        len_training=cfg.dataset.len_training,
-        len_challenge=cfg.dataset.len_challenge,
+        len_training=cfg.dataset.get("len_training"),
+        len_challenge=cfg.dataset.get("len_challenge"),
         epsilon=None if option is None else epsilon(option),
         disclosed=None if option is None else bool(option.disclose_training),
         known_members=members,
         known_nonmembers=nonmembers,
-        expected=dict(cfg.dataset.phases),
+        expected=dict(cfg.dataset.get("phases") or {}),
         recipe=recipe(cfg, option, model) if built and option is not None else None,
         options=named or (choices["dataset"], choices["scenario"]),
         typed=typed,
@@ -264,14 +265,39 @@ def _typed() -> frozenset[str]:
 
 def _names(value: Any) -> list[str]:
     """Names that were given as a list, or as one."""
-    return [str(one) for one in value] if OmegaConf.is_list(value) else [str(value)] * bool(value)
+    several = isinstance(value, list) or OmegaConf.is_list(value)
+    return [str(one) for one in value] if several else [str(value)] * bool(value)
 
 
 def source(cfg: DictConfig) -> Source:
     """Where the records of `cfg.dataset` come from."""
     dataset = cfg.dataset
-    option = OmegaConf.to_yaml(dataset.records, resolve=True)
-    return Source(dataset.name, option, dataset.num_records)
+    told = [key for key in ("records", "outputs") if dataset.get(key) is not None]
+    if len(told) != 1:
+        raise InputError(
+            f"dataset/{dataset.name}.yaml must give `records` and a `model`, or `outputs` alone, "
+            f"got {' and '.join(told) or 'neither'}."
+        )
+    option = OmegaConf.to_yaml(dataset[told[0]], resolve=True)
+    return Source(dataset.name, option, dataset.get("num_records"))
+
+
+def network(cfg: DictConfig) -> Any:
+    """Make the network of `cfg.dataset`, or what makes one; a table where outputs are known alone.
+
+    Raises:
+        InputError: it is not told, or cannot be made.
+    """
+    dataset = cfg.dataset
+    if dataset.get("outputs") is not None:
+        if dataset.get("model") is not None:
+            raise InputError(
+                f"dataset/{dataset.name}.yaml must give `outputs` without a `model`, got both."
+            )
+        return recorded
+    if dataset.get("model") is None:
+        raise InputError(f"dataset/{dataset.name}.yaml must give a `model` beside its `records`.")
+    return make(dataset.model)
 
 
 def _scenario(name: str) -> DictConfig | None:
@@ -312,13 +338,14 @@ def recipe(cfg: DictConfig, option: DictConfig, model: Any) -> Callable[..., Rec
     Raises:
         InputError: no build can be like that, or meet the privacy that is asked for.
     """
-    how = cfg.dataset.recipe
+    how = cfg.dataset.get("recipe")
     if how is None:
         return None
     if not isinstance(model, MLP):
         raise InputError(f"`dataset.model` must be an MLP to be built, got {type(model).__name__}.")
-    if set(cfg.dataset.phases) != set(PHASES):
-        raise InputError(f"`dataset.phases` must name {PHASES}, got {list(cfg.dataset.phases)}.")
+    phases = cfg.dataset.get("phases") or {}
+    if set(phases) != set(PHASES):
+        raise InputError(f"`dataset.phases` must name {PHASES}, got {list(phases)}.")
     asked = epsilon(option)
     privacy = None if asked is None else PrivacyTarget(asked, option.delta, how.clip_norm)
     return partial(
@@ -326,7 +353,7 @@ def recipe(cfg: DictConfig, option: DictConfig, model: Any) -> Callable[..., Rec
         challenge=cfg.challenge,
         scenario=f"{cfg.dataset.name}_{option.name}",
         seed=cfg.get("seed", 0),  # which other commands do not compare
-        models={phase: cfg.dataset.phases[phase] for phase in PHASES},
+        models={phase: phases[phase] for phase in PHASES},
         widths=tuple(model.widths),
         plan=Plan(how.steps, how.batch_size, make(how.optimizer)),
         privacy=privacy,

@@ -14,12 +14,13 @@ from omegaconf import OmegaConf
 
 from mico_exp.attacks.calibration import Calibrated
 from mico_exp.attacks.evidence import Evidence
+from mico_exp.challenge.outputs import Outputs
 from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
 from mico_exp.challenge.tree import Scenario, load_scenario, scenario_folder, truth_folder
 from mico_exp.common.errors import InputError
-from mico_exp.common.fingerprints import FileFingerprints, definition
+from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 from mico_exp.common.identity import CellIdentity
 from mico_exp.config.making import make
 from mico_exp.models.architectures import Architecture
@@ -31,6 +32,7 @@ from mico_exp.models.building import (
     is_complete,
     untrained,
 )
+from mico_exp.models.recorded import take_in
 from mico_exp.results.cell import evaluate
 from mico_exp.runs import provenance
 from mico_exp.scores.extraction import Extraction
@@ -63,7 +65,8 @@ class Source:
         Raises:
             InputError: they cannot be loaded, or are more or fewer than is told.
         """
-        loaded = _loaded(self.option)
+        made = _loaded(self.option)
+        loaded: Records = made.records if isinstance(made, Outputs) else made
         if self.told is not None and self.told != (found := len(loaded.labels)):
             raise InputError(
                 f"`dataset.num_records` must be the number of records, {self.told!r} as told, but "
@@ -71,6 +74,12 @@ class Source:
                 "complete?"
             )
         return loaded
+
+    @property
+    def outputs(self) -> Outputs | None:
+        """What models gave, where nothing else is known of them."""
+        made = _loaded(self.option)
+        return made if isinstance(made, Outputs) else None
 
     def check_steady(self) -> None:
         """Load the records once more, before long work, and compare; once in a process.
@@ -81,21 +90,24 @@ class Source:
         _check_steady(self.option)
 
 
-def _made(option: str) -> Records:
-    """Records, made by a function that is given plain lists and dictionaries."""
+def _made(option: str) -> Records | Outputs:
+    """Records or outputs, made by a function that is given plain lists and dictionaries."""
     return make(OmegaConf.create(option), _convert_="all")
 
 
 @cache
-def _loaded(option: str) -> Records:
+def _loaded(option: str) -> Records | Outputs:
     loaded = _made(option)
-    check_records(loaded)
+    check_records(loaded.records if isinstance(loaded, Outputs) else loaded)
     return loaded
 
 
 @cache
 def _check_steady(option: str) -> None:
-    first, again = _loaded(option), _made(option)
+    if isinstance(first := _loaded(option), Outputs):
+        return  # files of values, which are compared by their content
+    again = _made(option)
+    assert not isinstance(again, Outputs)
     if again.fingerprint != first.fingerprint:
         raise InputError(
             "`dataset.records` must give the same records in the same order every time, got others "
@@ -190,6 +202,10 @@ class Setup:
         if "found" in vars(self):  # it has been looked at, and so is complete
             return False
         loaded = self.records
+        if (outputs := self.source.outputs) is not None:
+            with self._files as files:
+                key = digest(self.source.option, *map(files.of, outputs.files))
+            return take_in(self.folder, self.truth_folder, outputs, key)
         try:
             check_built_from(self.folder, loaded)
         except InputError:

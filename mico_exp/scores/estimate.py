@@ -73,11 +73,11 @@ class Finding:
 class PhaseReport:
     """What a phase holds: models found, expected and sound, bytes of weights, findings.
 
-    weights: digests of the sound models' weights.
+    expected: None where that is not told. weights: digests of the sound models' weights.
     """
 
     name: str
-    expected: int
+    expected: int | None
     models: list[ModelFolder] = field(default_factory=list)
     weights: list[str] = field(default_factory=list)
     found: int = 0
@@ -106,7 +106,7 @@ class Cost:
 def examine_phase(
     folder: Path,
     name: str,
-    expected: int,
+    expected: int | None,
     sizes: Sizes,
     architecture: Architecture,
     *,
@@ -148,14 +148,16 @@ def _about_disclosure(folder: Path, report: PhaseReport) -> list[Finding]:
     ]
 
 
-def _about_numbers(place: Path, phase: str, expected: int, numbers: Sequence[int]) -> list[Finding]:
+def _about_numbers(
+    place: Path, phase: str, expected: int | None, numbers: Sequence[int]
+) -> list[Finding]:
     if not numbers:
         what = "holds no model_K folder"
         if phase == "train":
             return [Finding(str(place), f"{place} {what}: there is nothing to calibrate with.")]
         return [Finding(str(place), f"{place} {what}: only validation is possible.", fatal=False)]
     findings = []
-    if len(numbers) != expected:
+    if expected is not None and len(numbers) != expected:
         message = f"{place} holds {len(numbers)} models, {expected} were expected."
         findings.append(Finding(str(place), message, fatal=False))
     if gaps := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)):
@@ -408,7 +410,7 @@ def examine(
     """Check all phases of a scenario, ``digits/digits_inf``, under `root`."""
     folder = root / scenario_path
     reports = [
-        examine_phase(folder, name, expected[name], sizes, made, allow_nan=allow_nan)
+        examine_phase(folder, name, expected.get(name), sizes, made, allow_nan=allow_nan)
         for name in PHASES
     ]
     reports[0].findings += _about_twins(folder, reports)
