@@ -227,13 +227,17 @@ def written_out(model, records):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_as_autograd_has_it(name):
+ALONE = ("resnet", "lstm, time first", "encoder, time first", "tied")  # some of all kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size"), [(name, None) for name in ZOO] + [(name, 1) for name in ALONE]
+)
+def test_as_autograd_has_it(name, batch_size):
     make, inputs = ZOO[name]
     model, records = ready(make), Records(inputs())
-    found = ModelRunner(Processor("cpu")).gradient_scores(
-        model, records, np.arange(POINTS), METRICS
-    )
+    runner = ModelRunner(Processor("cpu", batch_size=batch_size))
+    found = runner.gradient_scores(model, records, np.arange(POINTS), METRICS)
     rows = written_out(model, records)
     norms = rows.norm(dim=1)
     np.testing.assert_allclose(-found["grad_norm"], norms, rtol=1e-4)

@@ -76,6 +76,12 @@ def test_families_are_passes_of_their_own(opened, digits):
         np.testing.assert_allclose(scores.own[phase][1], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_what_metrics_see_of_the_models(opened):
+    job = opened("digits_inf")
+    assert str(job.sight(KFAC)) == str(job.sight(NORM)) == "1,210 of 1,210 parameters (100.00%)"
+    assert job.sight(metrics.loss) is None
+
+
 def test_another_damping_is_another_column(opened):
     job = opened("digits_inf")
     job.compute({"kfac": KFAC})

@@ -186,7 +186,7 @@ class Plan:
         """Bytes that the gradients which are written out take for a point."""
         written = [model.get_parameter(name) for name in self.rest]
         for place, unit in self.units.items():
-            if unit.rule is OWN:
+            if unit.rule == OWN:
                 module = model.get_submodule(place)
                 written += [module.get_parameter(name) for name in unit.names]
         return sum(one.nbytes for one in written)

@@ -50,7 +50,6 @@ from mico_exp.scores.inference import (
     is_told_members,
     reference_of,
     runner_on,
-    spread,
 )
 from mico_exp.scores.metrics import logit, margin
 from mico_exp.scores.sight import Sight, sight_of
@@ -295,19 +294,20 @@ class Extraction:
         return _sights[key]
 
     def _sight(self, *, dense: bool) -> Sight | None:
-        """What is seen of the first model whose weights are finite, asked here at a few points."""
-        runner = runner_on(Processor("cpu"))
+        """What is seen of the first model whose weights are finite, asked here at a point."""
+        runner = runner_on(Processor("cpu", batch_size=1))
         paths = (folder.path for folder in self.scenario.phases["train"])
         models = (runner.load_one(self.architecture, path) for path in paths)
         model = next((one for one in models if not not_finite(one.state_dict())), None)
         if model is None:
             return None
-        points = self.points.unique[spread(self.records.sizes(self.points.unique))]
+        unique = self.points.unique
         try:
-            plan = Reference().plan(runner, model, self.records, points)
+            plan = Reference().plan(runner, model, self.records, unique)
         except InputError as error:
             raise MetricError(f"{self.name}: no gradients: {error}") from error
-        inputs = runner.inputs(self.records, torch.from_numpy(points))
+        few = torch.from_numpy(runner.few(self.records, unique))
+        inputs = runner.inputs(self.records, few)
         return sight_of(model, inputs, plan, dense=dense)
 
     def stored_vitals(self) -> Vitals | None:

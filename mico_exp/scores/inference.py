@@ -259,7 +259,7 @@ class ModelRunner:
         sizes = records.sizes(points)
         known = Reference() if known is None else known
         per_size = self._bytes_per_size(Alone(model), records, points, sizes, shared=True)
-        plan = self._plan(model, records, points[spread(sizes)], metrics, known)
+        plan = self._plan(model, records, points, metrics, known)
         per_size = per_size * LAYERS_OF_A_TRACE + -(-plan.bytes_of_rows(model) // int(sizes.min()))
         prepared, observed = {}, {}
         views = _Views(self, model, records, known, plan)
@@ -297,11 +297,17 @@ class ModelRunner:
         metrics: Iterable[str],
         known: "Reference",
     ) -> Plan:
-        """How a model's gradients are found, tried at points (P,) where that is not known."""
+        """How a model's gradients are found, tried at a few points where that is not known."""
         try:
             return known.plan(self, model, records, points)
         except InputError as error:
             raise MetricError(f"no gradients for {', '.join(metrics)}: {error}") from error
+
+    def few(self, records: Records, points: Indices) -> Indices:
+        """Some of the points, as many as may be asked at once, the longest first; some twice."""
+        order = np.argsort(-records.sizes(points), kind="stable")
+        spread = order[np.linspace(0, len(order) - 1, TRIED).astype(np.int64)]
+        return points[spread][: self.processor.batch_size]
 
     def _observed(self, metric: GradientMetric, views: "_Views", seen: Indices, size: int) -> Any:
         """What a metric observes of its reference; from the start where memory runs out."""
@@ -408,12 +414,12 @@ class Reference:
     def plan(
         self, runner: ModelRunner, model: nn.Module, records: Records, points: Indices
     ) -> Plan:
-        """Plan of a model's architecture, tried at points (P,) the first time, and kept."""
+        """Plan of a model's architecture, tried at a few points the first time, and kept."""
         shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
         key = f"{model} {shapes}"  # folders may have networks of other shapes
         if key not in self._plans:
             allow_tf32(False)
-            wanted = torch.from_numpy(points)
+            wanted = torch.from_numpy(runner.few(records, points))
             asked("the model", lambda some: model(runner.inputs(records, some)), wanted)
             self._plans[key] = plan_of(model, runner.inputs(records, wanted))
         return self._plans[key]
@@ -484,12 +490,6 @@ def reference_of(metric: GradientMetric, records: int, members: Indices | None =
     if metric.reference is None or metric.reference >= len(among):
         return np.sort(among)
     return np.sort(np.random.default_rng(0).permutation(among)[: metric.reference])
-
-
-def spread(sizes: Indices) -> Indices:
-    """Positions of a few records, the largest first and the smallest: some twice if need be."""
-    order = np.argsort(-sizes, kind="stable")
-    return order[np.linspace(0, len(order) - 1, TRIED).astype(np.int64)]
 
 
 def asked(who: str, ask: Callable[[Tensor], Answer], points: Tensor) -> Answer:

@@ -49,7 +49,7 @@ def plan_of(model: nn.Module, inputs: Any) -> Plan:
 
     Args:
         model: with its weights, that do not ask for gradients.
-        inputs: of P points, at least 2.
+        inputs: of P points; of a single one, the plan is for one at a time.
 
     Raises:
         InputError: it has no parameters, cannot be differentiated, or gives other gradients when
@@ -134,11 +134,12 @@ def _structure(model: nn.Module, inputs: Any, names: Sequence[str]) -> Plan:
 def _fitting(model: nn.Module, inputs: Any) -> dict[str, Unit]:
     """Modules that could be units: called once, with rows that go by the number of points."""
     count = len(next(iter(tensors_of(inputs).values())))
-    every, fewer = (_calls(model, inputs, points) for points in (count, count - 1))
+    counts = count, max(count - 1, 1)
+    every, fewer = (_calls(model, inputs, points) for points in counts)
     found: dict[str, Unit] = {}
     for place, calls in every.items():
         if len(calls) == len(fewer.get(place, ())) == 1:
-            unit = _unit(calls[0], fewer[place][0], (count, count - 1))
+            unit = _unit(calls[0], fewer[place][0], counts)
             found |= {} if unit is None else {place: unit}
     return found
 
@@ -278,7 +279,7 @@ class _Autograd:
         Not every network bears rows for all points where it had one: less and less is tried.
         """
         wide = [place for place, unit in plan.units.items() if unit.wide]
-        beyond_lookups = [place for place in wide if plan.units[place].rule is not LOOKUP]
+        beyond_lookups = [place for place in wide if plan.units[place].rule != LOOKUP]
         for odd in ([], beyond_lookups, wide):
             kept = Plan({place: unit for place, unit in plan.units.items() if place not in odd})
             if (parts := self._parts(kept)) is not None:
