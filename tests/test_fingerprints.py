@@ -409,7 +409,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{broken", "[]", "3", "{}", '{"version": 2}', '{"version": 2, "files": 3}']
+    "content", ["{broken", "[]", "3", "{}", '{"version": 3}', '{"version": 3, "files": 3}']
 )
 def test_a_damaged_memory_is_only_forgotten(tmp_path, content):
     (tmp_path / "fingerprints.json").write_text(content)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SIZES
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -408,6 +409,22 @@ def test_a_network_of_torchvision_by_its_name(tmp_path):
     found = ModelRunner(CPU).scores(model, records, np.arange(4)[None], {"loss": metrics.loss})
     alone = [metrics.loss(saved(images[[i]]), records.labels[[i]]).item() for i in range(4)]
     np.testing.assert_allclose(found["loss"][0], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"_target_": "nowhere.Net"}, "nowhere.Net cannot be imported: No module named 'nowhere'"),
+        ({"_target_": "torch.nn.Nowhere"}, "torch.nn.Nowhere cannot be imported: No module named"),
+        ({"_target_": "torch.nn"}, "Expected a callable target, got '<module 'torch.nn' from"),
+        ({"_target_": "torch.nn.Linear", "width": 3}, "TypeError: Linear.* argument 'width'"),
+    ],
+)
+def test_an_option_that_makes_nothing_is_one_line(option, message):
+    whole = OmegaConf.create({"dataset": {"model": option}})
+    with pytest.raises(InputError, match=rf"^`dataset\.model`: {message}") as told:
+        make(whole.dataset.model)
+    assert "\n" not in str(told.value)
 
 
 # ---------------------------------------------------------------- what they give

@@ -37,7 +37,7 @@ WRITTEN = (*PLAIN, Enum, PurePath, re.Pattern, range, slice, np.dtype)  # data t
 CONTAINERS = (tuple, list, set, frozenset, dict)
 PACKAGE = __name__.partition(".")[0]
 INSTALLED = {"site-packages", "dist-packages"}  # folders of what others wrote
-MEMORY_VERSION = 2  # 1 remembered files without a check; raise it when a check changes
+MEMORY_VERSION = 3  # of what checks say: raise it when one changes
 RACY_SECONDS = 2.0  # a file changed this recently may change again within one clock tick
 
 
