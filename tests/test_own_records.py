@@ -399,6 +399,13 @@ def test_a_table_in_every_format_is_the_same_records(here, suffix):
     assert every(chosen).tolist() == frame[["b", "a"]].to_numpy(np.float32).tolist()
 
 
+def test_a_column_may_be_named_by_a_number(here):
+    Path("t.csv").write_text("0,1,2,3\n5,x,0,7\n6,y,1,8\n")
+    records = tables.from_file("t.csv", 2, without=0, categorical=[1], standardise={"3": [7, 2]})
+    assert every(records).tolist() == [[1, 0, 0], [0, 1, 0.5]]
+    assert records.labels.tolist() == [0, 1]
+
+
 GOOD = "a,b,label\n1,x,0\n2,y,1\n"
 TABLES = [
     ("t.csv", "a,b,label\n1,x,0\n,y,1\n", {}, r"t\.csv: column 'a' is missing a value in row 1"),

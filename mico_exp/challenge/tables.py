@@ -53,18 +53,21 @@ class Table:
                     f"{printable(min(odd))!r}."
                 )
 
-    def check_has(self, option: str, names: Sequence[str]) -> None:
-        """Want columns that an option names.
+    def named(self, option: str, told: Any) -> list[str]:
+        """Columns that an option lists, or the one that it names; a name may be a number.
 
         Raises:
             InputError: one is not there.
         """
+        several = isinstance(told, Sequence | Mapping) and not isinstance(told, str)
+        names = [str(one) for one in (told if several else [told])]
         for name in names:
             if name not in self.columns:
                 there = printable(", ".join(self.columns))
                 raise InputError(
                     f"`{PLACE}.{option}` must name columns of {self.where}, {there}; got {name!r}."
                 )
+        return names
 
     def values(self, name: str) -> list[Any]:
         """Values (N,) of a column, none of which may be missing."""
@@ -204,12 +207,12 @@ def from_file(
     """
     known = _categories(categorical)
     table = Table(file, [*known, str(label)])
-    table.check_has("label", [label])
-    table.check_has("without", without)
-    table.check_has("categorical", list(known))
-    chosen = [name for name in table.columns if name != label] if features is None else features
-    table.check_has("features", chosen)
-    chosen = [name for name in chosen if name not in without]
+    table.named("categorical", known)
+    (label,) = table.named("label", str(label))
+    others = [name for name in table.columns if name != label]
+    chosen = others if features is None else table.named("features", features)
+    left_out = table.named("without", without)
+    chosen = [name for name in chosen if name not in left_out]
     if not chosen or label in chosen:
         raise InputError(f"`{PLACE}.features` must name columns beside the label, got {chosen!r}.")
     given = _standard(standardise, [name for name in chosen if name not in known])
@@ -236,9 +239,7 @@ def _categories(told: Any) -> dict[str, list[str] | None]:
             raise InputError(
                 f"`{PLACE}.categorical.{name}` must list different categories, got {some!r:.80}."
             )
-    return {
-        name: None if some is None else [str(one) for one in some] for name, some in told.items()
-    }
+    return {str(name): some and [str(one) for one in some] for name, some in told.items()}
 
 
 def _one_hot(table: Table, name: str, known: list[str] | None) -> Floats:
@@ -258,7 +259,7 @@ def _standard(told: Any, numeric: Sequence[str]) -> dict[str, tuple[float, float
     """Mean and deviation of each column that is to be standardised; None for the records' own."""
     if told is None or told == "records":
         return dict.fromkeys(numeric) if told else {}
-    if not isinstance(told, Mapping) or set(told) - set(numeric):
+    if not isinstance(told, Mapping) or set(map(str, told)) - set(numeric):
         raise InputError(
             f"`{PLACE}.standardise` must be records, or [mean, deviation] by column of numbers, "
             f"{printable(', '.join(numeric))}; got {told!r:.80}."
@@ -270,7 +271,7 @@ def _standard(told: Any, numeric: Sequence[str]) -> dict[str, tuple[float, float
             )
         require.number(f"{PLACE}.standardise.{name}", pair[0])
         require.above(f"{PLACE}.standardise.{name}", pair[1], 0)
-    return {name: (float(pair[0]), float(pair[1])) for name, pair in told.items()}
+    return {str(name): (float(pair[0]), float(pair[1])) for name, pair in told.items()}
 
 
 def _scaled(numbers: Floats, by: tuple[float, float] | None) -> Floats:

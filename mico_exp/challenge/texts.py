@@ -88,13 +88,13 @@ def from_file(
     Raises:
         InputError: names the file, column and row that are not what they must be.
     """
-    names = [text] if isinstance(text, str) else list(text)
-    if not 1 <= len(names) <= 2:
-        raise InputError(f"`{PLACE}.text` must name one column or two, got {text!r:.80}.")
     require.whole(f"{PLACE}.max_length", max_length, 1)
-    table = Table(file, [*names, label])
-    table.check_has("text", names)
-    table.check_has("label", [label])
+    told = [text] if isinstance(text, str) else text
+    if not isinstance(told, Sequence) or not 1 <= len(told) <= 2:
+        raise InputError(f"`{PLACE}.text` must name one column or two, got {text!r:.80}.")
+    table = Table(file, [*map(str, told), str(label)])
+    names = table.named("text", told)
+    (label,) = table.named("label", str(label))
     labels = numbered(table.values(label), classes, table.where)
     tool = tokenizers.on_disk(tokenizer)
     columns = [_sentences(table, name) for name in names]
