@@ -120,7 +120,7 @@ def _here(setup: Setup) -> Here:
 def _advice(setups: Sequence[Setup], selection: Selection) -> str:
     """Say what makes the runs that are missing of some scenarios."""
     wanted = [selection.preset_cell(one.name) for one in setups]
-    return advice([one.options for one in setups], wanted)
+    return advice([one.options for one in setups], wanted, selection.exposure)
 
 
 def choose(
@@ -133,18 +133,19 @@ def choose(
 
     Without a preset by the rule on validation; with one the cell that it names.
     """
-    runs: list[Cell] = []
+    by_id: dict[str, Cell] = {}
     present, missing, others, uncounted = {}, [], 0, False
     for name, here in scenarios.items():
         of_scenario, elsewhere = _finished(challenge, name, here, tracker)
-        present[name] = _present_cells(selection, name, here, of_scenario, elsewhere)
-        runs += of_scenario
+        by_id |= {cell.run.id: cell for cell in of_scenario}
+        some = _present_cells(selection, name, here, of_scenario, elsewhere)
+        present[name] = _of_exposure(selection, name, some, by_id)
         if not present[name]:
             missing.append(challenge.setups[name])
             others += len(of_scenario) + (elsewhere or 0)
             uncounted |= elsewhere is None
     if missing:
-        about = f" ({others} are of other cells, data, models or code)" if others else ""
+        about = f" ({others} are of other cells, exposures, data, models or code)" if others else ""
         if uncounted:
             about = " (there are runs of other data or models)"
         raise InputError(
@@ -154,7 +155,6 @@ def choose(
     for name, here in scenarios.items():
         tags = cells_of(challenge.name) | of_content(here.identity.content)
         _tell_failed(name, cells(tracker.failed(tags)), present[name])
-    by_id = {cell.run.id: cell for cell in runs}
     return {
         name: _judged(selection, tracker, scenarios[name], some, by_id)
         for name, some in present.items()
@@ -195,6 +195,24 @@ def _present_cells(
     wanted = selection.preset_cell(name)
     present = [one for one in found.present if wanted in (None, one.cell)]
     return newest(present, option_names("metric"), option_names("formula"))
+
+
+def _of_exposure(
+    selection: Selection, name: str, some: Sequence[Candidate], runs: Mapping[str, Cell]
+) -> list[Candidate]:
+    """Cells among which one is chosen: those of the wanted exposure; a preset names its own."""
+    if selection.exposure is None or selection.cells is not None:
+        return list(some)
+    wanted = [one for one in some if exposure_of(runs[one.run_id]) == selection.exposure]
+    if others := len(some) - len(wanted):
+        about = "%s: %d cells of other exposures than %s are no candidates (selection.exposure)"
+        log.info(about, name, others, selection.exposure)
+    return wanted
+
+
+def exposure_of(cell: Cell) -> str:
+    """Name of the exposure that a cell is of."""
+    return cell.record.exposure.partition(",")[0]
 
 
 def _judged(

@@ -123,11 +123,7 @@ def _wanted(setup: Setup) -> set[tuple[str, Place]]:
     Raises:
         InputError: the scenario is not there, or a metric's option cannot be used.
     """
-    metrics = options.all_metrics(disclosed=True)
-    if broken := sorted(set(options.single_metrics()) - set(metrics)):
-        raise InputError(f"conf/metric/{broken[0]}.yaml cannot be used: its scores would go.")
-    if not setup.found.discloses:
-        metrics = options.all_metrics(disclosed=False)
+    metrics = options.stored_metrics(disclosed=setup.found.discloses)
     wanted: set[tuple[str, Place]] = set()
     for precision in PRECISIONS:
         in_precision = replace(setup, processor=replace(setup.processor, precision=precision))

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from hydra.core.hydra_config import HydraConfig
 
+from mico_exp.runs.record import USUAL_EXPOSURE
+
 # Of a run's overrides those that decide its figures, and of this session's where things are.
 OF_RUN = ("dataset.", "scenario.", "seed=", "compute.precision=", "compute.allow_")
 OF_HERE = ("paths.", "dataset.", "compute.precision=", "compute.allow_")
@@ -56,15 +58,22 @@ def _listed(names: Iterable[str]) -> str:
     return ",".join(name if plain.fullmatch(name) else f"'{name}'" for name in dict.fromkeys(names))
 
 
-def advice(missing: Sequence[tuple[str, str]], cells: Sequence[str | None]) -> str:
+def advice(
+    missing: Sequence[tuple[str, str]],
+    cells: Sequence[str | None],
+    exposure: str | None = USUAL_EXPOSURE,
+) -> str:
     """Say what makes the runs that are missing.
 
     Args:
         missing: data set and scenario of each, by their options.
         cells: the one that is wanted of each, ``loss/1``; None for any.
+        exposure: that is wanted; None for any.
     """
     datasets, scenarios = zip(*missing, strict=True)
     grid = GRID.split()
+    if exposure not in (None, USUAL_EXPOSURE):
+        grid = ["experiment=exposure", f"exposure={exposure}"]
     if wanted := [cell.split("/") for cell in cells if cell is not None]:
         metrics, formulas = zip(*wanted, strict=True)
         grid = [f"metric={_listed(metrics)}", f"formula={_listed(formulas)}"]

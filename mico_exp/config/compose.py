@@ -33,11 +33,12 @@ from mico_exp.models.recorded import recorded
 from mico_exp.models.training import Plan
 from mico_exp.results.selection import RULES
 from mico_exp.runs import provenance
-from mico_exp.runs.record import CellRecord
+from mico_exp.runs.record import USUAL_EXPOSURE, CellRecord
 from mico_exp.scores.inference import Metric, Processor
 from mico_exp.scores.store import ScoreStore
 
-OF_A_CELL = ("metric", "formula", "metrics", "sweep", "plots")  # keys that no setup hangs on
+# Keys that no setup hangs on.
+OF_A_CELL = ("metric", "formula", "exposure", "metrics", "exposures", "sweep", "plots")
 _last_setup: dict[tuple[str, str | None], Setup] = {}  # at most one
 
 
@@ -69,6 +70,7 @@ class Selection:
     simple_metrics, simple_formulas: from the simplest on.
     resamples: draws of models.
     allow_unreadable: go on without the best cells where their predictions cannot be used.
+    exposure: name of the one whose cells are candidates; None for all.
     """
 
     rule: str
@@ -78,6 +80,7 @@ class Selection:
     simple_formulas: tuple[str, ...]
     resamples: int
     allow_unreadable: bool
+    exposure: str | None = USUAL_EXPOSURE
 
     def preset_cell(self, scenario: str) -> str | None:
         """Cell that the preset names for a scenario; None without a preset."""
@@ -146,7 +149,8 @@ def cell(cfg: DictConfig, metric: options.Choice, formula: options.Choice) -> Ce
     drawn, found = plots(cfg), _setup_of_cell(cfg)
     found.workers.check(found.processor)
     named = options.named_metrics(cfg.metrics)
-    passed = options.pass_metrics(metrics, named, disclosed)
+    seen = options.swept_exposures(cfg, metric.exposure)
+    passed = options.pass_metrics(metrics, named, disclosed, seen)
     return Cell(found, metrics, passed, made, *codes, drawn)
 
 
@@ -378,7 +382,17 @@ def selection(cfg: DictConfig) -> Selection:
         simple_formulas=_simplicity(how, "formula"),
         resamples=how.resamples,
         allow_unreadable=_switch(how, "allow_unreadable", "selection"),
+        exposure=_exposure(how.exposure),
     )
+
+
+def _exposure(wanted: Any) -> str | None:
+    known = options.option_names("exposure")
+    if wanted is not None and wanted not in known:
+        raise InputError(
+            f"`selection.exposure` must be null or one of {', '.join(known)}, got {wanted}."
+        )
+    return wanted
 
 
 def _simplicity(how: DictConfig, group: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
 
@@ -24,7 +24,8 @@ from mico_exp.attacks.calibration import Formula
 from mico_exp.attacks.evidence import Attack
 from mico_exp.common.errors import InputError, first_line, printable
 from mico_exp.common.fingerprints import digest
-from mico_exp.config import variants
+from mico_exp.config import exposing, variants
+from mico_exp.config.exposing import SEEN, Exposure, seen_by
 from mico_exp.config.making import make
 from mico_exp.config.moved import check_places
 from mico_exp.config.typed import quote_choices
@@ -32,25 +33,33 @@ from mico_exp.scores.inference import GRADIENTS, LOGITS, Metric, family_of
 
 log = logging.getLogger(__name__)
 COMBINED = "all"  # the metric that stands for several
+WEIGHTS = Exposure()
 NEVER_ASKED = ("challenge",)  # of an option of a scenario: it is the whole configuration's
-CELL = ("metric", "formula", "scenario")  # groups that a cell is of
+CELL = ("metric", "formula", "scenario", "exposure")  # groups that a cell is of
 REASONS = {
     COMBINED: "it combines metrics, so it takes metric=all",
     "probability": "it compares probabilities, which {metric} are not",
     "disclosure": "it needs disclosed training sets, and {scenario} keeps them",
+    "label": "it needs the predicted class, which {exposure} does not show",
+    "confidences": "it needs a confidence of every class, which {exposure} does not show",
+    "weights": "it needs the model's weights, which {exposure} does not show",
 }
 
 
-def refusal(metric: DictConfig, formula: DictConfig, scenario: DictConfig) -> str | None:
-    """Say why a cell has no meaning, from its three options; None where it has one.
+def refusal(
+    metric: DictConfig, formula: DictConfig, scenario: DictConfig, exposure: DictConfig
+) -> str | None:
+    """Say why a cell has no meaning, from its four options; None where it has one.
 
-    An option's `needs` names what it cannot do without, a metric's `gives` what it offers.
+    An option's `needs` names what it cannot do without, `gives` of a metric and of an exposure
+    what they offer.
     """
-    given = set(metric.get("gives") or ())
+    given = {*(metric.get("gives") or ()), *(exposure.get("gives") or ())}
     given |= {"disclosure"} if scenario.disclose_training else set()
     words = {"metric": f"scores of metric={metric.name}", "scenario": f"scenario={scenario.name}"}
-    for option in (metric, formula):
-        for need in option.get("needs") or ():
+    words |= {"exposure": f"exposure={exposure.name}"}
+    for option, seen in ((metric, seen_by(metric)), (formula, [])):
+        for need in dict.fromkeys([*(option.get("needs") or ()), *seen]):
             if need not in REASONS:
                 known = ", ".join(REASONS)
                 raise InputError(f"`needs` of {option.name} must be of {known}, got {need}.")
@@ -68,7 +77,8 @@ def _offered_by(need: str) -> str:
     """Say which options offer what is needed, where that is not said already."""
     if need == COMBINED:
         return ""
-    group = "scenario" if need == "disclosure" else "metric"
+    groups = {"disclosure": "scenario"} | dict.fromkeys(SEEN, "exposure")
+    group = groups.get(need, "metric")
     names = [name for name in option_names(group) if _offers(group, name, need)]
     return f" ({group}={','.join(names)})" if names else ""
 
@@ -92,7 +102,7 @@ def check_cell(cfg: DictConfig) -> None:
     """
     for group in CELL:
         _check_named(group, HydraConfig.get().runtime.choices.get(group), cfg[group])
-    if (reason := refusal(cfg.metric, cfg.formula, cfg.scenario)) is not None:
+    if (reason := refusal(cfg.metric, cfg.formula, cfg.scenario, cfg.exposure)) is not None:
         raise InputError(f"{cfg.scenario.name}/{cfg.metric.name}/{cfg.formula.name}: {reason}.")
 
 
@@ -155,25 +165,38 @@ def single_metrics() -> list[str]:
     return [name for name in option_names("metric") if name != COMBINED]
 
 
-def _sensible(names: Iterable[str], disclosed: bool) -> list[str]:
-    """Names of the metrics that a scenario lets be computed, which discloses training sets or not.
+def _sensible(names: Iterable[str], disclosed: bool, exposure: Exposure) -> list[str]:
+    """Names of the metrics that scenario and exposure let be computed.
 
     One that cannot be composed is kept, for whoever makes it to say so.
     """
-    return [name for name in names if disclosed or "disclosure" not in _needs_of_metric(name)]
+    told = [name for name in names if disclosed or "disclosure" not in _needs_of_metric(name)]
+    return [name for name in told if exposure.lets(_seen_by_metric(name))]
 
 
-def _allowed(names: Sequence[str], scenario: str, disclosed: bool) -> Sequence[str]:
-    """Names given in `metrics`, all of which the scenario lets be computed.
+def _combined(disclosed: bool, exposure: Exposure) -> list[str]:
+    """Names of the metrics that ``all`` stands for."""
+    names = _sensible(single_metrics(), disclosed, exposure)
+    return [name for name in names if exposure.combines(_seen_by_metric(name))]
+
+
+def _allowed(
+    names: Sequence[str], scenario: str, disclosed: bool, exposure: Exposure
+) -> Sequence[str]:
+    """Names given in `metrics`, all of which scenario and exposure let be computed.
 
     Raises:
-        InputError: there is none, or one needs what the scenario does not give.
+        InputError: there is none, or one needs what is not given.
     """
     if not names:
         raise InputError("`metrics` must name at least one metric, got none.")
-    if refused := [name for name in names if name not in _sensible(names, disclosed)]:
-        reason = REASONS["disclosure"].format(scenario=f"scenario={scenario}")
-        raise InputError(f"`metrics` names {refused[0]}: {reason}{_offered_by('disclosure')}.")
+    words = {"scenario": f"scenario={scenario}", "exposure": f"exposure={exposure.name}"}
+    given = {*exposure.gives, *(["disclosure"] if disclosed else [])}
+    for name in names:
+        for need in (*_needs_of_metric(name), *_seen_by_metric(name)):
+            if need in ("disclosure", *SEEN) and need not in given:
+                reason = REASONS[need].format(**words)
+                raise InputError(f"`metrics` names {name}: {reason}{_offered_by(need)}.")
     return names
 
 
@@ -183,6 +206,11 @@ def _needs_of_metric(name: str) -> tuple[str, ...]:
         return tuple(option_of("metric", name).get("needs") or ())
     except Exception:
         return ()
+
+
+@cache
+def _seen_by_metric(name: str) -> tuple[str, ...]:
+    return tuple(seen_by({"needs": _needs_of_metric(name)}))
 
 
 def named_metrics(wanted: Any) -> list[str]:
@@ -208,20 +236,43 @@ def named_metrics(wanted: Any) -> list[str]:
     return names
 
 
-def all_metrics(*, disclosed: bool) -> dict[str, Metric]:
-    """Make every metric that a scenario lets be computed, which discloses training sets or not."""
-    return dict(_made_metrics(_sensible(single_metrics(), disclosed)))
+def all_metrics(*, disclosed: bool, exposure: Exposure = WEIGHTS) -> dict[str, Metric]:
+    """Make every metric that ``all`` stands for.
+
+    Args:
+        disclosed: the scenario discloses training sets.
+        exposure: what of the models is seen.
+    """
+    return exposure.seen(dict(_made_metrics(_combined(disclosed, exposure))))
+
+
+def stored_metrics(*, disclosed: bool) -> dict[str, Metric]:
+    """Make every metric under every exposure, as the store may have them.
+
+    Raises:
+        InputError: an option of a metric cannot be used, and nobody knows what is its.
+    """
+    made = dict(_made_metrics(single_metrics()))
+    if broken := sorted(set(single_metrics()) - set(made)):
+        raise InputError(f"conf/metric/{broken[0]}.yaml cannot be used: its scores would go.")
+    found: dict[str, Metric] = {}
+    for name in option_names("exposure"):
+        exposure = exposure_of(name)
+        some = _sensible(made, disclosed, exposure)
+        found |= exposure.seen({one: made[one] for one in some})
+    return found
 
 
 def extracted_metrics(cfg: DictConfig) -> dict[str, Metric]:
     """Make the metrics that `extract` is to compute: those in `metrics`, or all of a family."""
-    disclosed = bool(cfg.scenario.disclose_training)
+    disclosed, exposure = bool(cfg.scenario.disclose_training), chosen_exposure(cfg)
     if cfg.metrics in (LOGITS, GRADIENTS):
-        every = all_metrics(disclosed=disclosed)
+        every = all_metrics(disclosed=disclosed, exposure=exposure)
         return {name: one for name, one in every.items() if family_of(one) == cfg.metrics}
     if cfg.metrics == COMBINED:
-        return all_metrics(disclosed=disclosed)
-    return dict(_made_metrics(_allowed(named_metrics(cfg.metrics), cfg.scenario.name, disclosed)))
+        return all_metrics(disclosed=disclosed, exposure=exposure)
+    names = _allowed(named_metrics(cfg.metrics), cfg.scenario.name, disclosed, exposure)
+    return exposure.seen(dict(_made_metrics(names)))
 
 
 def _made_metrics(names: Iterable[str]) -> Iterator[tuple[str, Metric]]:
@@ -292,6 +343,7 @@ class Choice:
     changes: overrides that make the option file what it is here.
     function: `_target_` and arguments; None for ``metric=all``, which stands for several.
     narrowed: names that `metrics` narrows ``all`` to; None where it does not.
+    exposure: what of the models a metric is computed of; part of its name and changes.
     """
 
     name: str
@@ -299,14 +351,41 @@ class Choice:
     changes: Sequence[str]
     function: Mapping[str, Any] | None
     narrowed: Sequence[str] | None = None
+    exposure: Exposure = WEIGHTS
 
 
 def choice(cfg: DictConfig, group: str) -> Choice:
-    """Read the chosen metric or formula.
+    """Read the chosen metric or formula, a metric with its exposure.
 
     Raises:
         InputError: it is not its option file with other arguments.
     """
+    found = _choice(cfg, group)
+    if group != "metric":
+        return found
+    exposure = chosen_exposure(cfg)
+    changes = [*found.changes, *exposure.changes]
+    return replace(found, label=exposure.named(found.label), changes=changes, exposure=exposure)
+
+
+def chosen_exposure(cfg: DictConfig) -> Exposure:
+    """Read what the attacker sees.
+
+    Raises:
+        InputError: it is not its option file with other arguments.
+    """
+    _check_name(cfg, "exposure")
+    name = str(cfg.exposure.name)
+    usual, here = _function("exposure", name), _plain(cfg.exposure.function)
+    return exposure_of(name, variants.changed("exposure", name, usual or {}, here or {}))
+
+
+def exposure_of(name: str, changed: Mapping[str, Any] | None = None) -> Exposure:
+    """An exposure by its option, with arguments set otherwise."""
+    return Exposure.of(_plain(option_of("exposure", name)), changed)
+
+
+def _choice(cfg: DictConfig, group: str) -> Choice:
     _check_name(cfg, group)
     name = str(cfg[group].name)
     if _is_combined(group, name):
@@ -328,13 +407,15 @@ def metrics_of(metric: Choice, scenario: str, disclosed: bool) -> dict[str, Metr
     """Make the metrics of a cell: the chosen one, or all that ``all`` stands for.
 
     Raises:
-        InputError: one needs disclosed training sets, and `scenario` keeps them.
+        InputError: one needs what `scenario` or the exposure does not give.
     """
+    exposure = metric.exposure
     if metric.function is not None:
-        return {metric.name: make(metric.function)}
+        return exposure.seen({metric.name: make(metric.function)})
     if metric.narrowed is None:
-        return all_metrics(disclosed=disclosed)
-    return dict(_made_metrics(_allowed(metric.narrowed, scenario, disclosed)))
+        return all_metrics(disclosed=disclosed, exposure=exposure)
+    names = _allowed(metric.narrowed, scenario, disclosed, exposure)
+    return exposure.seen(dict(_made_metrics(names)))
 
 
 def formula_of(chosen: Choice) -> Formula | Attack:
@@ -353,20 +434,48 @@ def code(chosen: Choice, metrics: Iterable[str] = ()) -> str:
         metrics: names of those that were made for it, where it is ``metric=all``.
     """
     if chosen.function is None:
-        return _combined_code(tuple(metrics))
-    return variants.code(chosen.function)
+        names = tuple(name.partition("[")[0] for name in metrics)
+        return chosen.exposure.code(_combined_code(names))
+    return chosen.exposure.code(variants.code(chosen.function))
 
 
 def pass_metrics(
-    chosen: Mapping[str, Metric], named: Sequence[str], disclosed: bool
+    chosen: Mapping[str, Metric],
+    named: Sequence[str],
+    disclosed: bool,
+    exposures: Sequence[Exposure] = (WEIGHTS,),
 ) -> dict[str, Metric]:
     """Make the metrics that a pass through a model computes: the chosen, and those of the sweep.
 
     Those of one family come from the same pass, so a later cell finds its scores ready.
+
+    Args:
+        chosen: by their names.
+        named: of the sweep.
+        disclosed: the scenario discloses training sets.
+        exposures: of the sweep, each of which sees all that it lets be computed.
     """
-    names = single_metrics() if COMBINED in named else named
-    others = [name for name in names if name not in chosen]
-    return {**chosen, **dict(_made_metrics(_sensible(others, disclosed)))}
+    found = dict(chosen)
+    made: dict[str, Metric] = {}
+    for exposure in exposures:
+        every = COMBINED in named
+        names = _combined(disclosed, exposure) if every else _sensible(named, disclosed, exposure)
+        wanted = [name for name in names if exposure.named(name) not in found]
+        made |= dict(_made_metrics(name for name in wanted if name not in made))
+        found |= exposure.seen({name: made[name] for name in wanted if name in made})
+    return found
+
+
+def swept_exposures(cfg: DictConfig, chosen: Exposure) -> list[Exposure]:
+    """Exposures of the same pass: the chosen, and those of the sweep."""
+    named = cfg.get("exposures")
+    names = [named] if isinstance(named, str) else list(named or ())
+    known = option_names("exposure")
+    if unknown := [str(name) for name in names if name not in known]:
+        raise InputError(
+            f"`exposures` must be null or a list of {', '.join(known)}, got {unknown[0]}."
+        )
+    return [chosen, *(exposure_of(name) for name in names if name != chosen.name)]
 
 
 def _check_name(cfg: DictConfig, group: str) -> None:
@@ -374,8 +483,9 @@ def _check_name(cfg: DictConfig, group: str) -> None:
     option, name = HydraConfig.get().runtime.choices[group], str(cfg[group].name)
     if name == option:
         return
-    if group == "metric":
-        raise InputError(f"conf/metric/{option}.yaml: `name` must be that of its file, got {name}.")
+    if group != "formula":
+        file = f"conf/{group}/{option}.yaml"
+        raise InputError(f"{file}: `name` must be that of its file, got {name}.")
     target = cfg.formula.function._target_
     if name not in option_names(group) or _function(group, name)["_target_"] != target:
         raise InputError(
@@ -404,7 +514,7 @@ def _function(group: str, name: str) -> Any:
 
 
 def _plain(option: Any) -> Any:
-    plain = OmegaConf.to_container(option, resolve=True)
+    plain = OmegaConf.to_container(option, resolve=True) if OmegaConf.is_config(option) else option
     check_places(plain)
     return plain
 
@@ -428,13 +538,43 @@ def present_code(
 
     Raises:
         InputError: there is no such option here, a change is no change of an argument of it, or
-            what it names cannot be imported.
+            what it names cannot be imported; or the exposure does not give what it needs.
     """
     if name not in option_names(group):
         raise InputError(f"there is no {group}={printable(name, 80)} here")
-    if _is_combined(group, name):
-        names = _narrowed_by(changes)
-        return _combined_code(tuple(names or all_metrics(disclosed=disclosed)))
+    if group == "metric":
+        own, exposure = _exposed_by(changes)
+        return exposure.code(_code_seen(name, own, disclosed, exposure))
+    return _code_of(group, name, changes)
+
+
+def _code_seen(name: str, changes: Sequence[Any], disclosed: bool, exposure: Exposure) -> str:
+    """Hash of what a metric does that an exposure lets be computed."""
+    combined = _is_combined("metric", name)
+    narrowed = _narrowed_by(changes) if combined else [name]
+    if narrowed and _sensible(narrowed, True, exposure) != narrowed:
+        raise InputError(f"exposure={exposure.name} does not show what metric={name} needs")
+    if combined:
+        made = _made_metrics(_combined(disclosed, exposure))
+        return _combined_code(tuple(narrowed or (one for one, _ in made)))
+    return _code_of("metric", name, changes)
+
+
+def _exposed_by(changes: Sequence[Any]) -> tuple[list[Any], Exposure]:
+    """Changes of a metric itself, and the exposure that the others name.
+
+    Raises:
+        InputError: there is no such exposure here, or it has no such argument.
+    """
+    own, name, others = exposing.split(changes)
+    if name not in option_names("exposure"):
+        raise InputError(f"there is no exposure={printable(name, 80)} here")
+    usual = _function("exposure", name) or {}
+    return own, exposure_of(name, variants.read("exposure", others, usual))
+
+
+def _code_of(group: str, name: str, changes: Sequence[Any]) -> str:
+    """Hash of what an option of one function does."""
     usual = _function(group, name)
     function = variants.applied(usual, variants.read(group, changes, usual))
     try:
@@ -480,10 +620,12 @@ def logged_code(group: str, labelled: str, written: str, disclosed: bool) -> str
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"its changes must be a list of texts, got {printable(written, 80)}")
     found = present_code(group, name, tuple(texts), disclosed)
+    texts, exposure = _exposed_by(texts) if group == "metric" else (texts, WEIGHTS)
     if _is_combined(group, name):
-        expected = combined_label(_narrowed_by(texts))
+        expected = exposure.named(combined_label(_narrowed_by(texts)))
     else:
-        expected = variants.label(name, variants.read(group, texts, _function(group, name)))
+        changes = variants.read(group, texts, _function(group, name))
+        expected = exposure.named(variants.label(name, changes))
     if labelled != expected:
         raise InputError(
             f"it is called {printable(labelled, 80)}, but its changes make it {expected}"

@@ -64,6 +64,9 @@ class Sweep(Callback):
             config.hydra.overrides.hydra.append(f"sweep='{grid.name}'")
             if config.metrics is None and metrics:
                 config.hydra.overrides.hydra.append(f"metrics=[{','.join(metrics)}]")
+            exposures = swept("exposure", config)
+            if config.exposures is None and exposures:
+                config.hydra.overrides.hydra.append(f"exposures=[{','.join(exposures)}]")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """Finish the sweep."""

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 
 from mico_exp.common.errors import InputError
 
-CELL_GROUPS = ("metric", "formula")  # whose options name a cell
+CELL_GROUPS = ("metric", "formula", "exposure")  # whose options name a cell
 QUOTES = "'\""
 MIXED = ("experiment",)  # of which several may be chosen at once
 PACKAGE = Path(__file__).resolve().parents[1]

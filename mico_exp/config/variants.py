@@ -60,8 +60,14 @@ def _may_change(key: str, value: Any) -> bool:
 
 def label(name: str, changes: Mapping[str, Any]) -> str:
     """Name of a variant, ``offset[w=counts, k=1.0]``."""
+    return joined(name, changes) if changes else name
+
+
+def joined(name: str, changes: Mapping[str, Any]) -> str:
+    """Name of a variant with more that is otherwise, ``offset[w=counts, k=1.0]``."""
     texts = [f"{key}={_bare(value)}" for key, value in changes.items()]
-    return f"{name}[{', '.join(texts)}]" if texts else name
+    whole = f"{name[:-1]}, " if name.endswith("]") else f"{name}["
+    return f"{whole}{', '.join(texts)}]"
 
 
 def _bare(value: Any) -> str:

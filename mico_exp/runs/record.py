@@ -46,6 +46,7 @@ MODELS = "_models"  # end of train_models, dev_models, final_models
 TOLD = "members_"  # start of what membership in the train models' scores is told apart by
 EXTRACTED, EXTRACTION_SECONDS = "extracted_models", "extraction_seconds"  # by family, after a slash
 NO_CHANGES = json.dumps([])
+EXPOSURE, USUAL_EXPOSURE = "exposure", "weights"  # of a metric's changes; the usual is none
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,17 @@ class CellRecord:
     def cell(self) -> str:
         """Name within the scenario, ``loss/1``."""
         return f"{self.metric}/{self.formula}"
+
+    @property
+    def exposure(self) -> str:
+        """What the attacker sees, as its changes say: ``rounded``, ``rounded, decimals=2``."""
+        try:
+            changes = [str(text) for text in json.loads(self.metric_changes)]
+        except (ValueError, TypeError, RecursionError):
+            return USUAL_EXPOSURE
+        keys = (f"{EXPOSURE}=", f"{EXPOSURE}.function.")
+        texts = [text.removeprefix(key) for text in changes for key in keys if text.startswith(key)]
+        return ", ".join(texts) or USUAL_EXPOSURE
 
     @property
     def name(self) -> str:

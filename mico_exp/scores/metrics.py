@@ -123,6 +123,15 @@ def logit(phi: Tensor) -> Tensor:
     return phi
 
 
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 where the predicted class is the label, else 0: all that a label tells by itself.
+
+    The gap attack (Yeom et al. 2018, arXiv 1709.01604; Choquette-Choo et al. 2021, arXiv
+    2007.14321, §4).
+    """
+    return (logits.argmax(dim=-1) == labels).double()
+
+
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """z_y − max_{c≠y} z_c in float64, which is φ for two classes.
 

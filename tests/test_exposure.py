@@ -1,0 +1,262 @@
+"""What the attacker sees: what each exposure leaves of a model's logits, and which cells it has."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from commands import run
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from mlflow import MlflowClient
+
+from mico_exp.common.errors import InputError
+from mico_exp.common.fingerprints import definition
+from mico_exp.config import options, variants
+from mico_exp.config.typed import OPTIONS
+from mico_exp.runs.record import CellRecord
+from mico_exp.scores import exposures, metrics
+from mico_exp.scores.exposures import EXPOSURES, Rounded, Top
+
+OF_LABEL = {"correct"}
+GRADIENTS = {"grad_alignment", "grad_norm", "kfac", "kfac_high", "kfac_low", "representer"}
+FLOOR = np.finfo(np.float32).tiny
+
+
+@pytest.fixture
+def composed():
+    """Compose the main configuration as a job does."""
+    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
+
+        def make(*overrides):
+            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            return cfg
+
+        yield make
+
+
+def literal(name, z):
+    """Log-probabilities of one point's logits, by the definition."""
+    z = z.astype(np.float32)
+    e = np.exp(z - z.max(), dtype=np.float32)
+    p = (e / e.sum(dtype=np.float32)).astype(np.float64)
+    if name == "rounded":
+        return np.log([float(f"{one:.3f}") or 0.0005 for one in p])
+    if name == "top5":
+        order = sorted(range(len(p)), key=lambda c: (-p[c], c))
+        shown, hidden = order[:5], order[5:]
+        if hidden:
+            share = (1 - sum(p[c] for c in shown)) / len(hidden)
+            p[hidden] = min(max(share, 0), p[shown[-1]])
+    if name == "label":
+        p = np.eye(len(p))[z.argmax()]
+    return np.log(np.maximum(p, FLOOR))
+
+
+@pytest.mark.parametrize("name", ["label", "top5", "rounded", "probabilities"])
+@pytest.mark.parametrize("classes", [2, 5, 12])
+def test_what_is_left_of_the_logits(composed, name, classes):
+    random = np.random.default_rng(0)
+    scale = np.array([0.1, 3, 40])[:, None, None]  # nearly even, usual, saturated
+    logits = random.normal(size=(3, 7, classes)) * scale
+    exposure = instantiate(composed(f"exposure={name}").exposure.function)
+    found = exposure(torch.tensor(logits, dtype=torch.float32)).numpy()
+    wanted = np.array([[literal(name, z) for z in row] for row in logits])
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+    assert (found.argmax(-1) == logits.argmax(-1))[2].all()
+
+
+def test_what_is_lost():
+    """Logits stay as they are; what a service rounds to 0 and 1 ties."""
+    sure = torch.tensor([[30.0, 0, 0], [200.0, 0, 0], [300.0, 0, 0]])
+    label = torch.zeros(3, dtype=torch.int64)
+    assert torch.equal(exposures.logits(sure), sure)
+    first, second, third = metrics.logit(exposures.probabilities(sure), label).tolist()
+    assert first < second == third  # what is below the floor is gone
+    assert len(set(metrics.logit(Rounded(3)(sure), label).tolist())) == 1
+    assert metrics.correct(exposures.label(sure), label).tolist() == [1, 1, 1]
+    even = torch.zeros(1, 8)
+    assert torch.allclose(Top(3)(even), torch.tensor(1 / 8, dtype=torch.float64).log())
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Rounded(0), "`exposure.function.decimals` must be a whole number from 1 to 9"),
+        (lambda: Top(0), "`exposure.function.k` must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_arguments(make, told):
+    with pytest.raises(InputError, match=told):
+        make()
+
+
+def allowed(composed, exposure):
+    """Metrics that a cell may be of."""
+    composed()
+    jobs = [
+        [f"metric={one}", "formula='1'", f"exposure={exposure}"] for one in options.single_metrics()
+    ]
+    return {job[0].partition("=")[2] for job in options.sensible_cells(jobs, "skip")}
+
+
+def test_each_exposure_lets_what_it_shows_be_computed(composed):
+    assert set(options.option_names("exposure") if composed() else ()) == set(EXPOSURES)
+    every = set(options.single_metrics())
+    assert allowed(composed, "weights") == every - {"kfac_disclosed"}
+    of_logits = every - GRADIENTS - {"kfac_disclosed"}
+    for name in ("top5", "rounded", "probabilities", "logits"):
+        assert allowed(composed, name) == of_logits
+    assert allowed(composed, "label") == OF_LABEL
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["metric=loss", "exposure=label"], "a confidence of every class, which exposure=label"),
+        (["metric=kfac", "exposure=logits"], r"the model's weights, .*\(exposure=weights\)"),
+        (["metric=correct", "formula=rmia_online"], "compares probabilities"),
+    ],
+)
+def test_cells_that_ask_for_more(composed, overrides, told):
+    with pytest.raises(InputError, match=told):
+        options.check_cell(composed(*overrides))
+
+
+def test_the_usual_exposure_leaves_everything_as_it_is(composed):
+    """Names, codes and the very functions, and with these the keys of the store."""
+    for name in options.single_metrics() if composed() else ():
+        cfg = composed(f"metric={name}", "scenario=ddp")
+        metric = options.choice(cfg, "metric")
+        (made,) = options.metrics_of(metric, "ddp", True).items()
+        plain = instantiate(cfg.metric.function)
+        assert (metric.label, metric.changes, made[0]) == (name, [], name)
+        assert definition(made[1]) == definition(plain)
+        assert options.code(metric) == variants.code(metric.function)
+        assert options.present_code("metric", name) == options.code(metric)
+    assert set(options.all_metrics(disclosed=False)) == set(options.single_metrics()) - {
+        "kfac_disclosed", *OF_LABEL,
+    }  # fmt: skip
+
+
+CHANGES = ["exposure=rounded", "exposure.function.decimals=2"]
+
+
+def test_another_one_is_a_change_of_the_metric(composed):
+    cfg = composed("metric=loss", *CHANGES)
+    metric = options.choice(cfg, "metric")
+    assert metric.label == "loss[exposure=rounded, decimals=2]"
+    assert metric.changes == CHANGES
+    assert CellRecord(metric_changes=json.dumps(CHANGES)).exposure == "rounded, decimals=2"
+    ((name, made),) = options.metrics_of(metric, "inf", False).items()
+    logits, labels = torch.randn(3, 4, 10), torch.arange(4)
+    assert name == metric.label
+    assert torch.equal(made(logits, labels), metrics.loss(Rounded(2)(logits), labels))
+    codes = [options.code(metric)]
+    for overrides in (
+        ["metric=loss", "exposure=rounded"],
+        ["metric=loss"],
+        ["metric=logit", *CHANGES],
+    ):
+        codes.append(options.code(options.choice(composed(*overrides), "metric")))
+    assert len(set(codes)) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (["metric=loss", *CHANGES], "loss[exposure=rounded, decimals=2]"),
+        (["metric=correct", "exposure=label"], "correct[exposure=label]"),
+        (["metric=all", "formula=stack", "exposure=label"], "all[exposure=label]"),
+        (
+            ["metric=all", "formula=stack", "metrics=[loss,logit]", "exposure=top5"],
+            "all[metrics=[loss,logit], exposure=top5]",
+        ),
+    ],
+)
+def test_the_code_of_what_was_logged(composed, overrides, label):
+    """A run can be compared only if its exposure still does the same."""
+    metric = options.choice(composed(*overrides), "metric")
+    names = options.metrics_of(metric, "inf", False)
+    assert metric.label == label
+    found = options.logged_code("metric", label, options.written(metric), False)
+    assert found == options.code(metric, names)
+
+
+@pytest.mark.parametrize(
+    ("label", "changes", "told"),
+    [
+        ("loss[exposure=x]", ["exposure=x"], "there is no exposure=x here"),
+        ("loss[exposure=weights]", ["exposure=weights"], "of another exposure"),
+        ("loss", ["exposure.function.decimals=2"], "of another exposure"),
+        ("kfac[exposure=label]", ["exposure=label"], "does not show what metric=kfac needs"),
+        ("loss", ["exposure=top5", "exposure.function.decimals=2"], "a change must be"),
+        ("loss", ["exposure=top5"], r"called loss, but its changes make it loss\[exposure=top5\]"),
+    ],
+)
+def test_a_run_that_says_what_none_from_here_would(composed, label, changes, told):
+    composed()
+    with pytest.raises(InputError, match=told):
+        options.logged_code("metric", label, json.dumps(changes), False)
+
+
+def test_one_pass_sees_a_model_through_all_exposures_of_a_sweep(composed):
+    cfg = composed("metric=loss", *CHANGES, "exposures=[label,rounded,weights]")
+    metric = options.choice(cfg, "metric")
+    chosen = options.metrics_of(metric, "inf", False)
+    seen = options.swept_exposures(cfg, metric.exposure)
+    found = options.pass_metrics(chosen, ["loss", "correct", "kfac"], False, seen)
+    assert set(found) == {
+        "loss[exposure=rounded, decimals=2]", "correct[exposure=rounded, decimals=2]",
+        "correct[exposure=label]", "loss", "correct", "kfac",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="`exposures` must be null or a list of .* got x"):
+        options.swept_exposures(composed("exposures=[x]"), metric.exposure)
+
+
+SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
+SMALL = [*SIZES, "dataset.phases={train: 10, dev: 2, final: 2}", "dataset.recipe.steps=60"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A folder in which a sweep over exposures ran, and what it printed."""
+    folder = tmp_path_factory.mktemp("user")
+    grid = ["metric=correct,loss", "formula=1", "exposure=label,rounded,weights", "scenario=inf"]
+    skip = "hydra.sweeper.meaningless=skip"
+    return folder, run("mico_exp", *grid, *SMALL, "plots=off", skip, "-m", cwd=folder).stdout
+
+
+def test_a_sweep(swept):
+    folder, shown = swept
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    found = {one.info.run_name: one.data for one in runs if one.data.tags["kind"] == "cell"}
+    assert set(found) == {
+        f"inf/{metric}/1"
+        for metric in (
+            *("correct", "loss", "correct[exposure=label]", "correct[exposure=rounded]"),
+            "loss[exposure=rounded]",
+        )
+    }
+    extracted = [one.metrics.get("extracted_models/logits") for one in found.values()]
+    assert sorted(filter(None, extracted)) == [14]  # of the first cell alone
+    right = {n: d.metrics["val/auc"] for n, d in found.items() if "correct" in n}
+    assert len(set(right.values())) == 1
+    assert "1 of 6 cells have no meaning, and are left out" in shown
+
+
+def test_those_of_the_usual_one_are_compared_unless_told(swept):
+    folder, _ = swept
+    for wanted, cells in (("weights", 2), ("null", 5), ("label", 1)):
+        told = [*SIZES, "scenarios=[inf]", "selection.resamples=100"]
+        if wanted != "weights":
+            told.append(f"selection.exposure={wanted}")
+        run("mico_exp.select_best", *told, cwd=folder)
+        made = json.loads((folder / "submissions" / "selection_digits.json").read_text())
+        assert len(made["scenarios"]["digits_inf"]["cells"]) == cells
+    told = run("mico_exp.select_best", *told[:-1], "selection.exposure=top5", cwd=folder, status=1)
+    assert "experiment=exposure exposure=top5" in told.stderr
