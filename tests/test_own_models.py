@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -790,13 +791,14 @@ def test_a_config_that_describes_none(told, message, tmp_path):
 # ---------------------------------------------------------------- LoRA
 
 
-@pytest.fixture
-def adapted(tmp_path, sentences):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, sentences):
     """A base, an adapter of it, and the two merged; and what `peft` makes of the adapter."""
     import peft
 
+    place = tmp_path_factory.mktemp("lora")
     base = classifier("bert")
-    base.save_pretrained(tmp_path / "base")
+    base.save_pretrained(place / "base")
     told = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of transformers, about a name of its own
@@ -805,10 +807,17 @@ def adapted(tmp_path, sentences):
         for one in network.parameters():
             if one.requires_grad:
                 one.normal_(0, 0.3)
-    network.save_pretrained(tmp_path / "model_0")
+    network.save_pretrained(place / "model_0")
     expected = losses(network.eval(), sentences)
-    network.merge_and_unload().save_pretrained(tmp_path / "merged")
-    return tmp_path, expected
+    network.merge_and_unload().save_pretrained(place / "merged")
+    return place, expected
+
+
+@pytest.fixture
+def adapted(made, tmp_path):
+    """The same, to be changed."""
+    place, expected = made
+    return shutil.copytree(place, tmp_path / "lora"), expected
 
 
 def test_an_adapter_gives_what_it_gives_merged(adapted, sentences):
