@@ -82,6 +82,8 @@ def _examine(
         evaluator = runner_on(setup.processor)
         records = setup.records
         setup.source.check_steady()
+        if setup.source.outputs is not None:
+            setup.build()
     except InputError as error:
         findings.append(Finding(setup.dataset, str(error)))
     sizes = setup.sizes(setup.source.told if records is None else len(records.labels))

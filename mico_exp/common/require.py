@@ -6,6 +6,7 @@ each function says, an `InputError` tells what was expected and what was found, 
 """
 
 import math
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,13 @@ def between(name: str, value: Any, low: float, high: float) -> None:
     """Want a number in (low, high), neither of which will do."""
     if not _is_number(value) or not low < value < high:
         raise _refused(name, f"a number in ({low:g}, {high:g})", value)
+
+
+def name(key: str, value: Any) -> None:
+    """Want a name that serves as a folder's and an option's: letters, digits, _ and -."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", value):
+        rule = "a name of letters (a to z), digits, _ and -, and no number"
+        raise _refused(key, rule, value)
 
 
 def file(path: Path) -> Path:

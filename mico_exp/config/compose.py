@@ -202,6 +202,7 @@ def setup(cfg: DictConfig, named: tuple[str, str] | None = None) -> Setup:
         named: options of data set and scenario, of a command that looks at a whole challenge; None
             for the scenario that is chosen.
     """
+    require.name("dataset.name", cfg.dataset.name)
     choices, typed = HydraConfig.get().runtime.choices, _typed()
     option: Any = cfg.scenario if named is None else _scenario(named[1])
     asked = named is None or "known_sample" in cfg  # other commands look at no sample
