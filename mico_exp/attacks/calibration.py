@@ -1,7 +1,8 @@
 """From raw scores to predictions in [0, 1]: who is a shadow model of whom, and one formula.
 
 Axes: T target models, t of them at once, S train (shadow) models, P challenge points of a target,
-U unique points.
+U unique points. Where models have unequal numbers of points, rows end in columns of `NONE`, which
+no formula sees; scores are NaN there.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from mico_exp.attacks.pools import Pool
 from mico_exp.attacks.sides import Gathered, Instead, Models
+from mico_exp.challenge.points import NONE
 from mico_exp.common.arrays import Floats, Indices, Mask
 from mico_exp.common.errors import InputError, first_line
 
@@ -121,7 +123,8 @@ def _is_marked(formula: Any, mark: str) -> bool:
 class Calibrated:
     """Calibrated scores (T, P), and how often a formula lacked models.
 
-    out_models: (T, P) how many shadow models were not trained on the point.
+    out_models: (T, P) how many shadow models were not trained on the point; 0 where there is none.
+    there: (T, P) True where a target has a point.
     fallback_rate: share of target points where the formula had to do with less than it wants: a
         side that the other stood in for, or what the formula itself calls so.
     out_fallback_rate: share where in models stood in for out models.
@@ -131,6 +134,7 @@ class Calibrated:
 
     scores: Floats
     out_models: NDArray[np.int64]
+    there: Mask
     fallback_rate: float = 0.0
     out_fallback_rate: float = 0.0
     in_fallback_rate: float = 0.0
@@ -138,8 +142,18 @@ class Calibrated:
 
     @property
     def predictions(self) -> NDArray[np.float32]:
-        """(T, P) in [0, 1]."""
-        return scale(self.scores, keep_order=self.keeps_order)
+        """(T, P) in [0, 1]; NaN where a target has no point."""
+        if self.there.all():
+            return scale(self.scores, keep_order=self.keeps_order)
+        found = np.full(self.scores.shape, np.nan, dtype=np.float32)
+        found[self.there] = scale(self.scores[self.there], keep_order=self.keeps_order)
+        return found
+
+    @property
+    def constant(self) -> bool:
+        """All points that there are score the same, which tells nothing."""
+        found = self.scores[self.there]
+        return bool(found.size) and bool(found.min() == found.max())
 
 
 def calibrate(
@@ -159,17 +173,19 @@ def calibrate(
             and where no shadow model has a score, the result is the median of all others.
         shadow: (S, U) scores of the train models at all points; NaN takes no part.
         is_member: (S, U) True where the train model was trained on the point.
-        columns: (T, P) where each target's points lie in the U columns.
+        columns: (T, P) where each target's points lie in the U columns; `NONE` at the end of a row
+            with fewer points than others.
         left_out: (T,) the shadow model that takes no part for each target: where targets are
             train models, themselves, which makes the result a validation score.
 
     Raises:
         InputError: fewer than one shadow model is left, or the result is not finite.
     """
-    known = np.isfinite(own)
-    scores = np.empty(own.shape)
+    there = columns != NONE
+    known = np.isfinite(own) & there
+    scores = np.full(own.shape, np.nan)
     fell_back = np.zeros(3)
-    out_models = np.empty(own.shape, dtype=np.int64)
+    out_models = np.zeros(own.shape, dtype=np.int64)
     gaps, alone = copes_with_gaps(formula), asks_nobody(formula)
     shadows = _Shadows.of(shadow, is_member, left_out, fewest=0 if alone else 1)
     for some, shown in shadows.shown(columns, pooled=by_sides(formula) is not None):
@@ -185,11 +201,28 @@ def calibrate(
             values = shown.ask(formula, asked)
             fell_back += [counts.sum(), *counts]
         scores[some] = _of_shape(values, asked.shape)
-    if not known.all():
-        scores[~known] = np.median(scores[known]) if known.any() else 0
-    _check_finite(scores)
-    rate, out_rate, in_rate = map(float, fell_back / max(own.size, 1))
-    return Calibrated(scores, out_models, rate, out_rate, in_rate, keeps_order=gaps)
+    if (unknown := there & ~known).any():
+        scores[unknown] = np.median(scores[known]) if known.any() else 0
+    _check_finite(scores, there)
+    rate, out_rate, in_rate = map(float, fell_back / max(int(there.sum()), 1))
+    return Calibrated(scores, out_models, there, rate, out_rate, in_rate, keeps_order=gaps)
+
+
+def rows_alike(columns: Indices) -> Iterator[tuple[slice | Indices, int]]:
+    """Give the rows (T, P) that have equally many points, and how many.
+
+    What looks at all points of a target sees them together, cut to that length. Where all rows are
+    full they are one slice, which copies nothing.
+    """
+    counts = np.count_nonzero(columns != NONE, axis=1)
+    if (counts == columns.shape[1]).all():
+        yield slice(None), columns.shape[1]
+        return
+    for count in np.unique(counts[counts > 0]):
+        yield np.flatnonzero(counts == count), int(count)
+
+
+Place = tuple[slice | Indices, slice]  # of some targets' points in (T, P)
 
 
 class _Shown(Protocol):
@@ -291,38 +324,44 @@ class _Shadows:
         shadow = np.where(usable, shadow, 0)
         return cls(shadow, is_member & usable, ~is_member & usable, left_out)
 
-    def shown(self, columns: Indices, *, pooled: bool) -> Iterator[tuple[slice, _Shown]]:
-        """Give the models at the targets' columns (T, P), some targets at a time.
+    def shown(self, columns: Indices, *, pooled: bool) -> Iterator[tuple[Place, _Shown]]:
+        """Give the models at the targets' columns (T, P), some targets of as many points at a time.
 
         Where sides are all that is wanted, and all targets' columns are the same, nothing is
         gathered.
         """
-        if pooled and len(columns) > 1 and _alike(columns):
-            return self._pooled(columns)
-        return self._gathered(columns)
+        for rows, count in rows_alike(columns):
+            left_out = None if self.left_out is None else self.left_out[rows]
+            alike = columns[rows, :count]
+            pays = pooled and len(alike) > 1 and _alike(alike)
+            turns = self._pooled if pays else self._gathered
+            for some, shown in turns(alike, left_out):
+                targets = some if isinstance(rows, slice) else rows[some]
+                yield (targets, slice(count)), shown
 
-    def _gathered(self, columns: Indices) -> Iterator[tuple[slice, _Shown]]:
+    def _gathered(
+        self, columns: Indices, left_out: Indices | None
+    ) -> Iterator[tuple[slice, _Shown]]:
         each = max(self.shadow.itemsize * len(self.shadow) * columns.shape[1], 1)
         for some in _runs(len(columns), min(TARGETS_AT_ONCE, GATHERED_BYTES // each)):
             gathered = self.shadow[:, columns[some]].swapaxes(0, 1)
             is_in = self.inside[:, columns[some]].swapaxes(0, 1)
             is_out = self.outside[:, columns[some]].swapaxes(0, 1)
-            if self.left_out is not None:
+            if left_out is not None:
                 target = np.arange(len(gathered))
-                left_out = self.left_out[some]
-                is_in[target, left_out] = is_out[target, left_out] = False
+                is_in[target, left_out[some]] = is_out[target, left_out[some]] = False
             yield some, _GatheredModels(gathered, is_in, is_out)
 
-    def _pooled(self, columns: Indices) -> Iterator[tuple[slice, _Shown]]:
+    def _pooled(self, columns: Indices, left_out: Indices | None) -> Iterator[tuple[slice, _Shown]]:
         shared: Any = columns[0]
         if np.array_equal(shared, np.arange(self.shadow.shape[1])):
             shared = slice(None)  # which copies nothing
         pool = Pool(self.shadow[:, shared], self.inside[:, shared], self.outside[:, shared])
         for some in _runs(len(columns), POOLED_BYTES // max(8 * columns.shape[1], 1)):
-            if self.left_out is None:
+            if left_out is None:
                 yield some, _PooledModels(*pool.all(len(columns[some])))
             else:
-                yield some, _PooledModels(*pool.without(self.left_out[some]))
+                yield some, _PooledModels(*pool.without(left_out[some]))
 
 
 def _alike(columns: Indices) -> bool:
@@ -366,11 +405,11 @@ def _of_shape(values: Any, shape: tuple[int, ...]) -> Floats:
     return found
 
 
-def _check_finite(scores: Floats) -> None:
-    bad = ~np.isfinite(scores)
+def _check_finite(scores: Floats, there: Mask) -> None:
+    bad = there & ~np.isfinite(scores)
     if bad.any():
         raise InputError(
-            f"{bad.sum()} of {bad.size} calibrated scores are not finite; the first belongs to "
+            f"{bad.sum()} of {there.sum()} calibrated scores are not finite; the first belongs to "
             f"target {int(bad.any(axis=1).argmax())} of the phase."
         )
 

@@ -24,7 +24,7 @@ from mico_exp.attacks.folds import Folds, Hidden
 from mico_exp.attacks.formulas import offset, ratio_online
 from mico_exp.attacks.sides import Models, share_below
 from mico_exp.common import require
-from mico_exp.common.arrays import Floats, Indices, Mask
+from mico_exp.common.arrays import Floats, Indices, Mask, padded
 from mico_exp.common.errors import InputError
 
 MIDPOINT: Formula = partial(offset, w=0.5)
@@ -44,7 +44,7 @@ class _ByTarget(Attack):
             known = evidence.known_calibrated(self.base, evidence.only, phase)
             own = evidence.calibrated(self.base, evidence.only, phase)
             rows = [self.judge(one) for one in known]
-            found[phase] = replace(own, scores=np.stack(rows), keeps_order=True)
+            found[phase] = replace(own, scores=padded(rows, np.nan), keeps_order=True)
         return found
 
     @abstractmethod
@@ -142,7 +142,7 @@ class DensityRatio(Attack):
 
     def _validated(self, told: "_Told", columns: Indices) -> Floats:
         """Ratios of the train models' own points, which lie in columns (S, P)."""
-        folds, found = told.folds, np.empty(columns.shape)
+        folds, found = told.folds, np.full(columns.shape, np.nan)
         for fold in range(folds.count):
             targets = folds.models(fold)
             for point_fold in range(folds.point_folds):
@@ -159,7 +159,10 @@ class DensityRatio(Attack):
         hidden: Hidden = frozenset(),
         point_fold: int | None = None,
     ) -> Floats:
-        """Ratios (t, P) of targets, by what is learnt from models and points elsewhere."""
+        """Ratios (t, P) of targets, by what is learnt from models and points elsewhere.
+
+        NaN where a target has no point.
+        """
         terms, common = told.common(hidden, point_fold)
         turns = [
             [
@@ -168,7 +171,10 @@ class DensityRatio(Attack):
             ]
             for fold in told.folds.shown(hidden)
         ]
-        return np.mean(turns, axis=0)
+        found = np.full((len(targets), told.width(phase)), np.nan)
+        for row, of_target in zip(found, zip(*turns, strict=True), strict=True):
+            row[: len(of_target[0])] = np.mean(of_target, axis=0)
+        return found
 
     def _drawn(self, terms: Floats, is_member: Mask, common: Floats) -> Floats:
         """Coefficients (F,) of one target, by Newton's method on its penalised log likelihood.
@@ -207,6 +213,10 @@ class _Told:
     def __init__(self, evidence: Evidence, base: Formula, folds: Folds) -> None:
         self.evidence, self.base, self.folds = evidence, base, folds
         self._seen: dict[tuple[str, bytes, Hidden], list[_Pairs]] = {}
+
+    def width(self, phase: str) -> int:
+        """The most points of any model."""
+        return self.evidence.points.of_phase[phase].shape[1]
 
     def __call__(self, phase: str, targets: Indices, hidden: Hidden) -> list[_Pairs]:
         """Pairs of each target; what one fold tells the others is asked for twice."""

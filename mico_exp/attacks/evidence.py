@@ -1,7 +1,8 @@
 """All that an attack may use on one scenario: scores, who trained on what, classes, what is told.
 
 Axes: T target models of a phase, S train (shadow) models, P challenge points of a target, U unique
-points, K points of one model whose membership is disclosed.
+points, K points of one model whose membership is disclosed. Where models have unequal numbers of
+points, rows (T, P) end in NaN, and in False for membership; `points.there` says where.
 """
 
 from abc import ABC, abstractmethod
@@ -105,8 +106,9 @@ class Evidence:
         every = np.arange(len(self.points.is_member))
         found = []
         for row in range(len(self.known[phase])) if targets is None else targets:
-            own, sample = scores.own[phase][row], self.known[phase][row]
-            asked = np.concatenate([self.points.of_phase[phase][row], sample.points])
+            points, sample = self.points.points_of(phase, row), self.known[phase][row]
+            own = scores.own[phase][row, : len(points)]
+            asked = np.concatenate([points, sample.points])
             columns = np.searchsorted(self.points.unique, asked)
             others = shadows if shadows is not None else every[(every != row) | (phase != "train")]
             cut = np.ix_(others, columns)  # not all, to be looked through for every model

@@ -8,6 +8,7 @@ import logging
 import numpy as np
 from scipy.special import ndtr
 
+from mico_exp.attacks.calibration import rows_alike
 from mico_exp.attacks.evidence import Evidence
 from mico_exp.attacks.folds import Folds, FoldSides, Hidden
 from mico_exp.attacks.formulas import log_ratio, shrunk_ratio
@@ -70,17 +71,18 @@ class Forms:
         }
 
     def __call__(self, phase: str, targets: Indices, hidden: Hidden) -> Floats:
-        """Features (t, P, F); NaN where a target has no score."""
+        """Features (t, P, F); NaN where a target has no score, or no point."""
         columns = self.evidence.points.columns(phase)[targets]
-        parts = []
-        for name, scores in self.evidence.scores.items():
-            own = scores.own[phase][targets]
-            finite = np.isfinite(own)
-            sides = self.sides[name].without(hidden, columns)
-            found = forms(np.where(finite, own, np.nan), *sides)
-            found[~finite] = np.nan  # of a form that gives 0 where there is no spread, too
-            parts.append(found)
-        return np.concatenate(parts, axis=-1)
+        found = np.full((*columns.shape, len(self.names)), np.nan)
+        for rows, count in rows_alike(columns):
+            for i, (name, scores) in enumerate(self.evidence.scores.items()):
+                own = scores.own[phase][targets][rows, :count]
+                finite = np.isfinite(own)
+                sides = self.sides[name].without(hidden, columns[rows, :count])
+                part = forms(np.where(finite, own, np.nan), *sides)
+                part[~finite] = np.nan  # of a form that gives 0 where there is no spread, too
+                found[rows, :count, i * len(FORMS) : (i + 1) * len(FORMS)] = part
+        return found
 
 
 class NormalScores:

@@ -20,7 +20,8 @@ described by the shadow models outside its own fold, and are themselves describe
 one fold in turn. What is compared is then alike everywhere.
 
 Axes: T target models, S train models, P points of a target, U unique points, F features, N rows
-(a target at a point).
+(a target at a point). Where a target has fewer points than others there is no row: what is said of
+it at the end of (T, P) is never looked at.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from functools import cached_property
 import numpy as np
 
 from mico_exp.attacks.sides import Side, joined, side
-from mico_exp.challenge.points import ChallengePoints
+from mico_exp.challenge.points import NONE, ChallengePoints
 from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices, Mask
 from mico_exp.common.errors import InputError
@@ -71,7 +72,8 @@ class Folds:
             )
         count = min(count, models)
         of_model = np.random.default_rng(0).permutation(models) % count
-        shared = len(np.unique(columns)) < columns.size
+        taken = columns[points.there("train")]
+        shared = len(np.unique(taken)) < len(taken)
         order = np.random.default_rng(1).permutation(len(points.unique))
         return cls(of_model, order % (POINT_FOLDS if shared else 1))
 
@@ -152,8 +154,13 @@ class Lessons:
 
     @cached_property
     def of_row(self) -> Indices:
-        """(S, P) fold of points of each train model's own points."""
-        return self.folds.of_point[self.points.columns("train")]
+        """(S, P) fold of points of each train model's own points; `NONE` where there is none."""
+        there = self.points.there("train")
+        return np.where(there, self.folds.of_point[self.points.columns("train")], NONE)
+
+    @cached_property
+    def _there(self) -> Mask:
+        return self.points.there("train")
 
     def hiding(self, fold: int) -> "Lessons":
         """Lessons that have not seen another fold either."""
@@ -184,14 +191,16 @@ class Lessons:
     @cached_property
     def _described(self) -> Floats:
         """Features (N, F) of all rows, each model by shadow models outside its own fold too."""
-        parts = [
-            self.describe("train", self.folds.models(fold), self.hidden | {fold})
-            for fold in self.shown
-        ]
-        return np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+        parts = []
+        for fold in self.shown:
+            models = self.folds.models(fold)
+            described = self.describe("train", models, self.hidden | {fold})
+            parts.append(described[self._there[models]])
+        return np.concatenate(parts)
 
     def _of_rows(self, values: np.ndarray) -> np.ndarray:
-        return np.concatenate([values[self.folds.models(fold)].ravel() for fold in self.shown])
+        models = map(self.folds.models, self.shown)
+        return np.concatenate([values[some][self._there[some]] for some in models])
 
 
 Predict = Callable[[Floats], Floats]  # features (N, F) to scores (N,)
@@ -200,32 +209,32 @@ Learn = Callable[[Lessons], Learner]
 
 
 def cross_fit(lessons: Lessons, learn: Learn) -> dict[str, Floats]:
-    """Scores (T, P) of every phase, by what is learnt from the train models."""
+    """Scores (T, P) of every phase, by what is learnt from the train models.
+
+    NaN where a target has no point.
+    """
     found = {"train": _validated(lessons, learn)}
     if others := [phase for phase in lessons.points.of_phase if phase != "train"]:
         predict = learn(lessons)(None)
         for phase in others:
-            targets = np.arange(len(lessons.points.of_phase[phase]))
-            turns = [_predicted(predict, features) for features in lessons.asked(phase, targets)]
-            found[phase] = np.mean(turns, axis=0)
+            there = lessons.points.there(phase)
+            turns = lessons.asked(phase, np.arange(len(there)))
+            found[phase] = np.full(there.shape, np.nan)
+            found[phase][there] = np.mean([predict(one[there]) for one in turns], axis=0)
     return found
 
 
 def _validated(lessons: Lessons, learn: Learn) -> Floats:
     """Scores (S, P) of the train models, each fold by lessons that hide it."""
     folds = lessons.folds
-    found = np.empty(lessons.points.solution.shape)
+    found = np.full(lessons.points.solution.shape, np.nan)
     for fold in range(folds.count):
         hidden, targets = lessons.hiding(fold), folds.models(fold)
         turns, learner = list(hidden.asked("train", targets)), learn(hidden)
-        scores = np.empty(found[targets].shape)
+        scores = found[targets]
         for point_fold in range(folds.point_folds):
             here = lessons.of_row[targets] == point_fold
             predict = learner(point_fold)
             scores[here] = np.mean([predict(features[here]) for features in turns], axis=0)
         found[targets] = scores
     return found
-
-
-def _predicted(predict: Predict, features: Floats) -> Floats:
-    return predict(features.reshape(-1, features.shape[-1])).reshape(features.shape[:-1])

@@ -38,20 +38,24 @@ def _calibrated(evidence: Evidence, scores: dict[str, Floats]) -> dict[str, Cali
     """Put learnt scores beside what is known of the shadow models."""
     found = {}
     for phase, values in scores.items():
-        if not np.isfinite(values).all():
-            raise InputError(f"{(~np.isfinite(values)).sum()} learnt scores are not finite.")
+        there = evidence.points.there(phase)
+        if (bad := there & ~np.isfinite(values)).any():
+            raise InputError(f"{bad.sum()} learnt scores are not finite.")
         counts = out_models(evidence, phase)
-        found[phase] = Calibrated(values, counts, fallback_rate=float((counts < 2).mean()))
+        lacking = float((counts[there] < 2).mean())
+        found[phase] = Calibrated(values, counts, there, fallback_rate=lacking)
     return found
 
 
 def out_models(evidence: Evidence, phase: str) -> NDArray[np.int64]:
-    """How many shadow models (T, P) were not trained on a target's point."""
+    """How many shadow models (T, P) were not trained on a target's point; 0 where there is none."""
     outside = ~evidence.points.is_member
     columns = evidence.points.columns(phase)
     count: NDArray[np.int64] = outside.sum(axis=0)[columns]
     left_out = evidence.left_out(phase)
-    return count if left_out is None else count - outside[left_out[:, np.newaxis], columns]
+    if left_out is not None:
+        count = count - outside[left_out[:, np.newaxis], columns]
+    return np.where(evidence.points.there(phase), count, 0)
 
 
 class Logistic:
@@ -163,9 +167,10 @@ class _Trial:
     def __init__(self, lessons: Lessons, fold: int) -> None:
         targets = lessons.folds.models(fold)
         self.rest = lessons.hiding(fold)
-        self.solution = lessons.points.solution[targets].ravel()
-        self.of_row = lessons.of_row[targets].ravel()
-        self.turns = [_rows(features) for features in self.rest.asked("train", targets)]
+        there = lessons.points.there("train")[targets]
+        self.solution = lessons.points.solution[targets][there]
+        self.of_row = lessons.of_row[targets][there]
+        self.turns = [features[there] for features in self.rest.asked("train", targets)]
 
     def loss(self, one: Logistic, point_fold: int | None) -> float:
         """Log loss of what is learnt from the rest, at points outside a fold of points."""
@@ -175,10 +180,6 @@ class _Trial:
         asked |= not asked.any()
         chance = expit(scores[asked])
         return float(log_loss(self.solution[asked], chance, labels=[False, True]))
-
-
-def _rows(features: Floats) -> Floats:
-    return features.reshape(-1, features.shape[-1])
 
 
 class Quantile(Attack):

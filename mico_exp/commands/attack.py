@@ -22,7 +22,7 @@ from mico_exp.config import compose, options, sweep
 from mico_exp.config.compose import Cell
 from mico_exp.results.cell import Result, evaluate, write_predictions
 from mico_exp.results.plots import PHASE_STYLE, Curve, png, roc_plot, scores_plot
-from mico_exp.results.scoring import RANKING_FPR
+from mico_exp.results.scoring import RANKING_FPR, flat
 from mico_exp.runs.record import (
     CONFIGURATION,
     PREDICTIONS,
@@ -187,16 +187,19 @@ def _draw_beside(scenario: str, record: CellRecord, result: Result, run: Run) ->
 def _draw(scenario: str, record: CellRecord, result: Result, folder: Path) -> None:
     """Draw the ROC curves, and how the validation's scores lie."""
     title = f"{scenario}: metric {record.metric}, formula {record.formula}"
-    solution, predictions = result.truth["train"], result.predictions["train"]
+    there = result.there["train"]
+    rows = result.truth["train"], result.predictions["train"], there
     curves = []
     for phase, curve in result.curves.items():
-        shown = (solution, predictions) if phase == "train" else (None, None)
-        points = result.predictions[phase].size
+        shown = rows if phase == "train" else (None, None, None)
+        points = int(result.there[phase].sum())
         curves.append(Curve(CALLED[phase], curve, points, PHASE_STYLE[phase], *shown))
     write_bytes(folder / ROC_PLOT, png(roc_plot(title, curves)), durable=False)
     curve = result.curves["train"]
     threshold = float(curve.threshold[curve.place(RANKING_FPR)])
-    figure = scores_plot(
-        f"{title} (validation)", solution, predictions, result.out_models, threshold
+    solution, predictions, out_models = (
+        flat(one, there)
+        for one in (result.truth["train"], result.predictions["train"], result.out_models)
     )
+    figure = scores_plot(f"{title} (validation)", solution, predictions, out_models, threshold)
     write_bytes(folder / SCORES_PLOT, png(figure), durable=False)

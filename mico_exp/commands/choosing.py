@@ -8,6 +8,7 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from mico_exp.challenge.points import undisclosed
 from mico_exp.challenge.tree import Scenario, read_truth
-from mico_exp.common.arrays import padded
+from mico_exp.common.arrays import Mask, padded
 from mico_exp.common.errors import InputError, printable
 from mico_exp.common.fingerprints import definition
 from mico_exp.common.identity import OTHER_CONTENT, CellIdentity, ChoiceIdentity
@@ -29,9 +30,9 @@ from mico_exp.results.cell import (
     read_predictions,
     with_both_classes,
 )
-from mico_exp.results.scoring import RANKING_FPR, roc
+from mico_exp.results.scoring import RANKING_FPR
 from mico_exp.results.selection import Candidate, Selected, newest
-from mico_exp.results.statistics import LEVEL, SEED, intervals
+from mico_exp.results.statistics import LEVEL, SEED, Ranked
 from mico_exp.runs.cells_alike import Cell, cells, halvings, judge, sort_out
 from mico_exp.runs.database import LoggedRun
 from mico_exp.runs.record import (
@@ -67,8 +68,16 @@ class Here:
     @property
     def num_points(self) -> int:
         """Challenge points of all train models together."""
-        sizes = self.scenario.sizes
-        return sum(model.num_points(sizes) for model in self.scenario.phases["train"])
+        return int(self.there["train"].sum())
+
+    @cached_property
+    def there(self) -> dict[str, Mask]:
+        """Phase → (T, P) True where a model has a challenge point, and not fewer than others."""
+        found = {}
+        for phase, models in self.scenario.phases.items():
+            counts = np.array([model.num_points(self.scenario.sizes) for model in models])
+            found[phase] = np.arange(counts.max()) < counts[:, np.newaxis]
+        return found
 
     def expected(self, record: CellRecord) -> CellIdentity:
         """What a run of the same cell would hang on now.
@@ -234,9 +243,10 @@ def _judged(
             selection.simple_formulas,
             selection.resamples,
             selection.allow_unreadable,
+            here.there["train"],
         )
         try:
-            predictions = _predictions(tracker, selected.best, here.scenario)
+            predictions = _predictions(tracker, selected.best, here.there)
         except InputError as error:
             told = f"{selected.best.scenario}/{selected.best.cell}, which was chosen"
             if not selection.allow_unreadable:
@@ -251,20 +261,18 @@ def _judged(
         return Chosen(selected, predictions, _came_out(here, selected.best, predictions), compared)
 
 
-def _predictions(tracker: Tracker, best: Candidate, scenario: Scenario) -> Predictions:
+def _predictions(tracker: Tracker, best: Candidate, there: Mapping[str, Mask]) -> Predictions:
     """Fetch a run's predictions, and check that they are those of the scenario's models."""
     with tempfile.TemporaryDirectory() as folder:
         found = read_predictions(tracker.artifact(best.run_id, PREDICTIONS, Path(folder)))
-    for phase, models in scenario.phases.items():
-        lengths = [model.num_points(scenario.sizes) for model in models]
-        expected = (len(models), max(lengths))
+    for phase, wanted in there.items():
         shape = found[phase].shape if phase in found else None
-        if shape != expected:
+        if shape != wanted.shape:
             raise InputError(
-                f"Run {best.run_id}: {phase} predictions must have shape {expected}, got {shape}."
+                f"Run {best.run_id}: {phase} predictions must have shape {wanted.shape}, got "
+                f"{shape}."
             )
-        beyond = np.arange(expected[1]) >= np.array(lengths)[:, np.newaxis]
-        inside = beyond | ((found[phase] >= 0) & (found[phase] <= 1))
+        inside = ~wanted | ((found[phase] >= 0) & (found[phase] <= 1))
         if not inside.all():
             raise InputError(
                 f"Run {best.run_id}: {phase} predictions must be in [0, 1], got "
@@ -277,10 +285,11 @@ def _came_out(here: Here, best: Candidate, predictions: Predictions) -> dict[str
     """Score the chosen run by the truth that is here; one warning where it logged otherwise."""
     found: dict[str, dict[str, float]] = {}
     differ = []
-    for phase, solution in with_both_classes(here.truth):
-        value = roc(solution, predictions[phase]).tpr_at(RANKING_FPR)
+    for phase, solution in with_both_classes(here.truth, here.there):
+        ranked = Ranked(solution, predictions[phase], here.there[phase])
+        value = ranked.curve.tpr_at(RANKING_FPR)
         found[phase] = {"value": value}
-        if (interval := intervals(solution, predictions[phase]).get(FIGURE)) is not None:
+        if (interval := ranked.intervals().get(FIGURE)) is not None:
             found[phase] |= interval._asdict()
         logged = best.figures.get(f"{phase}/{FIGURE}")
         if logged is None or not abs(logged - value) < 1e-9:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from mico_exp.challenge.phases import CALLED
 from mico_exp.challenge.tree import Scenario
 from mico_exp.commands.choosing import Chosen, Here, choose, describe_rule, find_scenarios
+from mico_exp.common.arrays import Mask
 from mico_exp.common.atomic import write_text
 from mico_exp.config import advice, compose
 from mico_exp.config.compose import Challenge, Selection
@@ -187,7 +188,8 @@ def _rocs(
         known |= {"final": here.truth["final"]} if "final" in one.came_out else {}
         for phase, solution in known.items():
             predictions = one.predictions[phase]
-            curves[phase].append(_curve(label, place, solution, predictions))
+            curve = _curve(label, place, solution, predictions, here.there[phase])
+            curves[phase].append(curve)
     return [_roc(challenge, CALLED[phase], group) for phase, group in curves.items() if group]
 
 
@@ -201,10 +203,12 @@ def _roc(challenge: str, phase: str, curves: Sequence[Curve]) -> dict[str, str]:
     }
 
 
-def _curve(label: str, place: int, solution: Membership, predictions: Predicted) -> Curve:
+def _curve(
+    label: str, place: int, solution: Membership, predictions: Predicted, there: Mask
+) -> Curve:
     style = SCENARIO_STYLES[place % len(SCENARIO_STYLES)]
-    curve = roc(solution, predictions)
-    return Curve(label, curve, solution.size, style, solution, predictions)
+    curve = roc(solution, predictions, there)
+    return Curve(label, curve, int(there.sum()), style, solution, predictions, there)
 
 
 def _embedded(image: bytes) -> str:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from mico_exp.attacks.calibration import Calibrated, Formula
 from mico_exp.attacks.evidence import Attack, Evidence
 from mico_exp.challenge.phases import CALLED
+from mico_exp.common.arrays import Mask
 from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError
-from mico_exp.results.scoring import Roc, figures_of, operating_points
+from mico_exp.results.scoring import Roc, figures_of, flat, operating_points
 from mico_exp.results.statistics import Ranked
 
 Predicted = NDArray[np.float32]
@@ -32,8 +33,10 @@ log = logging.getLogger(__name__)
 class Result:
     """What a cell found.
 
-    predictions: phase → (T, P) float32 in [0, 1]; ``train`` leave-one-out.
-    truth: phase → (T, P) membership, where it is known and has both classes.
+    predictions: phase → (T, P) float32 in [0, 1]; ``train`` leave-one-out. Rows of models with
+        fewer points than others end in NaN.
+    truth: phase → (T, P) membership, where it is known and has both classes; False at those ends.
+    there: phase → (T, P) False at those ends.
     figures: by name: official figures (``val/auc``), their 95 % intervals over models
         (``val/auc_low``, ``val/auc_high``), operating points, rates of the fall-backs.
     curves: ROC by phase, ``train`` first.
@@ -43,6 +46,7 @@ class Result:
 
     predictions: Predictions
     truth: dict[str, Membership]
+    there: dict[str, Mask]
     figures: dict[str, float]
     curves: dict[str, Roc]
     out_models: NDArray[np.int64]
@@ -63,7 +67,8 @@ def evaluate(
         InputError: calibration fails, or the train models' points are all of one class.
     """
     solution = evidence.points.solution
-    _check_classes("train", solution)
+    there = {phase: evidence.points.there(phase) for phase in evidence.phases}
+    _check_classes("train", solution, there["train"])
     calibrated = calibrate_phases(evidence, formula)
     predictions = {phase: one.predictions for phase, one in calibrated.items()}
     found = {}
@@ -71,21 +76,22 @@ def evaluate(
         for rate in ("fallback_rate", "out_fallback_rate", "in_fallback_rate"):
             found[f"{SHOWN_AS[phase]}/{rate}"] = getattr(one, rate)
     found["out_fallback_rate"] = found["val/out_fallback_rate"]
-    known = {"train": solution, **dict(with_both_classes(truth))}
+    known = {"train": solution, **dict(with_both_classes(truth, there))}
     curves = {}
     for phase, solution in known.items():
-        ranked = Ranked(solution, predictions[phase])
-        values = _figures(ranked, predictions[phase])
+        ranked = Ranked(solution, predictions[phase], there[phase])
+        values = _figures(ranked, predictions[phase], there[phase])
         found |= {f"{SHOWN_AS[phase]}/{figure}": value for figure, value in values.items()}
         curves[phase] = ranked.curve
     warnings = tuple(_warnings(calibrated))
-    return Result(predictions, known, found, curves, calibrated["train"].out_models, warnings)
+    out_models = calibrated["train"].out_models
+    return Result(predictions, known, there, found, curves, out_models, warnings)
 
 
 def _warnings(calibrated: Mapping[str, Calibrated]) -> Iterator[str]:
     for phase, one in calibrated.items():
         models = f"in {CALLED[phase]}"
-        if one.scores.size and one.scores.min() == one.scores.max():
+        if one.constant:
             yield f"{models} all calibrated scores are equal, so they tell nothing"
         elif one.fallback_rate == 1:
             yield f"{models} the formula lacked shadow models at every point"
@@ -98,30 +104,31 @@ def calibrate_phases(evidence: Evidence, formula: Formula | Attack) -> dict[str,
     return {phase: evidence.calibrated(formula, evidence.only, phase) for phase in evidence.phases}
 
 
-def _figures(ranked: Ranked, predictions: Predicted) -> dict[str, float]:
-    found = figures_of(ranked.curve) | operating_points(ranked.curve, predictions)
+def _figures(ranked: Ranked, predictions: Predicted, there: Mask) -> dict[str, float]:
+    found = figures_of(ranked.curve) | operating_points(ranked.curve, predictions, there)
     for figure, (low, high) in ranked.intervals().items():
         found |= {f"{figure}_low": low, f"{figure}_high": high}
     return found
 
 
 def with_both_classes(
-    truth: Mapping[str, Membership],
+    truth: Mapping[str, Membership], there: Mapping[str, Mask]
 ) -> Iterator[tuple[str, Membership]]:
     """Give the phases whose points are of both classes; the others have no figures."""
     for phase, solution in truth.items():
         try:
-            _check_classes(phase, solution)
+            _check_classes(phase, solution, there[phase])
             yield phase, solution
         except InputError as error:
             log.warning("%s Its figures are left out.", error)
 
 
-def _check_classes(phase: str, solution: Membership) -> None:
-    if solution.all() or not solution.any():
-        kind = "members" if solution.all() else "non-members"
+def _check_classes(phase: str, solution: Membership, there: Mask) -> None:
+    told = flat(solution, there)
+    if told.all() or not told.any():
+        kind = "members" if told.all() else "non-members"
         raise InputError(
-            f"All {solution.size} challenge points of the {phase} models are {kind}; members and "
+            f"All {told.size} challenge points of the {phase} models are {kind}; members and "
             "non-members are needed."
         )
 
@@ -140,6 +147,8 @@ def read_predictions(path: Path) -> dict[str, Predicted]:
 
 def read_validation(path: Path) -> tuple[Membership, Predicted]:
     """Read membership and predictions (T, P) of the train models' points from that file.
+
+    Rows of models with fewer points than others end in NaN; the scenario says where.
 
     Raises:
         InputError: the file cannot be read, or lacks either.

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from mico_exp.common.arrays import Mask
 from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, Roc
 from mico_exp.results.selection import Selected
 from mico_exp.results.statistics import LEVEL, roc_band
@@ -52,7 +53,8 @@ TPR_LABEL, FPR_LABEL = "True positive rate (of members)", "False positive rate (
 class Curve:
     """One ROC curve to draw: its label, its style, and how it came about.
 
-    solution, predictions: (T, P), for the interval band; None draws none. points: pooled in it.
+    solution, predictions: (T, P), for the interval band; None draws none. there: (T, P) False where
+        a model has no point. points: pooled in it.
     """
 
     label: str
@@ -61,6 +63,7 @@ class Curve:
     style: Mapping[str, Any]
     solution: NDArray[np.bool_] | None = None
     predictions: NDArray[np.float32] | None = None
+    there: Mask | None = None
 
 
 def new_plot(width: float, height: float, title: str) -> Figure:
@@ -137,7 +140,7 @@ def _band(
         return None
     small = np.geomspace(2 * lowest, 0.2, BAND_POINTS)
     fprs = np.append(small, np.linspace(0.25, 1, 16))
-    found = roc_band(curve.solution, curve.predictions, list(fprs))
+    found = roc_band(curve.solution, curve.predictions, list(fprs), there=curve.there)
     return None if found is None else (fprs, *found)
 
 
@@ -155,7 +158,7 @@ def scores_plot(
     out_models: NDArray[np.int64],
     threshold: float,
 ) -> Figure:
-    """Draw the predictions (T, P) of members and non-members, also against out models (T, P).
+    """Draw the predictions (N,) of members and non-members, also against out models (N,).
 
     threshold: the lowest prediction that is called a member at the ranking FPR.
     """

@@ -4,6 +4,9 @@ All models of a scenario and phase are pooled before the curve is drawn, never a
 model. TPR at FPR x is the highest TPR at an FPR *strictly below* x, on the curve that
 scikit-learn's `roc_curve` draws, without the points that lie on a straight line between others;
 public code has other readings ("at most", interpolated) that differ.
+
+Models may have unequal numbers of points. Rows (T, P) then end in places that are none, which
+`there` (T, P) marks by False; without it all are points, and a prediction that is NaN is an error.
 """
 
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mico_exp.common import require
+from mico_exp.common.arrays import Mask
 from mico_exp.common.errors import InputError
 
 OFFICIAL_FPRS = (0.001, 0.01, 0.05, 0.1, 0.15, 0.2)
@@ -58,13 +62,13 @@ def check_fpr(fpr: float) -> None:
     require.above("fpr", fpr, 0, finite=False)
 
 
-def roc(solution: ArrayLike, predictions: ArrayLike) -> Roc:
+def roc(solution: ArrayLike, predictions: ArrayLike, there: Mask | None = None) -> Roc:
     """Draw the pooled ROC curve of predictions (T, P) for membership (T, P).
 
     Raises:
         InputError: shapes differ, values are not finite, or one class is missing.
     """
-    _, is_member, ranked, last = rank(solution, predictions)
+    _, is_member, ranked, last = rank(solution, predictions, there)
     return curve_of(is_member, ranked, last)
 
 
@@ -81,12 +85,12 @@ def curve_of(
 
 
 def rank(
-    solution: ArrayLike, predictions: ArrayLike
+    solution: ArrayLike, predictions: ArrayLike, there: Mask | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.floating], NDArray[np.int64]]:
     """Put pooled predictions in descending order, and members first where they are equal.
 
-    Returns the order (N,) of the flattened arrays, membership and predictions in it, and the last
-    place (K,) of every run of equal predictions.
+    Returns the order (N,) of the points in the flattened arrays, membership and predictions in it,
+    and the last place (K,) of every run of equal predictions.
 
     Raises:
         InputError: shapes differ, values are not finite, or one class is missing.
@@ -94,15 +98,20 @@ def rank(
     truth, scores = np.asarray(solution, dtype=bool), np.asarray(predictions)
     if truth.shape != scores.shape:
         raise InputError(f"solution has shape {truth.shape}, but predictions {scores.shape}.")
+    truth, scores = flat(truth, there), flat(scores, there)
     if not np.isfinite(scores).all():
         raise InputError(f"{(~np.isfinite(scores)).sum()} of {scores.size} predictions are NaN.")
     if truth.all() or not truth.any():
         raise InputError("Members and non-members are needed, got one class only.")
-    truth, scores = truth.ravel(), scores.ravel()
     order = _descending(scores, truth)
     ranked = scores[order]
     last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), ranked.size - 1)
     return order, truth[order], ranked, last
+
+
+def flat(values: NDArray[Any], there: Mask | None) -> NDArray[Any]:
+    """Give the values (N,) of an array (T, P) where there is a point."""
+    return values.ravel() if there is None or there.all() else values[there]
 
 
 PLACE_BITS = 31  # of a key, which hold a place among fewer than 2³¹ predictions
@@ -126,9 +135,11 @@ def _descending(scores: NDArray[Any], first: NDArray[np.bool_]) -> NDArray[np.in
     return keys
 
 
-def figures(solution: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
+def figures(
+    solution: ArrayLike, predictions: ArrayLike, there: Mask | None = None
+) -> dict[str, float]:
     """Compute all official figures of predictions (T, P) for membership (T, P), by name."""
-    return figures_of(roc(solution, predictions))
+    return figures_of(roc(solution, predictions, there))
 
 
 def figures_of(curve: Roc) -> dict[str, float]:
@@ -144,14 +155,16 @@ def figures_of(curve: Roc) -> dict[str, float]:
     return result
 
 
-def operating_points(curve: Roc, predictions: ArrayLike) -> dict[str, float]:
+def operating_points(
+    curve: Roc, predictions: ArrayLike, there: Mask | None = None
+) -> dict[str, float]:
     """Say what the official TPRs of a curve stand on, by name, for every official FPR x.
 
     ``fpr_below_<x>`` the FPR really reached; ``threshold_at_fpr_<x>`` the lowest prediction that
     is called a member, left out where none is; ``tied_at_fpr_<x>`` the share of all predictions
     that equal the threshold.
     """
-    scores = np.asarray(predictions)
+    scores = flat(np.asarray(predictions), there)
     found = {}
     for x in OFFICIAL_FPRS:
         place = curve.place(x)

@@ -4,6 +4,8 @@ The points of one model share the randomness of its training, so models are draw
 (the cluster bootstrap; Davison & Hinkley 1997, §3.8). A draw is a row of weights, how often each
 model is in it; an interval holds the middle 95 % of the draws' figures (the percentile method).
 
+Models may have unequal numbers of points, as `scoring` has it; a model drawn brings all its own.
+
 Axes: R draws, T models, P points of a model, N points of all, K distinct scores, C cells.
 """
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
-from mico_exp.common.arrays import Floats
+from mico_exp.common.arrays import Floats, Mask
 from mico_exp.common.errors import InputError
 from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, check_fpr, curve_of, rank
 
@@ -59,15 +61,19 @@ class Ranked:
     Args:
         solution: (T, P) True for a member.
         predictions: (T, P), higher = more member-like.
+        there: (T, P) False where a model has no point; None where it has all.
 
     Raises:
         InputError: shapes differ, values are not finite, or one class is missing.
     """
 
-    def __init__(self, solution: ArrayLike, predictions: ArrayLike) -> None:
-        order, is_member, ranked, last = rank(solution, predictions)
+    def __init__(
+        self, solution: ArrayLike, predictions: ArrayLike, there: Mask | None = None
+    ) -> None:
+        order, is_member, ranked, last = rank(solution, predictions, there)
         self.curve = curve_of(is_member, ranked, last)
-        self.models, points = np.shape(predictions)
+        self.models = len(np.asarray(predictions))
+        points = np.shape(predictions)[1] if there is None else there.sum(axis=1)
         whose = np.repeat(np.arange(self.models, dtype=np.min_scalar_type(self.models)), points)
         model = whose[order]
         self.members = _Counted.of(model, is_member, self.models)
@@ -286,13 +292,17 @@ def halve(models: int, count: int = HALVINGS, seed: int = 0) -> NDArray[np.bool_
 
 
 def intervals(
-    solution: ArrayLike, predictions: ArrayLike, count: int = RESAMPLES, seed: int = 0
+    solution: ArrayLike,
+    predictions: ArrayLike,
+    count: int = RESAMPLES,
+    seed: int = 0,
+    there: Mask | None = None,
 ) -> dict[str, Interval]:
     """Intervals of the official figures of predictions (T, P), by the figures' names.
 
     Empty for a single model, which tells nothing of how models differ.
     """
-    return Ranked(solution, predictions).intervals(count, seed)
+    return Ranked(solution, predictions, there).intervals(count, seed)
 
 
 @dataclass(frozen=True)
@@ -339,6 +349,7 @@ def compare(
     count: int = RESAMPLES,
     halvings: int = HALVINGS,
     seed: int = 0,
+    there: Mask | None = None,
 ) -> Comparison:
     """Compare cells, each a solution and predictions (T, P), on the same draws.
 
@@ -349,6 +360,7 @@ def compare(
         count: draws of the bootstrap.
         halvings: random halvings for the estimate of the procedure.
         seed: of the draws.
+        there: (T, P) False where a model has no point, in any cell; None where it has all.
 
     Raises:
         InputError: no cell, or cells that differ in their number of models.
@@ -356,7 +368,7 @@ def compare(
     rows: list[tuple[Floats, Floats]] = []
     plan: _Plan | None = None
     for solution, predictions in cells:
-        ranked = Ranked(solution, predictions)
+        ranked = Ranked(solution, predictions, there)
         models = ranked.models
         plan = plan or _Plan.make(models, count, halvings, seed)
         if models != plan.models:
@@ -453,7 +465,11 @@ def _crossed(
 
 
 def roc_band(
-    solution: ArrayLike, predictions: ArrayLike, fprs: Sequence[float], count: int = 200
+    solution: ArrayLike,
+    predictions: ArrayLike,
+    fprs: Sequence[float],
+    count: int = 200,
+    there: Mask | None = None,
 ) -> tuple[Floats, Floats] | None:
     """Give the 95 % interval of the TPR at every FPR, low and high (X,); None for one model.
 
@@ -462,7 +478,7 @@ def roc_band(
     """
     for x in fprs:
         check_fpr(x)
-    ranked = Ranked(solution, predictions)
+    ranked = Ranked(solution, predictions, there)
     models = ranked.models
     if models < 2:
         return None

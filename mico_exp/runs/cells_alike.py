@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mico_exp.common.arrays import Mask
 from mico_exp.common.errors import InputError
 from mico_exp.common.identity import CellIdentity
 from mico_exp.results.cell import Membership, Predicted, read_validation
@@ -89,6 +90,7 @@ def judge(
     simple_formulas: Sequence[str] = (),
     resamples: int = RESAMPLES,
     allow_unreadable: bool = False,
+    there: Mask | None = None,
 ) -> Selected:
     """Compare the cells of one scenario by their validation predictions, and choose.
 
@@ -101,6 +103,7 @@ def judge(
         simple_formulas: the same.
         resamples: draws of models.
         allow_unreadable: go on without the best cell where its predictions cannot be used.
+        there: (T, P) False where a model has no point; None where it has all.
 
     Raises:
         InputError: no run's predictions can be used, or not those of the best cell as it was
@@ -111,7 +114,8 @@ def judge(
     with tempfile.TemporaryDirectory() as folder:  # for what a server sends
         for one in candidates:
             try:
-                validation.append(_validation(tracker, one, solution, Path(folder) / one.run_id))
+                place = Path(folder) / one.run_id
+                validation.append(_validation(tracker, one, solution, there, place))
                 usable.append(one)
             except InputError as error:
                 unusable[one.run_id] = str(error)
@@ -119,7 +123,7 @@ def judge(
     if unusable and not allow_unreadable:
         _check_best(candidates, unusable, rule)
     choose = make_rule(rule, usable, simple_metrics, simple_formulas)
-    comparison = compare(validation, choose, resamples, halvings(resamples))
+    comparison = compare(validation, choose, resamples, halvings(resamples), there=there)
     return selected(usable, comparison)
 
 
@@ -154,7 +158,11 @@ def _logged(one: Candidate, figure: str) -> float:
 
 
 def _validation(
-    tracker: Tracker, one: Candidate, solution: Membership | None, folder: Path
+    tracker: Tracker,
+    one: Candidate,
+    solution: Membership | None,
+    there: Mask | None,
+    folder: Path,
 ) -> tuple[Membership, Predicted]:
     """Read membership and validation predictions of a cell, and compare them with what is known.
 
@@ -169,7 +177,8 @@ def _validation(
         )
     if not np.array_equal(told, expected):
         raise InputError("its predictions are for another membership than the train models have.")
-    logged, value = _logged(one, VALIDATED_TPR), roc(expected, found).tpr_at(RANKING_FPR)
+    logged = _logged(one, VALIDATED_TPR)
+    value = roc(expected, found, there).tpr_at(RANKING_FPR)
     if not abs(logged - value) < 1e-9:
         raise InputError(
             f"its predictions give TPR {value:.4f} in validation, where it logged {logged:.4f}."
