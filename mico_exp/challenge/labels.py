@@ -34,7 +34,7 @@ def numbered(
         if len(values) and values.min() < 0:
             raise _refused(where, int((values < 0).argmax()), values, classes)
         return torch.from_numpy(values.astype(np.int64))
-    numbers = [_number(str(value), order) for value in values]
+    numbers = [number_of(str(value), order) for value in values]
     if None in numbers:
         raise _refused(where, numbers.index(None), values, classes)
     return torch.tensor(numbers, dtype=torch.int64)
@@ -50,34 +50,39 @@ def check_same(stated: Sequence[Any] | None, own: Sequence[str], where: str) -> 
         return
     told = set(own) == set(order_of(stated))
     raise InputError(
-        f"`{OPTION}` must be the classes of {where} in its own order, {_few(own)}, got "
-        f"{'another order' if told else 'others'}: {_few(stated)}."
+        f"`{OPTION}` must be the classes of {where} in its own order, {few(own)}, got "
+        f"{'another order' if told else 'others'}: {few(stated)}."
     )
 
 
-def order_of(classes: Sequence[Any]) -> dict[str, int]:
+def order_of(classes: Sequence[Any], option: str = OPTION) -> dict[str, int]:
     """Number of each class by its text, in the order of the numbers.
+
+    Args:
+        classes: what an option lists.
+        option: which.
 
     Raises:
         InputError: they are no list of different labels, or numbers in another order.
     """
     if isinstance(classes, str) or not isinstance(classes, Sequence) or not classes:
-        raise InputError(f"`{OPTION}` must be a list of labels, got {classes!r:.80}.")
+        raise InputError(f"`{option}` must be a list of labels, got {classes!r:.80}.")
     names = [str(one) for one in classes]
     order = {name: number for number, name in reversed(list(enumerate(names)))}
     if len(order) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"`{OPTION}` must name each label once, got {printable(twice)!r} twice.")
+        raise InputError(f"`{option}` must name each label once, got {printable(twice)!r} twice.")
     ascending = [str(number) for number in range(len(names))]
     if names != ascending and sorted(names) == sorted(ascending):
         raise InputError(
-            f"`{OPTION}` has the numbers 0 … {len(names) - 1} in another order, {_few(names)}: "
+            f"`{option}` has the numbers 0 … {len(names) - 1} in another order, {few(names)}: "
             "labels that are numbers from 0 on keep them, so leave it out."
         )
     return dict(reversed(order.items()))
 
 
-def _number(text: str, order: dict[str, int] | None) -> int | None:
+def number_of(text: str, order: dict[str, int] | None) -> int | None:
+    """Number of the class that a label names; None where it names none."""
     if order is not None:
         return order.get(text)
     return int(text) if WHOLE.fullmatch(text) else None
@@ -89,11 +94,11 @@ def _refused(
     found = values[record]
     found = found.item() if isinstance(found, np.generic) else found
     rule = "a whole number from 0 on, or be in `classes`, where there are none"
-    rule = rule if classes is None else f"one of `{OPTION}`, {_few(classes)}"
+    rule = rule if classes is None else f"one of `{OPTION}`, {few(classes)}"
     return InputError(f"{where}: label of record {record} must be {rule}, got {found!r:.80}.")
 
 
-def _few(names: Sequence[Any]) -> str:
+def few(names: Sequence[Any]) -> str:
     """Name the first of some."""
     shown = ", ".join(printable(str(name), 40) for name in names[:10])
     return f"{shown}, … ({len(names)} in all)" if len(names) > 10 else shown

@@ -22,7 +22,7 @@ from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.records import fingerprint_arrays
 from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices, Mask
-from mico_exp.common.errors import InputError, first_line
+from mico_exp.common.errors import InputError, first_line, printable
 
 log = logging.getLogger(__name__)
 OF_CLASSES = ("logits", "probabilities")  # kinds with a value for each class
@@ -69,6 +69,9 @@ class Outputs:
     labels: (N,) classes from 0 on.
     phases: of each model. challenge: records that models are asked about; None for all.
     files: that all this was read from.
+    models, names: what models and records are called there; by number where they have no names.
+    lacking: records for which the dev or final model in a row gave nothing, and about which it is
+        not asked. It has some value for these, too.
     """
 
     kind: str
@@ -78,6 +81,9 @@ class Outputs:
     phases: tuple[str, ...]
     challenge: Indices | None = None
     files: tuple[Path, ...] = field(default=())
+    models: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    lacking: Mapping[int, Indices] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -91,6 +97,11 @@ class Outputs:
     def records(self) -> Numbered:
         """The records, by number."""
         return Numbered(torch.from_numpy(self.labels))
+
+    def points(self, row: int) -> Indices:
+        """Records (P,) that the model in a row is asked about, in the order of its predictions."""
+        points = np.arange(len(self.labels)) if self.challenge is None else self.challenge
+        return points[~np.isin(points, self.lacking[row])] if row in self.lacking else points
 
     @property
     def gives_classes(self) -> bool:
@@ -131,14 +142,15 @@ class Outputs:
             record = int((self.labels >= values.shape[1]).argmax())
             raise InputError(
                 f"{self._named(row)}: labels must be in [0, {values.shape[1] - 1}], since there "
-                f"are {values.shape[1]} classes, got {self.labels[record]} for record {record}."
+                f"are {values.shape[1]} classes, got {self.labels[record]} for "
+                f"{self._record(record)}."
             )
         rule, wrong = self._refused(values)
         if wrong.any():
             place = tuple(np.argwhere(wrong)[0])
             raise InputError(
-                f"{self._named(row)}: `{self.kind}` must be {rule}, got {values[place]} for record "
-                f"{place[0]}."
+                f"{self._named(row)}: `{self.kind}` must be {rule}, got {values[place]} for "
+                f"{self._record(place[0])}."
             )
         if self.kind == "probabilities":
             self._check_sums(row, values.astype(np.float64).sum(axis=1))
@@ -153,18 +165,21 @@ class Outputs:
     def _check_sums(self, row: int, sums: Floats) -> None:
         off = np.abs(sums - 1)
         record = int(off.argmax())
-        told = f"off by at most {off[record]:.3g}, first so for record {record}"
+        told = f"off by at most {off[record]:.3g}, first so for {self._record(record)}"
         if off[record] > FAR_OFF:
             raise InputError(
                 f"{self._named(row)}: probabilities must sum to one, got {sums[record]:.4g} for "
-                f"record {record}, the farthest."
+                f"{self._record(record)}, the farthest."
             )
         if off[record] > ROUNDED:
             log.warning("%s: probabilities do not sum to one, %s", self._named(row), told)
 
     def _named(self, row: int) -> str:
         where = f"{self.files[0]}: " if self.files else ""
-        return f"{where}model {row}"
+        return f"{where}model {printable(self.models[row]) if self.models else row}"
+
+    def _record(self, record: int) -> str:
+        return f"record {printable(self.names[record]) if self.names else record}"
 
     def saturated(self, row: int) -> int:
         """How many probabilities of records' classes are exactly 0 or 1, and so tie."""

@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 import torch
 from pyarrow import csv, parquet
 
-from mico_exp.challenge.labels import numbered
+from mico_exp.challenge.labels import WHOLE, numbered
 from mico_exp.challenge.records import Features, Records
 from mico_exp.common import require
-from mico_exp.common.arrays import Floats
+from mico_exp.common.arrays import Floats, Indices, Mask
 from mico_exp.common.errors import InputError, first_line, printable
 
 PLACE = "dataset.records"
+ELSE = f", or be in `{PLACE}.categorical`"
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
 
 
@@ -33,16 +34,19 @@ class Table:
     Args:
         file: or files, ``.csv``, ``.tsv``, ``.parquet`` or ``.jsonl`` (a JSON object a line).
         texts: columns of CSV and TSV that are text even where they look like numbers or dates.
+        place: of the option that names the file.
 
     Raises:
         InputError: names the file that cannot be read, or whose columns are not those of the first.
     """
 
-    def __init__(self, file: str | Sequence[str], texts: Sequence[str] = ()) -> None:
+    def __init__(
+        self, file: str | Sequence[str], texts: Sequence[str] = (), place: str = PLACE
+    ) -> None:
         named = [file] if isinstance(file, (str, Path)) else file
         if not isinstance(named, Sequence) or not named:
-            raise InputError(f"`{PLACE}.file` must name a file or several, got {file!r:.80}.")
-        paths = [require.existing_file(f"{PLACE}.file", one) for one in named]
+            raise InputError(f"`{place}.file` must name a file or several, got {file!r:.80}.")
+        paths = [require.existing_file(f"{place}.file", one) for one in named]
         self.parts = [(path, _read(path, texts)) for path in paths]
         self.columns = list(self.parts[0][1].column_names)
         self.where = " and ".join(map(str, paths))
@@ -75,13 +79,42 @@ class Table:
             value for path, part in self.parts for value in _whole(path, part, name).to_pylist()
         ]
 
-    def numbers(self, name: str) -> Floats:
+    def numbers(self, name: str, other: str = "", *, lacking: bool = False) -> Floats:
         """Finite numbers (N,) of a column; of truth values 0 and 1.
+
+        Args:
+            name: of the column.
+            other: what would do as well, as messages have it.
+            lacking: a row may have none, and is given that of another.
 
         Raises:
             InputError: names the first row that has none.
         """
-        return np.concatenate([_numbers(path, part, name) for path, part in self.parts])
+        parts = [
+            (path, _filled(path, part, name) if lacking else part) for path, part in self.parts
+        ]
+        return np.concatenate([_numbers(path, part, name, other) for path, part in parts])
+
+    def lacks(self, name: str) -> Mask:
+        """Rows (N,) that have no value in a column."""
+        return np.concatenate([pc.is_null(part.column(name)).to_numpy() for _, part in self.parts])
+
+    def coded(self, name: str) -> tuple[list[str], Indices]:
+        """Different values of a column as text, and which of them each row (N,) has.
+
+        They ascend, as numbers where all are whole numbers from 0 on.
+
+        Raises:
+            InputError: a value is missing, or is no text and nothing that can be written as one.
+        """
+        chunks = [chunk for path, part in self.parts for chunk in _texts(path, part, name).chunks]
+        encoded = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode()
+        found = encoded.dictionary.to_pylist()
+        whole = all(map(WHOLE.fullmatch, found))
+        order = sorted(range(len(found)), key=lambda i: int(found[i]) if whole else found[i])
+        places = np.empty(len(order), dtype=np.int64)
+        places[order] = np.arange(len(order))
+        return [found[i] for i in order], places[encoded.indices.to_numpy()]
 
 
 def _read(path: Path, texts: Sequence[str]) -> pa.Table:
@@ -145,15 +178,34 @@ def _whole(path: Path, part: pa.Table, name: str) -> pa.ChunkedArray:
     return column
 
 
-def _numbers(path: Path, part: pa.Table, name: str) -> Floats:
+def _filled(path: Path, part: pa.Table, name: str) -> pa.Table:
+    """A column of one file with the first value that is there in place of those that are not."""
+    column = part.column(name)
+    if column.null_count == len(column):
+        raise InputError(f"{path}: column {printable(name)!r} must hold values, got none.")
+    return pa.table({name: column.fill_null(column.drop_null()[0])})
+
+
+def _texts(path: Path, part: pa.Table, name: str) -> pa.ChunkedArray:
+    """Values (R,) of a column of one file as text."""
+    column = _whole(path, part, name)
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{path}: column {printable(name)!r} must hold names or numbers, got {column.type}."
+        ) from error
+
+
+def _numbers(path: Path, part: pa.Table, name: str, other: str) -> Floats:
     """Numbers (R,) of a column of one file."""
     column = _whole(path, part, name)
     if not _is_number(column.type):
         values = column.to_pylist()
         row = next((row for row, value in enumerate(values) if not _reads(value)), 0)
         raise InputError(
-            f"{path}: column {printable(name)!r} must hold numbers, or be in "
-            f"`{PLACE}.categorical`, got {values[row]!r:.80} in row {row}."
+            f"{path}: column {printable(name)!r} must hold numbers{other}, got "
+            f"{values[row]!r:.80} in row {row}."
         )
     plain = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
     numbers: Floats = plain.cast(pa.float64(), safe=False).to_numpy()
@@ -220,7 +272,7 @@ def from_file(
     columns = [
         _one_hot(table, name, known[name])
         if name in known
-        else _scaled(table.numbers(name), given.get(name, as_it_is))
+        else _scaled(table.numbers(name, ELSE), given.get(name, as_it_is))
         for name in chosen
     ]
     labels = numbered(table.values(label), classes, table.where)

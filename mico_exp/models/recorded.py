@@ -129,12 +129,14 @@ def _write_all(folder: Path, truth: Path, outputs: Outputs) -> Iterator[int]:
     for row, phase in tqdm(rows, desc=f"Taking in {folder.name}", unit="model", disable=None):
         place = Path(phase) / f"model_{row}"
         if phase != "train":
-            points = slice(None) if outputs.challenge is None else outputs.challenge
-            write_text(truth / place / "solution.csv", write_solution(outputs.keep[row, points]))
+            solution = write_solution(outputs.keep[row, outputs.points(row)])
+            write_text(truth / place / "solution.csv", solution)
         if not (folder / place).is_dir():
             table = torch.from_numpy(np.array(outputs.logits(row)))
             with new_folder(folder / place) as unfinished:
                 (unfinished / WEIGHTS).write_bytes(save({TABLE: table}))
+                if row in outputs.lacking:
+                    write_array(unfinished / f"{CHALLENGE}.npy", outputs.points(row))
         yield outputs.saturated(row)
 
 
