@@ -96,7 +96,7 @@ def measure(cfg: Any) -> None:
     for name in options.option_names("formula"):
         option = compose("config", overrides=[f"formula='{name}'"]).formula
         needs = option.get("needs") or ()
-        if option.name != name or "disclosure" in needs:
+        if option.name != name or "disclosure" in needs or name.startswith("lira_script"):
             continue
         formula = make(option.function)
         held = evidence.scores if options.COMBINED in needs else ["confidence"]
