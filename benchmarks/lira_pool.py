@@ -4,8 +4,9 @@
     .venv/bin/python benchmarks/lira_pool.py --script plot.py    # beside a published script
     .venv/bin/python benchmarks/lira_pool.py --models 32 --records 5000
 
-Each cell in a process of its own: seconds of calibration alone, seconds of all that a run takes
-from scores to figures with their intervals, and peak memory. Beside it, in the same run, the
+Each cell in a process of its own: seconds of calibration alone, by the clock and of a processor,
+seconds of all that a run takes from scores to figures with their intervals, and peak memory. Beside
+it, by processor seconds in the same run, the
 published online attack with one target after another, its first targets timed and scaled to all:
 a script's own `generate_ours(keep, scores, check_keep, check_scores)` if a path is given, of which
 imports and functions alone are run, or the same written out here.
@@ -74,11 +75,12 @@ def cell(name: str, models: int, records: int, rounds: int) -> None:
     phi, keep = made(models, records)
     evidence = evidence_of(phi, keep, name.partition("/")[0])
     del phi, keep
-    found: dict[str, Any] = {"calibration": [], "whole": []}
+    found: dict[str, Any] = {"calibration": [], "processor": [], "whole": []}
     for _ in range(rounds):
-        started = time.perf_counter()
+        started, processor = time.perf_counter(), time.process_time()
         evidence.calibrated(CELLS[name], evidence.only, "train")
         found["calibration"].append(time.perf_counter() - started)
+        found["processor"].append(time.process_time() - processor)
         started = time.perf_counter()
         evaluate(evidence, CELLS[name], {})
         found["whole"].append(time.perf_counter() - started)
@@ -151,14 +153,17 @@ def main() -> None:
         cell(asked.cell, asked.models, asked.records, asked.rounds)
         return
     print(f"{asked.models} models x {asked.records} records, load {os.getloadavg()[0]:.1f}")
-    print(f"{'':24} seconds of calibration        of the whole cell             peak")
+    titles = ("seconds of calibration", "processor seconds of it", "of the whole cell")
+    print(f"{'':24} " + "  ".join(f"{title:24}" for title in titles) + "  peak")
     passed = [f"--{name}={getattr(asked, name)}" for name in ("models", "records", "rounds")]
     fastest = {}
     for name in asked.only:
         command = [sys.executable, __file__, f"--cell={name}", *passed]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        fastest[name] = statistics.median(found["calibration"])
-        line = f"{told(found['calibration']):28}  {told(found['whole']):28}"
+        fastest[name] = statistics.median(found["processor"])
+        line = "  ".join(
+            f"{told(found[part]):24}" for part in ("calibration", "processor", "whole")
+        )
         print(f"{name:24} {line}  {found['gigabytes']:.2f} GB", flush=True)
     alone = one_after_another(published(asked.script), asked.models, asked.records, asked.targets)
     every = statistics.median(alone) * asked.models

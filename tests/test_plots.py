@@ -7,6 +7,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from mico_exp.results import plots
 from mico_exp.results.plots import (
     PHASE_STYLE,
     Curve,
@@ -43,6 +44,23 @@ def drawn(plot):
     plot.savefig(buffer, format="png")
     buffer.seek(0)
     return imread(buffer)
+
+
+def test_of_a_curve_with_many_corners_those_are_drawn_that_can_be_told_apart(monkeypatch):
+    random = np.random.default_rng(0)
+    truth = random.random((20, 1500)) < 0.5
+    curve = roc(truth, random.normal(size=truth.shape) + truth)
+    assert all(map(np.array_equal, plots._drawn(curve), (curve.fpr, curve.tpr)))
+    monkeypatch.setattr(plots, "MOST_CORNERS", 1000)
+    fpr, tpr = plots._drawn(curve)
+    assert len(fpr) < len(curve.fpr)
+    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+    near = np.interp(curve.fpr, fpr, tpr)
+    steep = np.interp(curve.tpr, tpr, fpr)
+    assert np.minimum(abs(near - curve.tpr), abs(steep - curve.fpr)).max() < 1 / 2000
+    some = (curve.fpr > 0) & (curve.tpr > 0) & (near > 0) & (steep > 0)
+    up, along = np.log10([near[some] / curve.tpr[some], steep[some] / curve.fpr[some]])
+    assert np.minimum(abs(up), abs(along)).max() < 1 / 200
 
 
 def test_both_scales_show_the_curves_and_the_official_points(curves):

@@ -319,8 +319,8 @@ def share_below(ratio: Floats, population: Floats, gamma: float) -> Floats:
     require.at_least("gamma", gamma, 1)
     flat = ratio.reshape(-1, ratio.shape[-1]) / gamma
     rows = population.reshape(-1, population.shape[-1])
-    found = [
-        np.searchsorted(np.sort(row), wanted, side="right")
-        for row, wanted in zip(rows, flat, strict=True)
-    ]
-    return np.array(found).reshape(ratio.shape) / population.shape[-1]
+    found = np.empty(flat.shape, dtype=np.int64)
+    for place, row, wanted in zip(found, rows, flat, strict=True):
+        order = np.argsort(wanted)  # they are found several times as fast one after another
+        place[order] = np.searchsorted(np.sort(row), wanted[order], side="right")
+    return found.reshape(ratio.shape) / population.shape[-1]

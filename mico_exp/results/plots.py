@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from mico_exp.common.arrays import Mask
+from mico_exp.common.arrays import Floats, Mask
 from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, Roc
 from mico_exp.results.selection import Selected
 from mico_exp.results.statistics import LEVEL, roc_band
@@ -42,6 +42,8 @@ DOT: dict[str, Any] = {"markeredgecolor": "black", "markersize": 4.5}
 # Whatever a user's matplotlibrc says; who draws is none of a style's business.
 STYLE = {key: value for key, value in rcParamsDefault.items() if not key.startswith("backend")}
 BINS = 60
+MOST_CORNERS = 20_000  # of a curve, which are drawn as they are
+CORNERS = 4000  # steps of a rate, and of eight powers of ten, that are finer than a pixel
 FEWEST = 50  # points, of which quantiles are drawn
 MOST_COUNTS = 25  # groups of numbers of out models
 LONG_NAME = 10  # letters of a formula, which are wider than its column of a heatmap
@@ -95,7 +97,7 @@ def roc_plot(title: str, curves: Sequence[Curve]) -> Figure:
         for curve, band in zip(curves, bands, strict=True):
             tpr = f"TPR {curve.roc.tpr_at(RANKING_FPR):.3f} at FPR {RANKING_FPR}"
             label = f"{curve.label}: {tpr} (n = {curve.points:,})"
-            axes.plot(curve.roc.fpr, curve.roc.tpr, linewidth=1.5, label=label, **curve.style)
+            axes.plot(*_drawn(curve.roc), linewidth=1.5, label=label, **curve.style)
             if band is not None:
                 fprs, low, high = band
                 axes.fill_between(
@@ -120,6 +122,23 @@ def roc_plot(title: str, curves: Sequence[Curve]) -> Figure:
     below = (0.55 + 0.18 * rows) / plot.get_figheight()
     plot.subplots_adjust(left=0.07, right=0.985, top=0.92, bottom=below, wspace=0.23)
     return plot
+
+
+def _drawn(curve: Roc) -> tuple[Floats, Floats]:
+    """FPR and TPR of the corners of a curve that can be told apart on either kind of axes.
+
+    Of a pool there are millions, more than can be drawn.
+    """
+    if len(curve.fpr) <= MOST_CORNERS:
+        return curve.fpr, curve.tpr
+    kept = np.zeros(len(curve.fpr), dtype=bool)
+    kept[[0, -1]] = True
+    for rate in (curve.fpr, curve.tpr):
+        with np.errstate(divide="ignore"):
+            for shown in (rate, np.log10(rate) / 8):
+                step = np.floor(shown * CORNERS)
+                kept[1:] |= step[1:] != step[:-1]
+    return curve.fpr[kept], curve.tpr[kept]
 
 
 def _minor_ticks(axes: Axes, lowest: float) -> None:
