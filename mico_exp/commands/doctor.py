@@ -4,20 +4,22 @@
 """
 
 import sys
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from omegaconf import DictConfig
 from rich.table import Table
 
+from mico_exp.challenge import twins
 from mico_exp.challenge.points import ChallengePoints, challenge_points
+from mico_exp.challenge.records import Records
 from mico_exp.challenge.tree import Scenario
-from mico_exp.common.arrays import Mask
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.terminal import show
 from mico_exp.config import compose, options
 from mico_exp.config.setup import Setup
+from mico_exp.scores import glance
 from mico_exp.scores.estimate import (
     Cost,
     Finding,
@@ -40,6 +42,30 @@ MODELS_ASKED = 20  # of train, where a doctor is the first to ask
 MOST_FINDINGS = 20  # listed; the table counts all
 
 
+@dataclass
+class Seen:
+    """What has been found out of a challenge so far.
+
+    rates, groups: what networks take and copies among records, for scenarios with the same.
+    facts: scenario → its data at a glance. near: what near copies are, where any were looked for.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    rates: dict[Hashable, Rates] = field(default_factory=dict)
+    groups: dict[str, twins.Groups] = field(default_factory=dict)
+    facts: dict[str, glance.Facts] = field(default_factory=dict)
+    near: str | None = None
+
+    def note(self, path: str, lines: Iterable[str], *, fatal: bool = False) -> None:
+        """Add what was found of a scenario."""
+        self.findings += [Finding(path, f"{path}: {line}", fatal) for line in lines]
+
+    @property
+    def is_fatal(self) -> bool:
+        """Something keeps an attack from running."""
+        return any(finding.fatal for finding in self.findings)
+
+
 def command(cfg: DictConfig) -> None:
     """Examine all scenarios of a challenge."""
     challenge = compose.challenge(cfg)
@@ -49,17 +75,23 @@ def command(cfg: DictConfig) -> None:
         overview.add_column(
             title, justify="left" if title in ("scenario", "phase", "") else "right"
         )
-    findings: list[Finding] = []
+    seen = Seen()
     costs: dict[str, Cost] = {}
-    known: dict[Hashable, Rates] = {}
     for name, setup in challenge.setups.items():
-        reports, cost = _examine(setup, findings, known)
+        reports, cost = _examine(setup, seen)
         for report in reports:
             overview.add_row(*_row(name, report))
         overview.add_section()
         if cost:
             costs[name] = cost
     show(overview)
+    if seen.facts:
+        show(_data(seen.facts))
+    if seen.near is not None:
+        print(
+            "Copies: non-members with the inputs of a record that the model was trained on; near "
+            f"copies: of {seen.near}. Accuracy: on members / on non-members."
+        )
     for name, cost in costs.items():
         device = challenge.setups[name].processor.device
         print(
@@ -67,16 +99,15 @@ def command(cfg: DictConfig) -> None:
             f"gradients {cost.gradient_seconds:,.0f} s, on {device}, "
             f"{_size(cost.store_bytes)} of disk"
         )
-    sys.exit(_conclude(findings))
+    sys.exit(_conclude(seen.findings))
 
 
-def _examine(
-    setup: Setup, findings: list[Finding], known: dict[Hashable, Rates]
-) -> tuple[list[PhaseReport], Cost | None]:
-    """Examine one scenario; appends what it finds to `findings`, and what it measures to `known`.
+def _examine(setup: Setup, seen: Seen) -> tuple[list[PhaseReport], Cost | None]:
+    """Examine one scenario.
 
     Scenarios of one network, one data set and the same metrics take as long as one another.
     """
+    findings = seen.findings
     records, evaluator = None, None
     try:
         evaluator = runner_on(setup.processor)
@@ -111,13 +142,61 @@ def _examine(
         return reports, None
     if odd_answers:
         asked = *asked[:-1], runner_on(replace(setup.processor, batch_size=1))
-    if not any(finding.fatal for finding in findings):
-        findings += check_vitals(scenario, *_vitals(setup, scenario, points))
+    _glance(setup, scenario, points, records, seen)
     metrics = options.all_metrics(disclosed=scenario.discloses)
     alike = setup.dataset, made.key, tuple(metrics)
-    if alike not in known:
-        known[alike] = _measured(scenario.path, partial(measure, *asked), metrics, findings)
-    return reports, estimate(scenario, points, known[alike], len(metrics))
+    if alike not in seen.rates:
+        seen.rates[alike] = _measured(scenario.path, partial(measure, *asked), metrics, findings)
+    return reports, estimate(scenario, points, seen.rates[alike], len(metrics))
+
+
+def _glance(
+    setup: Setup, scenario: Scenario, points: ChallengePoints, records: Records, seen: Seen
+) -> None:
+    """Look at a scenario's data: membership, and if that has a meaning, twins and accuracy."""
+    path, outputs = scenario.path, setup.source.outputs
+    facts, lines = glance.of_membership(scenario, points)
+    seen.facts[setup.name] = facts
+    seen.note(path, lines, fatal=True)
+    if outputs is None:
+        seen.facts[setup.name] = glance.of_records(records) | facts
+        copies, lines = _about_twins(setup, scenario, points, records, seen)
+        seen.facts[setup.name] |= copies
+        seen.note(path, lines)
+    if seen.is_fatal:
+        return
+    vitals, taken_at = _vitals(setup, scenario, points)
+    seen.findings += check_vitals(scenario, vitals, taken_at.solution)
+    if outputs is None or outputs.gives_classes:
+        accuracy, lines = glance.of_accuracy(vitals, taken_at, records)
+        seen.facts[setup.name] |= accuracy
+        seen.note(path, lines)
+
+
+def _about_twins(
+    setup: Setup, scenario: Scenario, points: ChallengePoints, records: Records, seen: Seen
+) -> tuple[glance.Facts, list[str]]:
+    """Look for copies of records; the same ones for all scenarios of a data set."""
+    if setup.dataset not in seen.groups:
+        seen.groups[setup.dataset] = twins.groups(records)
+    groups = seen.groups[setup.dataset]
+    near = twins.near(records, groups, points.unique)
+    seen.near = (
+        f"{len(near.compared):,} points beside {near.others:,} of {groups.looked_at:,} records, "
+        f"{near.rule}"
+    )
+    return glance.of_twins(glance.Twins.of(scenario, points, groups, near))
+
+
+def _data(facts: Mapping[str, glance.Facts]) -> Table:
+    """Lay out all scenarios' data."""
+    table = Table(title="Data", title_justify="left")
+    table.add_column("")
+    for name in facts:
+        table.add_column(name, overflow="fold")
+    for title in dict.fromkeys(title for told in facts.values() for title in told):
+        table.add_row(title, *(told.get(title, "–") for told in facts.values()))
+    return table
 
 
 def _measured(
@@ -143,14 +222,16 @@ def _about_recipe(setup: Setup) -> list[Finding]:
     return []
 
 
-def _vitals(setup: Setup, scenario: Scenario, points: ChallengePoints) -> tuple[Vitals, Mask]:
-    """Vitals that were taken before, or of some train models; membership of the latter's points."""
+def _vitals(
+    setup: Setup, scenario: Scenario, points: ChallengePoints
+) -> tuple[Vitals, ChallengePoints]:
+    """Vitals that were taken before, or of some train models; and the points they are of."""
     every = setup.extraction_at(scenario, points)
     if (known := every.stored_vitals()) is not None:
-        return known, every.vital.solution
+        return known, every.vital
     some = replace(scenario, phases={"train": scenario.phases["train"][:MODELS_ASKED]})
     few = setup.extraction_at(some, challenge_points(some))
-    return few.take_vitals(), few.vital.solution
+    return few.take_vitals(), few.vital
 
 
 def _row(name: str, report: PhaseReport) -> tuple[str, ...]:
@@ -176,9 +257,9 @@ def _size(count: float) -> str:
 
 def _conclude(findings: list[Finding]) -> int:
     """Print what was found, the fatal first; returns the exit status."""
-    unique = dict.fromkeys(findings)  # a missing data set is found by each scenario
-    fatal = [finding.message for finding in unique if finding.fatal]
-    notes = [finding.message for finding in unique if not finding.fatal]
+    # A missing data set is found by each scenario, and a mask of the wrong shape by each model.
+    fatal = list(dict.fromkeys(one.message for one in findings if one.fatal))
+    notes = list(dict.fromkeys(one.message for one in findings if not one.fatal))
     for title, messages in (("Problem", fatal), ("Note", notes)):
         for message in messages[:MOST_FINDINGS]:
             print(f"{title}: {message}")

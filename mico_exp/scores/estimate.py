@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mico_exp.challenge.lists import check_keep
 from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.points import ChallengePoints, disclosed, undisclosed
 from mico_exp.challenge.protocol import Sizes
@@ -116,7 +117,7 @@ def examine_phase(
     report = PhaseReport(name, expected)
     place = folder / name
     paths, faults = look_for_models(place)
-    report.findings += [Finding(str(place), fault) for fault in faults]
+    report.findings += [Finding(str(place), fault) for fault in faults + _about_pool(place, paths)]
     report.found = len(paths)
     report.findings += _about_numbers(place, name, expected, [model_number(path) for path in paths])
     with progress(f"Checking {place}", len(paths)) as bar:
@@ -135,6 +136,15 @@ def examine_phase(
             bar.update()
     report.findings += _about_disclosure(folder, report)
     return report
+
+
+def _about_pool(place: Path, models: Sequence[Path]) -> list[str]:
+    """Find whether a pool's mask has a row for each of its models."""
+    try:
+        check_keep(place, len(models))
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def _about_disclosure(folder: Path, report: PhaseReport) -> list[Finding]:
