@@ -1,14 +1,12 @@
 """Outputs in tables: the same as in arrays, whatever the order of rows and columns."""
 
 import csv
-import re
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import yaml
 from commands import run
+from documented import block, outputs_of
 from pyarrow import parquet
 
 from mico_exp.challenge.output_tables import long, wide
@@ -17,7 +15,6 @@ from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario, read_truth
 from mico_exp.common.errors import InputError
-from mico_exp.config.making import make
 from mico_exp.models.recorded import take_in
 
 M, N, C = 4, 12, 3
@@ -313,25 +310,15 @@ def test_what_no_wide_table_may_be(tmp_path, pool, changed, how, message, monkey
     assert "\n" not in str(caught.value)
 
 
-PAGE = Path(__file__).parents[1] / "docs" / "own_models.md"
-
-
-def documented(title):
-    """The first option file that the page shows under a title."""
-    section = re.split(rf"\n#+ {title}\n", PAGE.read_text(encoding="utf-8"))[1]
-    return section.split("```yaml\n")[1].split("```")[0]
-
-
 def test_long_table_as_documented(tmp_path, pool, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "predictions.csv", long_rows(pool, "probabilities"))
-    option = yaml.safe_load(documented("A long table"))
-    check_same(make(option["outputs"]), pool, "probabilities", tmp_path)
+    check_same(outputs_of("A long table"), pool, "probabilities", tmp_path)
 
 
 def test_wide_table_as_documented(tmp_path, pool):
     """By the commands of the page, and the one that needs other models says so of one alone."""
-    option = documented("A wide table")
+    option = block("A wide table")
     assert len(option.splitlines()) <= 7
     options = tmp_path / "options" / "dataset"
     options.mkdir(parents=True)
