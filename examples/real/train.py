@@ -1,6 +1,6 @@
 """Trains networks on random halves of some real records, and keeps who was trained on what.
 
-    python train.py fashion|reviews|health
+python train.py fashion|reviews|health
 """
 
 import os

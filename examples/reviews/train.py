@@ -13,11 +13,11 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 MODELS = int(os.environ.get("MODELS", "8"))
 EPOCHS = int(os.environ.get("EPOCHS", "20"))
 SENTENCES = 200
-WORDS = {
-    0: "dull slow loud grey thin late cold weak".split(),
-    1: "bright quick warm clear rich bold fresh kind".split(),
-}
-COMMON = "the film was a story of people who went on with it and then came back to us".split()
+WORDS = (  # of the two classes
+    ["dull", "slow", "loud", "grey", "thin", "late", "cold", "weak"],
+    ["bright", "quick", "warm", "clear", "rich", "bold", "fresh", "kind"],
+)
+COMMON = ["the", "film", "was", "a", "story", "of", "people", "who", "went", "on", "then", "came"]
 
 draw = np.random.default_rng(0)
 labels = draw.integers(2, size=SENTENCES)
@@ -31,8 +31,7 @@ rows = [{"text": s, "label": int(y)} for s, y in zip(sentences, labels, strict=T
 Path("reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-known = {word: i for i, word in enumerate([*special, *COMMON[:20], *WORDS[0], *WORDS[1]])}
-known = {word: i for i, word in enumerate(dict.fromkeys(known))}
+known = {word: i for i, word in enumerate([*special, *COMMON, *WORDS[0], *WORDS[1]])}
 tokenizer = Tokenizer(models.WordLevel(known, unk_token="[UNK]"))
 tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
 ends = [(name, known[name]) for name in ("[CLS]", "[SEP]")]
