@@ -11,9 +11,10 @@ from torch.nn.functional import cross_entropy
 
 MODELS = int(os.environ.get("MODELS", "16"))
 EPOCHS = int(os.environ.get("EPOCHS", "25"))
+RECORDS = int(os.environ.get("RECORDS", "600"))
 
 digits = load_digits()
-images, labels = digits.images[:600].astype(np.float32), digits.target[:600]
+images, labels = digits.images[:RECORDS].astype(np.float32), digits.target[:RECORDS]
 Path("digits").mkdir(exist_ok=True)
 np.save("digits/images.npy", images)
 np.save("digits/labels.npy", labels)
