@@ -10,7 +10,8 @@ from sklearn.ensemble import RandomForestClassifier
 MODELS = int(os.environ.get("MODELS", "16"))
 
 digits = load_digits()
-x, y = digits.data[:600], digits.target[:600]
+RECORDS = int(os.environ.get("RECORDS", "600"))
+x, y = digits.data[:RECORDS], digits.target[:RECORDS]
 tables = []
 for number, mask in enumerate(np.random.default_rng(0).random((MODELS, len(y))) < 0.5):
     forest = RandomForestClassifier(n_estimators=50, random_state=number).fit(x[mask], y[mask])
