@@ -137,6 +137,16 @@ def test_what_is_learnt_does_not_hang_on_what_stands_where_no_point_is(world, pr
         assert one.fallback_rate == expected[phase].fallback_rate
 
 
+def test_a_model_lacks_scores_where_it_has_a_point_alone(world):
+    evidence, _ = world
+    one = evidence.scores["logit"]
+    there = {phase: evidence.points.there(phase) for phase in evidence.phases}
+    assert one.nan_models(there) == 0
+    own = one.own | {"dev": one.own["dev"].copy()}
+    own["dev"][1, 3] = np.nan
+    assert replace(one, own=own).nan_models(there) == 1
+
+
 def test_points_of_unequal_rows_are_shared_or_not(world):
     evidence, _ = world
     assert Folds.of(evidence.points, 3).point_folds == 2

@@ -85,7 +85,8 @@ def _attack(cell: Cell, record: CellRecord, run: Run) -> CellRecord:
         record = _noted(run, _about_passes(record, _compute(cell)))
         evidence = cell.setup.evidence(cell.metrics)
         assert evidence is not None
-    nan_models = max(one.nan_models for one in evidence.scores.values())
+    there = {phase: evidence.points.there(phase) for phase in evidence.phases}
+    nan_models = max(one.nan_models(there) for one in evidence.scores.values())
     record = _noted(run, replace(record, nan_models=nan_models))
     try:
         result = evaluate(evidence, cell.formula, truth)

@@ -4,11 +4,12 @@ Axes: T target models of a phase, S train (shadow) models, P challenge points of
 points, K points of one model whose membership is disclosed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from mico_exp.common.arrays import Floats
+from mico_exp.common.arrays import Floats, Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +17,7 @@ class Scores:
     """One metric on one scenario.
 
     shadow: (S, U) under every train model at every unique challenge point.
-    own: phase → (T, P) under each target model at its own challenge points.
+    own: phase → (T, P) under each target model at its own challenge points; NaN beyond the last.
     known: phase → for each model, (K,) at its sample of known members and non-members.
     """
 
@@ -24,7 +25,7 @@ class Scores:
     own: dict[str, Floats]
     known: dict[str, list[Floats]] = field(default_factory=dict)
 
-    @property
-    def nan_models(self) -> int:
-        """How many models of any phase have scores that are not finite."""
-        return sum(int((~np.isfinite(rows)).any(axis=1).sum()) for rows in self.own.values())
+    def nan_models(self, there: Mapping[str, Mask]) -> int:
+        """How many models of any phase have scores that are not finite where `there` is a point."""
+        lacking = (there[phase] & ~np.isfinite(rows) for phase, rows in self.own.items())
+        return sum(int(one.any(axis=1).sum()) for one in lacking)
