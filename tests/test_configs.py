@@ -16,6 +16,7 @@ from mico_exp.config.typed import OPTIONS
 from mico_exp.models.architectures import MLP
 from mico_exp.scores.gradients import GradientMetric
 from mico_exp.scores.inference import ModelRunner, Processor
+from mico_exp.scores.perturbation import PerturbedMetric
 
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
@@ -63,6 +64,10 @@ def test_every_metric_gives_a_score_for_each_point(composed, option, digits):
         assert scores.shape == (40,)
         assert np.isfinite(scores).all()
         assert len(np.unique(scores)) == 40
+        documented = type(metric)
+    elif isinstance(metric, PerturbedMetric):
+        copies = metric.perturbed(digits.inputs(torch.arange(6)), torch.arange(6), torch.arange(6))
+        assert copies.shape == (6, 64)
         documented = type(metric)
     else:
         assert option == metric.func.__name__

@@ -1,6 +1,7 @@
 """What the attacker sees: what each exposure leaves of a model's logits, and which cells it has."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,15 +12,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from mlflow import MlflowClient
 
-from mico_exp.common.errors import InputError
+from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.fingerprints import definition
 from mico_exp.config import options, variants
 from mico_exp.config.typed import OPTIONS
+from mico_exp.models.architectures import Alone
 from mico_exp.runs.record import CellRecord
 from mico_exp.scores import exposures, metrics
 from mico_exp.scores.exposures import EXPOSURES, Rounded, Top
+from mico_exp.scores.inference import ModelRunner, Processor
+from mico_exp.scores.perturbation import Agreement, Copies, _moved
 
-OF_LABEL = {"correct"}
+OF_LABEL = {"correct", "agreement"}
 GRADIENTS = {"grad_alignment", "grad_norm", "kfac", "kfac_high", "kfac_low", "representer"}
 FLOOR = np.finfo(np.float32).tiny
 
@@ -213,6 +217,85 @@ def test_one_pass_sees_a_model_through_all_exposures_of_a_sweep(composed):
         options.swept_exposures(composed("exposures=[x]"), metric.exposure)
 
 
+class Network(torch.nn.Module):
+    """The sign of the mean of what it is given, as two logits."""
+
+    def forward(self, inputs):
+        mean = inputs.flatten(1).mean(1)
+        return torch.stack([-mean, mean], dim=1)
+
+
+class Few:
+    """Records of any inputs (N, …), all of class 1."""
+
+    def __init__(self, inputs):
+        self.given, self.labels = inputs, torch.ones(len(inputs), dtype=torch.int64)
+        self.fingerprint = "few"
+
+    def inputs(self, indices):
+        return self.given[indices]
+
+    def sizes(self, indices):
+        return np.ones_like(indices)
+
+
+def test_agreement_is_the_share_of_votes_for_the_label():
+    """Against a loop over records and copies; on the boundary half of them are lost."""
+    metric = Agreement(scales=[0.5, 2.0], copies=50)
+    rows = torch.linspace(-1, 1, 16).expand(4, 16) + torch.tensor([[0.0], [0.1], [0.3], [3.0]])
+    records, points = Few(rows), np.array([[2, 0, 3, 1]])
+    copies = Copies(records, metric)
+    runner = ModelRunner(Processor("cpu", batch_size=7))
+    asked = copies.of(points)
+    votes = runner.scores(Alone(Network()), copies, asked, {"correct": metrics.correct})["correct"]
+    found = votes.reshape(4, 100).mean(1)
+    wanted = []
+    for record in points[0]:
+        noise = np.random.default_rng((0, int(record))).standard_normal((100, 16), dtype=np.float32)
+        row = rows[record].numpy()
+        given = [row + noise[v] * (0.5, 2.0)[v // 50] * row.std() for v in range(100)]
+        wanted.append(np.mean([one.mean() > 0 for one in given]))
+    np.testing.assert_allclose(found, wanted)
+    assert found[2] == 1 > found[0] > found[3] > found[1]
+    assert abs(found[1] - 0.5) < 0.15
+
+
+def test_images_are_moved_and_flipped():
+    image = torch.arange(24.0).reshape(1, 2, 3, 4)
+    moves = torch.tensor([[0, 0, 0], [1, 0, 0], [0, -2, 0], [0, 1, 1]])
+    still, down, left, flipped = _moved(image.expand(4, 2, 3, 4), moves)
+    plain = image[0].numpy()
+    assert np.array_equal(still, plain)
+    assert np.array_equal(down, np.pad(plain, ((0, 0), (1, 0), (0, 0)), "edge")[:, :3])
+    assert np.array_equal(left, np.pad(plain, ((0, 0), (0, 0), (0, 2)), "edge")[..., 2:])
+    moved = np.pad(plain, ((0, 0), (0, 0), (1, 0)), "edge")[..., :4]
+    assert np.array_equal(flipped, moved[..., ::-1])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "told"),
+    [
+        ({"input_ids": torch.ones(3, 5)}, {}, "metric `a` perturbs inputs that are float32.*ids"),
+        (torch.ones(3, 5, dtype=torch.int64), {}, "these are whole numbers"),
+        (torch.ones(3, 5), {"shift": 1}, r"images \(P, C, H, W\) alone .*, got inputs of 1 axes"),
+    ],
+)
+def test_what_cannot_be_perturbed(inputs, options, told):
+    records = Few(torch.ones(3))
+    records.inputs = lambda _: inputs
+    with pytest.raises(MetricError, match=told):
+        Agreement(**options).check("a", records)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"scales": []}, {"scales": [-1]}, {"copies": 0}, {"shift": 0.5}, {"flip": 1}]
+)
+def test_what_no_agreement_is(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Agreement(**wrong)
+
+
+METRICS = ("agreement", "correct", "loss")
 SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]
 SMALL = [*SIZES, "dataset.phases={train: 10, dev: 2, final: 2}", "dataset.recipe.steps=60"]
 
@@ -221,9 +304,10 @@ SMALL = [*SIZES, "dataset.phases={train: 10, dev: 2, final: 2}", "dataset.recipe
 def swept(tmp_path_factory):
     """A folder in which a sweep over exposures ran, and what it printed."""
     folder = tmp_path_factory.mktemp("user")
-    grid = ["metric=correct,loss", "formula=1", "exposure=label,rounded,weights", "scenario=inf"]
+    grid = ["metric=agreement,correct,loss", "formula=1", "exposure=label,rounded,weights"]
     skip = "hydra.sweeper.meaningless=skip"
-    return folder, run("mico_exp", *grid, *SMALL, "plots=off", skip, "-m", cwd=folder).stdout
+    told = [*grid, "scenario=inf", *SMALL, "plots=off", skip]
+    return folder, run("mico_exp", *told, "-m", cwd=folder).stdout
 
 
 def test_a_sweep(swept):
@@ -234,20 +318,23 @@ def test_a_sweep(swept):
     assert set(found) == {
         f"inf/{metric}/1"
         for metric in (
-            *("correct", "loss", "correct[exposure=label]", "correct[exposure=rounded]"),
-            "loss[exposure=rounded]",
+            *("correct", "correct[exposure=label]", "correct[exposure=rounded]", "agreement"),
+            *("agreement[exposure=label]", "agreement[exposure=rounded]"),
+            *("loss", "loss[exposure=rounded]"),
         )
     }
-    extracted = [one.metrics.get("extracted_models/logits") for one in found.values()]
-    assert sorted(filter(None, extracted)) == [14]  # of the first cell alone
-    right = {n: d.metrics["val/auc"] for n, d in found.items() if "correct" in n}
-    assert len(set(right.values())) == 1
-    assert "1 of 6 cells have no meaning, and are left out" in shown
+    for family in ("logits", "perturbations"):
+        extracted = [one.metrics.get(f"extracted_models/{family}") for one in found.values()]
+        assert sorted(filter(None, extracted)) == [14]  # of the first cell alone
+    for metric in ("agreement", "correct"):  # which see the label alone, whatever is shown
+        alike = {one.metrics["val/auc"] for name, one in found.items() if metric in name}
+        assert len(alike) == 1
+    assert "1 of 9 cells have no meaning, and are left out" in shown
 
 
 def test_those_of_the_usual_one_are_compared_unless_told(swept):
     folder, _ = swept
-    for wanted, cells in (("weights", 2), ("null", 5)):
+    for wanted, cells in (("weights", 3), ("null", 8)):
         told = [*SIZES, "scenarios=[inf]", "selection.resamples=100"]
         if wanted != "weights":
             told.append(f"selection.exposure={wanted}")
@@ -256,3 +343,27 @@ def test_those_of_the_usual_one_are_compared_unless_told(swept):
         assert len(made["scenarios"]["digits_inf"]["cells"]) == cells
     told = run("mico_exp.select_best", *told[:-1], "selection.exposure=top5", cwd=folder, status=1)
     assert "experiment=exposure exposure=top5" in told.stderr
+
+
+def test_the_report_tells_what_each_gives_away(swept):
+    """The best cell of each by the rule, in order of what is shown; the choice is as without."""
+    folder, _ = swept
+    told = [*SIZES, "scenarios=[inf]", "selection.resamples=100"]
+    run("mico_exp.report", *told, cwd=folder)
+    page = (folder / "reports" / "digits.html").read_text()
+    section = re.search(r'<section id="exposures">.*?</section>', page, flags=re.S)[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in section.split("<tr>")[2:]]
+    assert [row[1] for row in rows] == ["label", "rounded", "weights"]
+    assert [row[3] for row in rows] == ["2", "3", "3"]
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    tpr = {one.info.run_name: one.data.metrics.get("val/tpr_at_fpr_0.1") for one in runs}
+    for _, shown, cell, _, value, *_ in rows:
+        ending = "" if shown == "weights" else f"[exposure={shown}]"
+        names = [f"inf/{metric}{ending}/1" for metric in METRICS]
+        assert float(value) == pytest.approx(max(tpr.get(name, 0) for name in names), abs=5e-5)
+        assert float(value) == pytest.approx(tpr[f"inf/{cell}"], abs=5e-5)
+    chosen = re.search(r'<table class="sortable" id="selection">.*?</table>', page, flags=re.S)[0]
+    assert rows[-1][2] in chosen
+    assert "exposure=" not in chosen
+    assert "exposure=label -m" in page

@@ -80,7 +80,7 @@ def test_every_entry_of_a_score_makes_other_scores(job, digits, monkeypatch, cha
         if change == "metric":
             metric = scaled
         else:
-            monkeypatch.setattr(extraction, "inference_code", lambda: "another")
+            monkeypatch.setattr(extraction, "inference_code", lambda _: "another")
     assert other.read("loss", metric) is None
     (done,) = other.compute({"loss": metric})
     assert done.models == 17

@@ -215,7 +215,7 @@ def test_the_full_experiment_is_every_metric_with_every_formula(composed):
     params = cfg.hydra.sweeper.params
     swept = {group: parsed(f"{group}={params[group]}", group) for group in ("metric", "formula")}
     every = set(options.option_names("metric"))
-    assert every - set(swept["metric"]) == {"correct"}
+    assert every - set(swept["metric"]) == {"correct", "agreement"}
     assert set(swept["metric"]) < every
     named = {
         option: composed(f"formula='{option}'").formula.name

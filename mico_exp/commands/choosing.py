@@ -44,6 +44,7 @@ from mico_exp.runs.record import (
     of_scenario,
 )
 from mico_exp.runs.tracking import Tracker
+from mico_exp.scores.exposures import EXPOSURES
 
 log = logging.getLogger(__name__)
 FIGURE = "tpr_at_fpr_0.1"
@@ -97,13 +98,15 @@ class Chosen(NamedTuple):
 
     selected: it and all others. predictions: phase → (T, P) of its run. came_out: TPR on dev and
     final models where their truth is known, ``value``, ``low`` and ``high`` of its interval.
-    runs: all compared cells, by the ids of their runs.
+    runs: all present cells, by the ids of their runs.
+    present: these cells, of whatever exposure, in the order of the options.
     """
 
     selected: Selected
     predictions: Predictions
     came_out: dict[str, dict[str, float]]
     runs: dict[str, Cell]
+    present: list[Candidate]
 
 
 def find_scenarios(challenge: Challenge, selection: Selection) -> dict[str, Here]:
@@ -143,12 +146,12 @@ def choose(
     Without a preset by the rule on validation; with one the cell that it names.
     """
     by_id: dict[str, Cell] = {}
-    present, missing, others, uncounted = {}, [], 0, False
+    every, present, missing, others, uncounted = {}, {}, [], 0, False
     for name, here in scenarios.items():
         of_scenario, elsewhere = _finished(challenge, name, here, tracker)
         by_id |= {cell.run.id: cell for cell in of_scenario}
-        some = _present_cells(selection, name, here, of_scenario, elsewhere)
-        present[name] = _of_exposure(selection, name, some, by_id)
+        every[name] = _present_cells(selection, name, here, of_scenario, elsewhere)
+        present[name] = _of_exposure(selection, name, every[name], by_id)
         if not present[name]:
             missing.append(challenge.setups[name])
             others += len(of_scenario) + (elsewhere or 0)
@@ -165,7 +168,7 @@ def choose(
         tags = cells_of(challenge.name) | of_content(here.identity.content)
         _tell_failed(name, cells(tracker.failed(tags)), present[name])
     return {
-        name: _judged(selection, tracker, scenarios[name], some, by_id)
+        name: _judged(selection, tracker, scenarios[name], some, every[name], by_id)
         for name, some in present.items()
     }
 
@@ -229,22 +232,13 @@ def _judged(
     tracker: Tracker,
     here: Here,
     candidates: Sequence[Candidate],
+    present: list[Candidate],
     runs: Mapping[str, Cell],
 ) -> Chosen:
-    """Choose a cell, and take its predictions."""
+    """Choose one of the candidates, and take its predictions."""
     left = list(candidates)
     while True:
-        selected = judge(
-            tracker,
-            left,
-            here.solution,
-            selection.rule,
-            selection.simple_metrics,
-            selection.simple_formulas,
-            selection.resamples,
-            selection.allow_unreadable,
-            here.there["train"],
-        )
+        selected = _compared(selection, tracker, here, left)
         try:
             predictions = _predictions(tracker, selected.best, here.there)
         except InputError as error:
@@ -257,8 +251,50 @@ def _judged(
             log.warning("%s, is left out: %s Run it again.", told, error)
             left.remove(selected.best)
             continue
-        compared = {verdict.run_id: runs[verdict.run_id] for verdict in selected.cells}
-        return Chosen(selected, predictions, _came_out(here, selected.best, predictions), compared)
+        came_out = _came_out(here, selected.best, predictions)
+        some = {one.run_id: runs[one.run_id] for one in present}
+        return Chosen(selected, predictions, came_out, some, present)
+
+
+def _compared(
+    selection: Selection, tracker: Tracker, here: Here, candidates: Sequence[Candidate]
+) -> Selected:
+    """Compare cells of a scenario, and choose one."""
+    return judge(
+        tracker,
+        candidates,
+        here.solution,
+        selection.rule,
+        selection.simple_metrics,
+        selection.simple_formulas,
+        selection.resamples,
+        selection.allow_unreadable,
+        here.there["train"],
+    )
+
+
+def best_of_exposures(
+    selection: Selection, tracker: Tracker, here: Here, chosen: Chosen
+) -> dict[str, Selected]:
+    """Choose among the cells of each exposure by the same rule, from the one that shows least on.
+
+    A preset has no rule, and so there is none.
+    """
+    if selection.cells is not None:
+        return {}
+    groups: dict[str, list[Candidate]] = {}
+    for one in chosen.present:
+        groups.setdefault(chosen.runs[one.run_id].record.exposure, []).append(one)
+    places = {name: place for place, name in enumerate(EXPOSURES)}
+    compared = {verdict.run_id for verdict in chosen.selected.cells}
+    return {
+        shown: chosen.selected
+        if {one.run_id for one in groups[shown]} == compared
+        else _compared(selection, tracker, here, groups[shown])
+        for shown in sorted(
+            groups, key=lambda text: (places.get(text.partition(",")[0], len(places)), text)
+        )
+    }
 
 
 def _predictions(tracker: Tracker, best: Candidate, there: Mapping[str, Mask]) -> Predictions:

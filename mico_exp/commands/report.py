@@ -19,14 +19,21 @@ from omegaconf import DictConfig
 
 from mico_exp.challenge.phases import CALLED
 from mico_exp.challenge.tree import Scenario
-from mico_exp.commands.choosing import Chosen, Here, choose, describe_rule, find_scenarios
+from mico_exp.commands.choosing import (
+    Chosen,
+    Here,
+    best_of_exposures,
+    choose,
+    describe_rule,
+    find_scenarios,
+)
 from mico_exp.common.arrays import Mask
 from mico_exp.common.atomic import write_text
 from mico_exp.config import advice, compose
 from mico_exp.config.compose import Challenge, Selection
 from mico_exp.config.options import option_names
 from mico_exp.results.cell import Membership, Predicted
-from mico_exp.results.plots import SCENARIO_STYLES, Curve, heatmap, png, roc_plot
+from mico_exp.results.plots import SCENARIO_STYLES, Curve, exposure_plot, heatmap, png, roc_plot
 from mico_exp.results.scoring import roc
 from mico_exp.results.selection import Selected
 from mico_exp.runs import provenance
@@ -43,11 +50,16 @@ def command(cfg: DictConfig) -> None:
     scenarios = find_scenarios(challenge, selection)
     tracker = Tracker(challenge.name, Path.cwd(), create=False)
     chosen = choose(challenge, selection, tracker, scenarios)
+    exposed = {
+        name: best_of_exposures(selection, tracker, scenarios[name], one)
+        for name, one in chosen.items()
+    }
     shown = [_scenario(name, one, scenarios[name]) for name, one in chosen.items()]
     rocs = _rocs(challenge.name, scenarios, chosen)
     path = how.folder / f"{challenge.name}.html"
-    commands = _commands(challenge, chosen)
-    write_text(path, _page(challenge.name, selection, shown, rocs, commands))
+    commands = _commands(challenge, chosen, exposed)
+    exposures = _exposures(challenge.name, exposed)
+    write_text(path, _page(challenge.name, selection, shown, rocs, commands, exposures))
     print(f"Report: {path.absolute().as_uri()}")
 
 
@@ -57,6 +69,7 @@ def _page(
     scenarios: Sequence[Mapping[str, Any]],
     rocs: Sequence[Mapping[str, str]],
     commands: Sequence[str],
+    exposures: Mapping[str, Any] | None,
 ) -> str:
     """Fill the template."""
     pages = Environment(
@@ -75,6 +88,7 @@ def _page(
         phases=[p for p in ("dev", "final") if any(p in one["came_out"] for one in scenarios)],
         rocs=rocs,
         commands=commands,
+        exposures=exposures,
         versions=[pair for one in scenarios for pair in one["versions"]],
     )
 
@@ -211,16 +225,46 @@ def _curve(
     return Curve(label, curve, int(there.sum()), style, solution, predictions, there)
 
 
+def _exposures(
+    challenge: str, exposed: Mapping[str, Mapping[str, Selected]]
+) -> dict[str, Any] | None:
+    """Lay out what each exposure gives away; None where there is one exposure alone."""
+    if all(len(best) < 2 for best in exposed.values()):
+        return None
+    best = {
+        name: {shown: one.verdict for shown, one in of_one.items()}
+        for name, of_one in exposed.items()
+    }
+    rows = [
+        {"scenario": name, "exposure": shown, "best": one.verdict, "cells": len(one.cells)}
+        for name, of_one in exposed.items()
+        for shown, one in of_one.items()
+    ]
+    drawn = exposure_plot(f"{challenge}: the best cell of each exposure, validation", best)
+    values = "; ".join(
+        f"{name}, {shown}: {one.tpr:.3f}"
+        for name, of_one in best.items()
+        for shown, one in of_one.items()
+    )
+    alt = f"TPR at FPR 0.1 of the best cell of each exposure. {values}."
+    return {"rows": rows, "source": _embedded(png(drawn)), "alt": alt}
+
+
 def _embedded(image: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
-def _commands(challenge: Challenge, chosen: Mapping[str, Chosen]) -> list[str]:
+def _commands(
+    challenge: Challenge,
+    chosen: Mapping[str, Chosen],
+    exposed: Mapping[str, Mapping[str, Selected]],
+) -> list[str]:
     """Say what to type to have all this again: the sweeps, then the choice, then this report."""
     sweeps: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for name, one in chosen.items():
-        for verdict in one.selected.cells:
-            record = one.runs[verdict.run_id].record
+        compared = [one.selected, *exposed[name].values()]
+        for run_id in dict.fromkeys(cell.run_id for some in compared for cell in some.cells):
+            record = one.runs[run_id].record
             key = (*challenge.setups[name].options, *_overrides(record))
             metric, formula = (label.partition("[")[0] for label in (record.metric, record.formula))
             sweeps.setdefault(key, {}).setdefault(metric, []).append(formula)

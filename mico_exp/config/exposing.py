@@ -17,6 +17,7 @@ from mico_exp.config.variants import Function
 from mico_exp.runs.record import EXPOSURE, USUAL_EXPOSURE
 from mico_exp.scores.exposures import seen_through
 from mico_exp.scores.inference import Metric
+from mico_exp.scores.perturbation import PerturbedMetric
 
 LABEL, CONFIDENCES, WEIGHTS = "label", "confidences", "weights"
 SEEN = (LABEL, CONFIDENCES, WEIGHTS)  # what there is to see, each with all before it
@@ -93,13 +94,16 @@ class Exposure:
         Raises:
             InputError: one needs the weights.
         """
-        if self.function is None:
-            return {self.named(name): metric for name, metric in metrics.items()}
-        exposure = make(self.function)
-        return {
-            self.named(name): seen_through(exposure, name, metric)
-            for name, metric in metrics.items()
-        }
+        exposure = None if self.function is None else make(self.function)
+        found: dict[str, Metric] = {}
+        for name, metric in metrics.items():
+            if isinstance(metric, PerturbedMetric):  # it sees labels alone, whatever is shown
+                found[name] = metric
+            elif exposure is None:
+                found[self.named(name)] = metric
+            else:
+                found[self.named(name)] = seen_through(exposure, name, metric)
+        return found
 
 
 def split(changes: Sequence[Any]) -> tuple[list[Any], str, list[Any]]:

@@ -29,7 +29,8 @@ from mico_exp.config.exposing import SEEN, Exposure, seen_by
 from mico_exp.config.making import make
 from mico_exp.config.moved import check_places
 from mico_exp.config.typed import quote_choices
-from mico_exp.scores.inference import GRADIENTS, LOGITS, Metric, family_of
+from mico_exp.scores.inference import GRADIENTS, LOGITS, Metric
+from mico_exp.scores.perturbation import family_of
 
 log = logging.getLogger(__name__)
 COMBINED = "all"  # the metric that stands for several
@@ -462,7 +463,8 @@ def pass_metrics(
         names = _combined(disclosed, exposure) if every else _sensible(named, disclosed, exposure)
         wanted = [name for name in names if exposure.named(name) not in found]
         made |= dict(_made_metrics(name for name in wanted if name not in made))
-        found |= exposure.seen({name: made[name] for name in wanted if name in made})
+        seen = exposure.seen({name: made[name] for name in wanted if name in made})
+        found |= {name: one for name, one in seen.items() if name not in found}
     return found
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mico_exp.common.arrays import Floats, Mask
 from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, Roc
-from mico_exp.results.selection import Selected
+from mico_exp.results.selection import Selected, Verdict
 from mico_exp.results.statistics import LEVEL, roc_band
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it reports every font cache it makes
@@ -301,4 +301,37 @@ def heatmap(
     about = f"± half of the {LEVEL} % interval over models; {caption}"
     axes.set_xlabel(f"Formula\n\n{about}\nframe: chosen; ≈: cannot be told from it")
     axes.set_ylabel("Metric")
+    return plot
+
+
+@rc_context(STYLE)
+def exposure_plot(title: str, best: Mapping[str, Mapping[str, Verdict]]) -> Figure:
+    """Draw what each exposure gives away: validation TPR of its best cell, with its interval.
+
+    Args:
+        title: of the plot.
+        best: scenario → exposure, from the least shown to the most → its best cell.
+    """
+    shown = list(dict.fromkeys(name for of_one in best.values() for name in of_one))
+    plot = new_plot(max(5.2, 2.2 + 1.1 * len(shown)), 3.9, title)
+    plot.set_layout_engine("constrained")
+    axes = plot.subplots()
+    axes.axhline(RANKING_FPR, color="0.6", linewidth=1, label="guessing")
+    for place, (scenario, of_one) in enumerate(best.items()):
+        style = SCENARIO_STYLES[place % len(SCENARIO_STYLES)]
+        aside = 0.09 * (place - (len(best) - 1) / 2)  # so that intervals do not hide each other
+        x = [shown.index(name) + aside for name in of_one]
+        tpr = [verdict.tpr for verdict in of_one.values()]
+        low, high = np.transpose([verdict.tpr_interval for verdict in of_one.values()])
+        axes.plot(x, tpr, marker="o", linewidth=1.2, label=scenario, **style, **DOT)
+        axes.vlines(x, low, high, color=style["color"], linewidth=1.5)
+    axes.set_xticks(range(len(shown)), [name.replace(", ", "\n") for name in shown])
+    axes.set(
+        xlim=(-0.5, len(shown) - 0.5),
+        ylim=(0, None),
+        xlabel=f"What the attacker sees (bars: {LEVEL} % interval over models)",
+        ylabel=f"TPR at FPR {RANKING_FPR}",
+    )
+    axes.legend(fontsize=7.5, frameon=False, loc="lower right")
+    _grid(axes)
     return plot

@@ -2,7 +2,8 @@
 
 The train models are asked at the unique challenge points of all phases, each dev and final
 model at its own and, where its training set is disclosed, at a sample of it. One pass through a
-model computes all metrics of a family that are asked for: of its logits, or of its gradients.
+model computes all metrics of a family that are asked for: of its logits, of its gradients, or of
+what it gives where inputs are perturbed.
 
 Axes: M models taken at once, P points, S train models, U unique points, T targets.
 """
@@ -46,12 +47,17 @@ from mico_exp.scores.inference import (
     Reference,
     Shard,
     Work,
-    family_of,
     is_told_members,
     reference_of,
     runner_on,
 )
 from mico_exp.scores.metrics import logit, margin
+from mico_exp.scores.perturbation import (
+    PERTURBATIONS,
+    PerturbedMetric,
+    PerturbedWork,
+    family_of,
+)
 from mico_exp.scores.sight import Sight, sight_of
 from mico_exp.scores.soundness import Trial, are_finite, check_records, trial_of
 from mico_exp.scores.store import Address, Column, ScoreStore, read_vitals, write_vitals
@@ -213,7 +219,7 @@ class Extraction:
                 training sets, and they are not.
         """
         done = []
-        for family in (LOGITS, GRADIENTS):
+        for family in (LOGITS, GRADIENTS, PERTURBATIONS):
             some = {name: one for name, one in metrics.items() if family_of(one) == family}
             started = time.perf_counter()
             if some and (models := self._compute_family(some, family)):
@@ -231,6 +237,9 @@ class Extraction:
                 self.workers.check(self.processor)
                 folders = [task.folder.path for task, _ in missing]
                 self._check_models(folders)
+                for name, metric in metrics.items():
+                    if isinstance(metric, PerturbedMetric):
+                        metric.check(name, self.records)
                 asked = self._asked([points for _, points in missing], metrics.values())
                 self._check_soundness(folders, asked)
                 stacks = _stacks(tasks, self._together(folders[0], family))
@@ -245,7 +254,8 @@ class Extraction:
         metrics: Mapping[str, Metric],
         family: str,
     ) -> None:
-        work = Work(self.architecture, self.records, metrics, self.processor)
+        kind = PerturbedWork if family == PERTURBATIONS else Work
+        work = kind(self.architecture, self.records, metrics, self.processor)
         groups = [stack.pairs for stack in stacks]
         shards = (self._shard(stack.filled, metrics.values()) for stack in stacks)
         title = f"Extracting {family} of {self.name} on {self.workers.describe(self.processor)}"
@@ -425,13 +435,17 @@ class Extraction:
     def tasks(self, metrics: Mapping[str, Metric]) -> Iterator[Task]:
         """Every model with the points that it is needed at, and the present addresses."""
         definitions = {name: definition(metric) for name, metric in metrics.items()}
-        packs = {name: self._identity("", one, "").shared for name, one in definitions.items()}
+        codes = {name: inference_code(family_of(one)) for name, one in metrics.items()}
+        packs = {
+            name: self._identity("", one, "", codes[name]).shared
+            for name, one in definitions.items()
+        }
         for phase, folders in self.scenario.phases.items():
             for row, folder in enumerate(folders):
                 content, addresses = self._contents[phase][row], {}
                 for name, defined in definitions.items():
                     told = self._told(folder, metrics[name])
-                    key = self._identity(content, defined, told).key
+                    key = self._identity(content, defined, told, codes[name]).key
                     place = self.name, phase, folder.path.name
                     addresses[name] = Address(*place, name, key, packs[name])
                 yield Task(phase, row, folder, self._needed(phase, row), addresses)
@@ -445,7 +459,7 @@ class Extraction:
                 for phase, folders in self.scenario.phases.items()
             }
 
-    def _identity(self, model: str, metric: str, told: str) -> ScoreIdentity:
+    def _identity(self, model: str, metric: str, told: str, code: str) -> ScoreIdentity:
         return ScoreIdentity(
             model=model,
             network=self.architecture.key,
@@ -453,7 +467,7 @@ class Extraction:
             metric=metric,
             told=told,
             precision=self.processor.precision,
-            inference=inference_code(),
+            inference=code,
         )
 
     @cached_property
@@ -495,7 +509,7 @@ class Extraction:
 
     def _together(self, folder: Path, family: str) -> int:
         """How many models are run at once."""
-        stackable = family == LOGITS and can_stack(self.architecture.make(folder))
+        stackable = family != GRADIENTS and can_stack(self.architecture.make(folder))
         return MODELS_AT_ONCE if stackable else 1
 
     def _shard(
@@ -582,9 +596,9 @@ def _stacks(tasks: Iterable[tuple[Task, Indices]], together: int) -> list[Stack]
 
 
 @cache
-def inference_code() -> str:
+def inference_code(family: str = LOGITS) -> str:
     """Hash of the package's code that runs models and computes what they give."""
-    return definition(Work)
+    return definition(PerturbedWork if family == PERTURBATIONS else Work)
 
 
 def progress(title: str, total: int, unit: str = "model") -> "tqdm[Any]":
