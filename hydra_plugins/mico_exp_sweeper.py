@@ -1,4 +1,6 @@
-"""Hydra's own sweeper, but for cells without meaning: refused before the first job, or left out.
+"""Hydra's own sweeper, but for the scenarios that a data set has, and for cells without meaning.
+
+The latter are refused before the first job, or left out.
 
 Hydra takes sweepers from this package alone, which it imports at every start: what is heavy waits.
 """
@@ -11,10 +13,24 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
-class GridSweeper(BasicSweeper):
+class ScenarioSweeper(BasicSweeper):
+    """Sweeps the scenarios of the data set, where its option says which there are."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take what a sweep works with."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        if scenarios := config.dataset.get("scenarios"):  # of a data set of one's own
+            several = scenarios if OmegaConf.is_list(scenarios) else [scenarios]
+            names = ",".join(f"'{name}'" for name in several)
+            self.params = {**(self.params or {}), "scenario": names}
+
+
+class GridSweeper(ScenarioSweeper):
     """Sweeps the product of all choices.
 
     Args:
@@ -38,9 +54,6 @@ class GridSweeper(BasicSweeper):
         loader = SweepLoader(hydra_context.config_loader)
         context = HydraContext(config_loader=loader, callbacks=hydra_context.callbacks)
         super().setup(hydra_context=context, task_function=task_function, config=config)
-        if scenarios := config.dataset.get("scenarios"):  # of a data set of one's own
-            names = ",".join(f"'{name}'" for name in scenarios)
-            self.params = {**(self.params or {}), "scenario": names}
 
     def split_arguments(  # type: ignore[override]  # Hydra calls it on the instance
         self, overrides: list[Override], max_batch_size: int | None
@@ -68,13 +81,21 @@ class GridSweeper(BasicSweeper):
 
 
 @dataclass
-class GridSweeperOption:
+class ScenarioSweeperOption:
+    """``hydra/sweeper=scenarios``."""
+
+    _target_: str = "hydra_plugins.mico_exp_sweeper.ScenarioSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = field(default_factory=dict)
+
+
+@dataclass
+class GridSweeperOption(ScenarioSweeperOption):
     """``hydra/sweeper=grid``."""
 
     _target_: str = "hydra_plugins.mico_exp_sweeper.GridSweeper"
-    max_batch_size: int | None = None
-    params: dict[str, str] | None = field(default_factory=dict)
     meaningless: str = "refuse"
 
 
-ConfigStore.instance().store("grid", GridSweeperOption, "hydra/sweeper", provider="mico_exp")
+for name, option in (("scenarios", ScenarioSweeperOption), ("grid", GridSweeperOption)):
+    ConfigStore.instance().store(name, option, "hydra/sweeper", provider="mico_exp")

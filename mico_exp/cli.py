@@ -172,7 +172,7 @@ def _is_plain_sweep() -> bool:
     """
     chosen = HydraConfig.get().runtime.choices
     launcher, sweeper = chosen["hydra/launcher"], chosen["hydra/sweeper"]
-    return launcher == "basic" and sweeper in ("basic", "grid")
+    return launcher == "basic" and sweeper in ("basic", "grid", "scenarios")
 
 
 def _arranged(

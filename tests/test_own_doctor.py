@@ -94,3 +94,20 @@ def test_what_is_told_in_one_line(tmp_path, changes, status, message):
     shown = doctor(tmp_path, status)
     (line,) = [one for one in shown.splitlines() if message in one]
     assert line.startswith("Problem: " if status else "Note: ")
+
+
+def test_commands_know_the_scenarios_and_what_cannot_be(tmp_path):
+    """Of a pool with one scenario, no recipe, no phases and no sizes."""
+    world(tmp_path)
+    option = ["--config-dir=options", "dataset=own"]
+    run("mico_exp.extract", *option, "metrics=loss", cwd=tmp_path)
+    assert [one.name for one in (tmp_path / "data" / "store" / "own").iterdir()] == ["own_inf"]
+    built = run("mico_exp.build", *option, cwd=tmp_path, status=1).stderr
+    assert built == (
+        "dataset `own` has no recipe: it cannot be built here, its models come from elsewhere.\n"
+    )
+    chosen = run("mico_exp.select_best", *option, cwd=tmp_path, status=1).stderr
+    assert chosen.startswith("own/own_inf has no dev models, which a submission must hold;")
+    assert chosen.count("\n") == 1
+    kept = run("mico_exp.store", "prune", *option, cwd=tmp_path).stdout
+    assert kept.startswith("0 columns removed")

@@ -128,7 +128,8 @@ def test_choices_that_no_cell_can_be(tmp_path, typed, told):
 
 def test_what_is_wrong_with_all_jobs_is_said_once(tmp_path):
     done = run("mico_exp.build", "dataset=cifar10", cwd=tmp_path, status=1)
-    reason = "dataset `cifar10` has no recipe: it cannot be built here."
+    reason = "dataset `cifar10` has no recipe: it cannot be built here, its models come from "
+    reason += "elsewhere."
     assert (done.stdout + done.stderr).count(reason) == 1
     assert done.stderr.splitlines() == [
         reason,

@@ -64,7 +64,7 @@ def test_a_single_model_is_judged_by_what_chance_gives():
 
 def test_points_of_one_class():
     found, solution = vitals()
-    with pytest.raises(InputError, match="No train model has points of both classes"):
+    with pytest.raises(InputError, match="points of both kinds, members and non-members"):
         found.told(np.ones_like(solution))
     solution[5] = True
     assert found.told(solution).apart

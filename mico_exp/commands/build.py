@@ -16,7 +16,10 @@ log = logging.getLogger("mico_exp.build")
 def command(cfg: DictConfig) -> None:
     """Build one scenario; Hydra calls this for each."""
     setup = compose.setup(cfg)
-    if setup.recipe is None:
-        raise InputError(f"dataset `{setup.dataset}` has no recipe: it cannot be built here.")
+    if setup.recipe is None and cfg.dataset.get("outputs") is None:
+        raise InputError(
+            f"dataset `{setup.dataset}` has no recipe: it cannot be built here, its models come "
+            "from elsewhere."
+        )
     done = setup.build()
     log.info("%s: %s", setup.folder, "built" if done else "complete, nothing to do")

@@ -44,7 +44,8 @@ def command(cfg: DictConfig) -> None:
     for here in scenarios.values():
         if absent := [phase for phase in SUBMITTED if phase not in here.scenario.phases]:
             raise InputError(
-                f"{here.scenario.path} has no {absent[0]} models, which a submission must hold."
+                f"{here.scenario.path} has no {absent[0]} models, which a submission "
+                "must hold; `mico_exp.report` shows the choice without one."
             )
     tracker = Tracker(challenge.name, Path.cwd(), create=False)
     chosen = choose(challenge, selection, tracker, scenarios)
