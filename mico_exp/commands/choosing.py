@@ -106,7 +106,7 @@ class Chosen(NamedTuple):
     predictions: Predictions
     came_out: dict[str, dict[str, float]]
     runs: dict[str, Cell]
-    present: list[Candidate]
+    present: Sequence[Candidate] = ()
 
 
 def find_scenarios(challenge: Challenge, selection: Selection) -> dict[str, Here]:
@@ -232,7 +232,7 @@ def _judged(
     tracker: Tracker,
     here: Here,
     candidates: Sequence[Candidate],
-    present: list[Candidate],
+    present: Sequence[Candidate],
     runs: Mapping[str, Cell],
 ) -> Chosen:
     """Choose one of the candidates, and take its predictions."""
