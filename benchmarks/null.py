@@ -6,8 +6,9 @@
 Every folder of a built challenge gets another model's weights. In the design `own` each model has
 challenge points of its own, as in the competition; in `shared` all have the same ones, as is usual
 for LiRA. Every cell of `experiment=full` then goes through the commands, sweep and `select_best`.
-The designs `pool` (every record is asked of every model) and `unequal` (models with 20 to 80 % of
-their points as members) have no commands yet, and are put to the attacks as arrays.
+In the designs `pool` (every record is asked of every model) and `unequal` (models with 20 to 80 %
+of their points as members) models are known by their scores alone; every formula goes through the
+commands too, and what takes several metrics is put to the attack as arrays.
 
 **The bound.** A figure is compared with chance: AUC with ½, TPR at the official threshold with the
 FPR there. Rows of one model share its training, and rows of one point its shadow models, so the
@@ -225,17 +226,47 @@ def command(module: str, *words: str, cwd: Path) -> None:
 
 def _of_cells(folder: Path, design: str, scenario: Scenario) -> Iterator[Figure]:
     truth = read_truth(folder / "data", scenario)
-    truth["train"] = np.stack([m.solution(scenario.sizes) for m in scenario.phases["train"]])
-    points = challenge_points(scenario).of_phase
+    found = challenge_points(scenario)
+    truth["train"], points = found.solution, found.of_phase
     chance = {phase: Chance(solution, points[phase]) for phase, solution in truth.items()}
-    tracker = Tracker("digits", folder, create=False)
-    for run, record in cells(tracker.finished(cells_of("digits"))):
+    tracker = Tracker(scenario.challenge, folder, create=False)
+    for run, record in cells(tracker.finished(cells_of(scenario.challenge))):
         with tempfile.TemporaryDirectory() as temporary:
             path = tracker.artifact(run.id, PREDICTIONS, Path(temporary))
             predictions = read_predictions(path)
         for phase, rows in predictions.items():
             for name, z in chance[phase].deviations(rows).items():
                 yield Figure(z, design, record.cell, phase, name)
+
+
+OPTION = """\
+name: nothing
+outputs: {_target_: mico_exp.challenge.outputs.arrays, file: nothing.npz}
+scenarios: [inf]
+"""
+
+
+def taken_in(
+    folder: Path, design: str, formulas: Sequence[str], run: Any, seed: int = 0
+) -> list[Figure]:
+    """Put a pool over nothing to formulas by the main command; z of every figure.
+
+    run: what runs it, as `command` does.
+    """
+    evidence, truth = pool(metrics=1, unequal=design == "unequal", seed=seed)
+    own = evidence.only.own
+    kept = {"scores": np.concatenate(list(own.values()))}
+    kept["keep"] = np.concatenate([truth[phase] for phase in own])
+    kept["phases"] = np.repeat(list(own), [len(rows) for rows in own.values()])
+    np.savez(folder / "nothing.npz", **kept)
+    option = folder / "options" / "dataset" / "nothing.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text(OPTION)
+    grid = ["metric=logit", f"formula={','.join(formulas)}", "plots=off", "-m"]
+    run("mico_exp", "--config-dir=options", "dataset=nothing", *grid, cwd=folder)
+    sizes = Sizes(len(evidence.points.unique))
+    scenario = load_scenario(folder / "data", "nothing", "nothing_inf", sizes)
+    return list(_of_cells(folder, design, scenario))
 
 
 def _of_choice(folder: Path, design: str, scenario: Scenario, rule: str) -> Figure:
@@ -312,6 +343,9 @@ def main() -> int:
                 figures += sweep(Path(folder), design, given.models, given.points)
         else:
             figures += arrays(design, given.seeds)
+            single = [name for name, one in attacks().items() if not isinstance(one, Stack)]
+            with tempfile.TemporaryDirectory() as folder:
+                figures += taken_in(Path(folder), design, single, command)
     return 0 if tell(figures) else 1
 
 

@@ -184,6 +184,15 @@ def test_the_deviations_are_those_of_independent_experiments():
             assert 0.7 < z.std() < 1.3
 
 
+@pytest.mark.parametrize("design", ["pool", "unequal"])
+def test_a_pool_through_the_commands(tmp_path, design):
+    """Forty models and twenty targets that are known by their scores for a hundred records."""
+    formulas = ["0", "2", "attack_r", "lira_online", "lira_offline_pooled", "lira_shrunk"]
+    figures = null.taken_in(tmp_path, design, formulas, run)
+    assert len(figures) == len(formulas) * 2 * 2
+    assert null.tell(figures)
+
+
 def test_through_the_commands(tmp_path):
     """A sweep, its warning and the choice on a scenario in which all models share their points."""
     size = ["dataset.phases={train: 16, dev: 3, final: 3}", "dataset.len_challenge=20"]
