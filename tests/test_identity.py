@@ -222,7 +222,7 @@ def test_every_entry_of_a_choice_is_in_its_key(change):
         (evidence.Evidence, "calibrated"),
         (setup, "challenge_points"),
         (vitals.Vitals, "outliers"),
-        (cell, "roc"),
+        (cell, "operating_points"),
     ],
 )
 def test_the_code_from_scores_to_figures_is_part_of_a_cell(monkeypatch, owner, name):
