@@ -29,7 +29,7 @@ from mico_exp.config.making import make
 from mico_exp.models import states
 from mico_exp.models.architectures import MLP, Architecture
 from mico_exp.models.classifiers import LoRA, sequence_classifier
-from mico_exp.models.outputs import Interpreted
+from mico_exp.models.interpreted import Interpreted
 from mico_exp.models.weights import check_weights, fingerprint, load_state, weights_file
 from mico_exp.scores import metrics, soundness
 from mico_exp.scores.extraction import Extraction
@@ -571,7 +571,7 @@ def test_outputs_that_are_not_what_they_are_said_to_be(output, options, message)
 )
 def test_options_that_mean_nothing(options, message):
     option = {"network": {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}}
-    target = {"_target_": "mico_exp.models.outputs.Interpreted"}
+    target = {"_target_": "mico_exp.models.interpreted.Interpreted"}
     with pytest.raises(InputError, match=message):
         make({**target, **option, **options})
 

@@ -212,7 +212,7 @@ def logits_of(output: Any) -> Tensor:
     kind = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else type(output).__name__
     raise InputError(
         "a network must give logits, a tensor of floats (P, C) or a dictionary with such `logits`, "
-        f"got {kind}. `take` of mico_exp.models.outputs.Interpreted names a part of it."
+        f"got {kind}. `take` of mico_exp.models.interpreted.Interpreted names a part of it."
     )
 
 

@@ -410,7 +410,7 @@ def _check_shape(logits: Tensor, points: Indices) -> None:
         raise InputError(
             "a network must give a logit for each of two classes or more, got one for record "
             f"{points[0]}. For one output z before a sigmoid give (0, z), which is the same; "
-            "mico_exp.models.outputs.Interpreted makes it so."
+            "mico_exp.models.interpreted.Interpreted makes it so."
         )
     if len(shape) != 2 or shape[0] != count:
         raise InputError(
@@ -444,7 +444,7 @@ def _check_no_probabilities(logits: Tensor, points: Indices) -> None:
         raise InputError(
             "a network must give logits, got probabilities that add up to 1 from record "
             f"{points[0]} on. Leave its softmax out, take log_softmax, or say that they are by "
-            "`outputs: probabilities` of mico_exp.models.outputs.Interpreted."
+            "`outputs: probabilities` of mico_exp.models.interpreted.Interpreted."
         )
 
 

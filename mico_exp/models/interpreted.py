@@ -3,7 +3,7 @@
 ::
 
     model:
-      _target_: mico_exp.models.outputs.Interpreted
+      _target_: mico_exp.models.interpreted.Interpreted
       network: {_target_: mine.Net}
       outputs: probabilities
 
