@@ -1,12 +1,15 @@
 """Outputs in tables: the same as in arrays, whatever the order of rows and columns."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from commands import run
 from documented import block, outputs_of
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from pyarrow import parquet
 
 from mico_exp.challenge.output_tables import long, wide
@@ -15,10 +18,15 @@ from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario, read_truth
 from mico_exp.common.errors import InputError
+from mico_exp.config import options
+from mico_exp.config.compose import source
+from mico_exp.config.typed import OPTIONS
 from mico_exp.models.recorded import take_in
 
 M, N, C = 4, 12, 3
 CLASSES = ["cat", "dog", "ship"]
+OF_ALL = {"confidence", "logit", "loss", "margin"}
+OF_CLASSES = {"entropy", "mod_entropy", "mod_entropy_stable"}
 MODELS = ["run-a", "run-b", "run-c", "run-d"]
 RECORDS = [f"{7 * i}" for i in range(N)]  # 7 is before 14 by number, and after it as text
 
@@ -325,10 +333,48 @@ def test_wide_table_as_documented(tmp_path, pool):
     (options / "losses.yaml").write_text(option)
     write(tmp_path / "losses.csv", wide_rows(pool, "loss"))
     write(tmp_path / "members.csv", wide_rows(pool, "loss", "keep"))
-    usual = ["mico_exp", "--config-dir=options", "plots=off", "metric=loss", "-m"]
-    done = run(*usual, "dataset=losses", "formula=0", cwd=tmp_path)
-    assert "validation" in done.stdout
+    usual = ["mico_exp", "--config-dir=options", "plots=off", "-m"]
+    grid = ["dataset=losses", "metric=loss,entropy,grad_norm", "formula=0"]
+    refused = run(*usual, *grid, cwd=tmp_path, status=1).stderr
+    assert "metric=entropy: it looks at all classes, and dataset=losses has one number a" in refused
+    assert "metric=grad_norm: it needs the model's weights, and of dataset=losses only" in refused
+    assert not (tmp_path / "data").exists()
+    done = run(*usual, *grid, "hydra.sweeper.meaningless=skip", cwd=tmp_path)
+    assert done.stdout.count("validation TPR") == 1
+    done = run("mico_exp.select_best", usual[1], grid[0], cwd=tmp_path).stdout
+    assert "No submission: losses/losses_inf has no dev and no final models." in done
+    assert [one.name for one in (tmp_path / "submissions").iterdir()] == ["selection_losses.json"]
+    run("mico_exp.report", usual[1], grid[0], cwd=tmp_path)
+    assert (tmp_path / "reports" / "losses.html").is_file()
+    usual.append("metric=loss")
     (options / "one.yaml").write_text(f"{option}  models: [run-b]\n".replace("losses\n", "one\n"))
     done = run(*usual, "dataset=one", "formula=none,0", cwd=tmp_path, status=1)
     assert done.stdout.count("validation") == 1
     assert "loss/0: Calibration needs at least one shadow model for each target" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["logits", "loss"])
+def test_what_outputs_let_be_computed(tmp_path, pool, kind, monkeypatch):
+    """And a run of all of it is known again by its code."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("pool.npz", **{name: pool[name] for name in (kind, "keep", "labels")})
+    Path("options/dataset").mkdir(parents=True)
+    option = block("Outputs alone").replace(
+        "pool.npz", f"{tmp_path}/pool.npz"
+    )  # it is kept by name
+    Path("options/dataset/mine.yaml").write_text(option)
+    place = f"hydra.searchpath=[file://{tmp_path}/options]"
+    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
+        typed = [place, "dataset=mine", "metric=all", "formula=stack"]
+        cfg = compose("config", overrides=typed, return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        chosen = options.choice(cfg, "metric")
+        found = options.metrics_of(chosen, "inf", False)
+        assert set(found) == OF_ALL | (OF_CLASSES if kind == "logits" else set())
+        lacks = source(cfg).lacks
+        written = options.written(chosen)
+        code = options.code(chosen, found)
+        assert options.logged_code("metric", "all", written, False, lacks) == code
+        assert options.logged_code("metric", "all", written, False) != code
+        passed = options.pass_metrics({}, ["entropy", "kfac"], False, [chosen.exposure])
+        assert set(passed) == ({"entropy"} if kind == "logits" else set())

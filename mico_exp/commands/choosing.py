@@ -56,6 +56,7 @@ class Here:
 
     identity: what a cell of it would hang on now, but for its metric and formula.
     disclosed: training sets are, which decides what ``metric=all`` stands for.
+    lacks: what the data set does not give, where only outputs are known; which does so as well.
     solution: (S, P) membership of the train models' own points.
     truth: phase → (T, P), where it is known; it never chooses.
     """
@@ -63,6 +64,7 @@ class Here:
     scenario: Scenario
     identity: CellIdentity
     disclosed: bool
+    lacks: tuple[str, ...]
     solution: Membership
     truth: Mapping[str, Membership]
 
@@ -90,7 +92,8 @@ class Here:
             ("metric", record.metric, record.metric_changes),
             ("formula", record.formula, record.formula_changes),
         )
-        return self.identity.of_cell(*(logged_code(*one, self.disclosed) for one in told))
+        codes = (logged_code(*one, self.disclosed, self.lacks) for one in told)
+        return self.identity.of_cell(*codes)
 
 
 class Chosen(NamedTuple):
@@ -126,7 +129,7 @@ def _here(setup: Setup) -> Here:
     solutions = [model.solution(scenario.sizes) for model in train]
     solution = padded([one for one in solutions if one is not None], False)
     truth = read_truth(setup.root, scenario)
-    return Here(scenario, identity, setup.discloses, solution, truth)
+    return Here(scenario, identity, setup.discloses, setup.source.lacks, solution, truth)
 
 
 def _advice(setups: Sequence[Setup], selection: Selection) -> str:

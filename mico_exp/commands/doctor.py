@@ -18,6 +18,7 @@ from mico_exp.challenge.tree import Scenario
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.terminal import show
 from mico_exp.config import compose, options
+from mico_exp.config.exposing import Exposure
 from mico_exp.config.setup import Setup
 from mico_exp.scores import glance
 from mico_exp.scores.estimate import (
@@ -143,7 +144,8 @@ def _examine(setup: Setup, seen: Seen) -> tuple[list[PhaseReport], Cost | None]:
     if odd_answers:
         asked = *asked[:-1], runner_on(replace(setup.processor, batch_size=1))
     _glance(setup, scenario, points, records, seen)
-    metrics = options.all_metrics(disclosed=scenario.discloses)
+    given = Exposure(lacks=setup.source.lacks)
+    metrics = options.all_metrics(disclosed=scenario.discloses, exposure=given)
     alike = setup.dataset, made.key, tuple(metrics)
     if alike not in seen.rates:
         seen.rates[alike] = _measured(scenario.path, partial(measure, *asked), metrics, findings)

@@ -2,7 +2,8 @@
 
 ``python -m mico_exp.select_best`` reads MLflow, prints a table, writes
 ``submissions/predictions_<challenge>.zip`` with ``selection_<challenge>.json`` beside it, and
-logs both as the run ``selection``. Truth of dev and final takes no part in the choice: where it is
+logs both as the run ``selection``. Where a scenario has no dev or no final models, such as a pool,
+there is a choice and no submission. Truth of dev and final takes no part in the choice: where it is
 here, what the chosen cell gives there is shown after the choice is made.
 """
 
@@ -26,7 +27,6 @@ from mico_exp.commands.choosing import (
     find_scenarios,
 )
 from mico_exp.common.atomic import write_together
-from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import as_text, show
 from mico_exp.config import compose
 from mico_exp.config.compose import Selection
@@ -41,32 +41,39 @@ def command(cfg: DictConfig) -> None:
     how = compose.choosing(cfg, "submissions")
     challenge, selection = how.challenge, how.selection
     scenarios = find_scenarios(challenge, selection)
-    for here in scenarios.values():
-        if absent := [phase for phase in SUBMITTED if phase not in here.scenario.phases]:
-            raise InputError(
-                f"{here.scenario.path} has no {absent[0]} models, which a submission "
-                "must hold; `mico_exp.report` shows the choice without one."
-            )
     tracker = Tracker(challenge.name, Path.cwd(), create=False)
     chosen = choose(challenge, selection, tracker, scenarios)
     archive = how.folder / f"predictions_{challenge.name}.zip"
-    predictions = {name: one.predictions for name, one in chosen.items()}
-    packed = pack_submission(archive, [here.scenario for here in scenarios.values()], predictions)
     report = how.folder / f"selection_{challenge.name}.json"
     told = _report(challenge.name, selection, chosen, scenarios)
-    told["submission"] = {"file": archive.name, "sha256": hashlib.sha256(packed).hexdigest()}
-    text = json.dumps(told, indent=2, allow_nan=False) + "\n"
-    write_together({archive: packed, report: text.encode()})
+    files, absent = {}, _absent(scenarios)
+    if not absent:
+        predictions = {name: one.predictions for name, one in chosen.items()}
+        found = [here.scenario for here in scenarios.values()]
+        files[archive] = pack_submission(archive, found, predictions)
+        sha256 = hashlib.sha256(files[archive]).hexdigest()
+        told["submission"] = {"file": archive.name, "sha256": sha256}
+    files[report] = (json.dumps(told, indent=2, allow_nan=False) + "\n").encode()
+    write_together(files)
     shown = table(challenge.name, chosen)
     record = _record(challenge.name, selection, chosen)
     with tracker.run(record.name, record.to_run().tags) as run:
         run.note(record.to_run())
-        for file in (archive, report):
+        for file in files:
             (run.artifacts / file.name).write_bytes(file.read_bytes())
         (run.artifacts / TABLE).write_text(as_text(shown), encoding="utf-8")
     show(shown)
-    print(f"Submission: {archive}")
+    print(f"No submission: {absent} The choice: {report}" if absent else f"Submission: {archive}")
     print(f"Runs: {tracker.address()}")
+
+
+def _absent(scenarios: Mapping[str, Here]) -> str:
+    """Say what a submission lacks; nothing if it has all."""
+    for here in scenarios.values():
+        phases = [phase for phase in SUBMITTED if phase not in here.scenario.phases]
+        if phases:
+            return f"{here.scenario.path} has no {' and no '.join(phases)} models."
+    return ""
 
 
 def _report(

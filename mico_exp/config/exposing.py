@@ -20,12 +20,19 @@ from mico_exp.scores.inference import Metric
 from mico_exp.scores.perturbation import PerturbedMetric
 
 LABEL, CONFIDENCES, WEIGHTS = "label", "confidences", "weights"
+CLASSES, INPUTS = "classes", "inputs"
+OF_DATA = (CLASSES, INPUTS)  # what there is whoever looks, unless only outputs are known
 SEEN = (LABEL, CONFIDENCES, WEIGHTS)  # what there is to see, each with all before it
 
 
 def seen_by(option: Mapping[str, Any]) -> list[str]:
-    """What a metric needs to see, by its option; confidences where that says nothing of it."""
-    return [need for need in option.get("needs") or () if need in SEEN] or [CONFIDENCES]
+    """What a metric needs to see, by its option; confidences where that says nothing of it.
+
+    One that looks at more than the record's own class says so by ``classes``, and one that changes
+    the records by ``inputs``.
+    """
+    needs = option.get("needs") or ()
+    return [need for need in needs if need in (*SEEN, *OF_DATA)] or [CONFIDENCES]
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,14 @@ class Exposure:
     name: of its option. changed: arguments that are set otherwise than in its file.
     function: `_target_` and arguments; None where metrics are given what the models give.
     gives: those of `SEEN`.
+    lacks: what the data set does not give, whoever looks: weights, or of `OF_DATA`.
     """
 
     name: str = USUAL_EXPOSURE
     changed: Mapping[str, Any] | None = None
     function: Function | None = None
     gives: tuple[str, ...] = SEEN
+    lacks: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, option: Mapping[str, Any], changed: Mapping[str, Any] | None = None) -> "Exposure":
@@ -75,14 +84,15 @@ class Exposure:
 
     def lets(self, needs: Sequence[str]) -> bool:
         """Tell whether a metric that needs to see this can be computed."""
-        return set(needs) <= set(self.gives)
+        return {*needs} <= {*self.gives, *OF_DATA} - {*self.lacks}
 
     def combines(self, needs: Sequence[str]) -> bool:
         """Tell whether ``metric=all`` stands for a metric, among others.
 
         One of the label alone is part of it where nothing else is: others see what it sees.
         """
-        return self.lets(needs) and (list(needs) != [LABEL] or CONFIDENCES not in self.gives)
+        of_label = [need for need in needs if need in SEEN] == [LABEL]
+        return self.lets(needs) and (not of_label or CONFIDENCES not in self.gives)
 
     def code(self, metric: str) -> str:
         """Hash of a metric that is given what it gives, from the hash of the metric itself."""

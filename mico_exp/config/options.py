@@ -25,9 +25,10 @@ from mico_exp.attacks.evidence import Attack
 from mico_exp.common.errors import InputError, first_line, printable
 from mico_exp.common.fingerprints import digest
 from mico_exp.config import exposing, variants
-from mico_exp.config.exposing import SEEN, Exposure, seen_by
+from mico_exp.config.exposing import OF_DATA, SEEN, Exposure, seen_by
 from mico_exp.config.making import make
 from mico_exp.config.moved import check_places
+from mico_exp.config.setup import Source
 from mico_exp.config.typed import quote_choices
 from mico_exp.scores.inference import GRADIENTS, LOGITS, Metric
 from mico_exp.scores.perturbation import family_of
@@ -44,21 +45,37 @@ REASONS = {
     "label": "it needs the predicted class, which {exposure} does not show",
     "confidences": "it needs a confidence of every class, which {exposure} does not show",
     "weights": "it needs the model's weights, which {exposure} does not show",
+    "classes": "it needs all classes",
+    "inputs": "it needs the records themselves",
+}
+LACKS = {
+    "weights": "it needs the model's weights, and of {dataset} only outputs are known",
+    "classes": "it looks at all classes, and {dataset} has one number a record",
+    "inputs": "it needs the records themselves, and of {dataset} only outputs are known",
 }
 
 
 def refusal(
-    metric: DictConfig, formula: DictConfig, scenario: DictConfig, exposure: DictConfig
+    metric: DictConfig,
+    formula: DictConfig,
+    scenario: DictConfig,
+    exposure: DictConfig,
+    dataset: DictConfig,
 ) -> str | None:
-    """Say why a cell has no meaning, from its four options; None where it has one.
+    """Say why a cell has no meaning, from its five options; None where it has one.
 
     An option's `needs` names what it cannot do without, `gives` of a metric and of an exposure
     what they offer.
+
+    Raises:
+        InputError: the outputs of a data set that has them alone cannot be loaded.
     """
+    lacks = lacking(dataset)
     given = {*(metric.get("gives") or ()), *(exposure.get("gives") or ())}
     given |= {"disclosure"} if scenario.disclose_training else set()
+    given = (given | {*OF_DATA}) - {*lacks}
     words = {"metric": f"scores of metric={metric.name}", "scenario": f"scenario={scenario.name}"}
-    words |= {"exposure": f"exposure={exposure.name}"}
+    words |= {"exposure": f"exposure={exposure.name}", "dataset": f"dataset={dataset.name}"}
     for option, seen in ((metric, seen_by(metric)), (formula, [])):
         for need in dict.fromkeys([*(option.get("needs") or ()), *seen]):
             if need not in REASONS:
@@ -66,11 +83,28 @@ def refusal(
                 raise InputError(f"`needs` of {option.name} must be of {known}, got {need}.")
             if need not in given:
                 what = "metric" if option is metric else "formula"
-                reason = REASONS[need].format(**words)
-                return f"{what}={option.name}: {reason}{_offered_by(need)}"
+                return f"{what}={option.name}: {_reason(need, lacks, words)}"
     if COMBINED in given and COMBINED not in (formula.get("needs") or ()):
         return f"formula={formula.name}: it takes one metric, not metric={metric.name}"
     return None
+
+
+def lacking(dataset: DictConfig) -> tuple[str, ...]:
+    """What metrics may need and a data set does not give, of whose models only outputs are known.
+
+    Raises:
+        InputError: they cannot be loaded.
+    """
+    if (outputs := dataset.get("outputs")) is None:
+        return ()
+    return Source(dataset.name, OmegaConf.to_yaml(outputs, resolve=True), None).lacks
+
+
+def _reason(need: str, lacks: Collection[str], words: Mapping[str, str]) -> str:
+    """Say why a need is not met, and what would meet it."""
+    if need in lacks:
+        return LACKS[need].format(**words)
+    return f"{REASONS[need].format(**words)}{_offered_by(need)}"
 
 
 @cache
@@ -103,7 +137,8 @@ def check_cell(cfg: DictConfig) -> None:
     """
     for group in CELL:
         _check_named(group, HydraConfig.get().runtime.choices.get(group), cfg[group])
-    if (reason := refusal(cfg.metric, cfg.formula, cfg.scenario, cfg.exposure)) is not None:
+    options = (cfg[group] for group in (*CELL, "dataset"))
+    if (reason := refusal(*options)) is not None:
         raise InputError(f"{cfg.scenario.name}/{cfg.metric.name}/{cfg.formula.name}: {reason}.")
 
 
@@ -137,7 +172,7 @@ def sensible_cells(jobs: Iterable[Sequence[str]], meaningless: str) -> list[list
 
 def _refusal_of(job: Sequence[str]) -> str | None:
     """`refusal` of the cell that overrides choose."""
-    return refusal(*(_chosen(group, job) for group in CELL))
+    return refusal(*(_chosen(group, job) for group in (*CELL, "dataset")))
 
 
 def _chosen(group: str, job: Sequence[str]) -> DictConfig:
@@ -192,12 +227,13 @@ def _allowed(
     if not names:
         raise InputError("`metrics` must name at least one metric, got none.")
     words = {"scenario": f"scenario={scenario}", "exposure": f"exposure={exposure.name}"}
-    given = {*exposure.gives, *(["disclosure"] if disclosed else [])}
+    words |= {"dataset": "this data set"}
+    given = {*exposure.gives, *OF_DATA, *(["disclosure"] if disclosed else [])} - {*exposure.lacks}
     for name in names:
         for need in (*_needs_of_metric(name), *_seen_by_metric(name)):
-            if need in ("disclosure", *SEEN) and need not in given:
-                reason = REASONS[need].format(**words)
-                raise InputError(f"`metrics` names {name}: {reason}{_offered_by(need)}.")
+            if need in ("disclosure", *SEEN, *OF_DATA) and need not in given:
+                reason = _reason(need, exposure.lacks, words)
+                raise InputError(f"`metrics` names {name}: {reason}.")
     return names
 
 
@@ -378,7 +414,8 @@ def chosen_exposure(cfg: DictConfig) -> Exposure:
     _check_name(cfg, "exposure")
     name = str(cfg.exposure.name)
     usual, here = _function("exposure", name), _plain(cfg.exposure.function)
-    return exposure_of(name, variants.changed("exposure", name, usual or {}, here or {}))
+    found = exposure_of(name, variants.changed("exposure", name, usual or {}, here or {}))
+    return replace(found, lacks=lacking(cfg.dataset))
 
 
 def exposure_of(name: str, changed: Mapping[str, Any] | None = None) -> Exposure:
@@ -477,7 +514,8 @@ def swept_exposures(cfg: DictConfig, chosen: Exposure) -> list[Exposure]:
         raise InputError(
             f"`exposures` must be null or a list of {', '.join(known)}, got {unknown[0]}."
         )
-    return [chosen, *(exposure_of(name) for name in names if name != chosen.name)]
+    others = (exposure_of(name) for name in names if name != chosen.name)
+    return [chosen, *(replace(one, lacks=chosen.lacks) for one in others)]
 
 
 def _check_name(cfg: DictConfig, group: str) -> None:
@@ -528,7 +566,11 @@ def _combined_code(names: tuple[str, ...]) -> str:
 
 @cache
 def present_code(
-    group: str, name: str, changes: tuple[str, ...] = (), disclosed: bool = False
+    group: str,
+    name: str,
+    changes: tuple[str, ...] = (),
+    disclosed: bool = False,
+    lacks: tuple[str, ...] = (),
 ) -> str:
     """Hash of what an option does now, with some of its arguments set otherwise.
 
@@ -537,6 +579,7 @@ def present_code(
         name: of the option.
         changes: overrides, which need not be from here.
         disclosed: the scenario discloses training sets, which decides what ``all`` stands for.
+        lacks: what the data set does not give, which does so as well.
 
     Raises:
         InputError: there is no such option here, a change is no change of an argument of it, or
@@ -546,7 +589,8 @@ def present_code(
         raise InputError(f"there is no {group}={printable(name, 80)} here")
     if group == "metric":
         own, exposure = _exposed_by(changes)
-        return exposure.code(_code_seen(name, own, disclosed, exposure))
+        found = _code_seen(name, own, disclosed, replace(exposure, lacks=lacks))
+        return exposure.code(found)
     return _code_of(group, name, changes)
 
 
@@ -602,7 +646,9 @@ def _narrowed_by(changes: Sequence[Any]) -> list[str] | None:
     return names
 
 
-def logged_code(group: str, labelled: str, written: str, disclosed: bool) -> str:
+def logged_code(
+    group: str, labelled: str, written: str, disclosed: bool, lacks: tuple[str, ...] = ()
+) -> str:
     """Hash of what a run's metric or formula does now, by what the run says of itself.
 
     Args:
@@ -610,6 +656,7 @@ def logged_code(group: str, labelled: str, written: str, disclosed: bool) -> str
         labelled: its name, ``rmia_offline[a=0.5]``.
         written: its changes, a JSON list of overrides.
         disclosed: as in `present_code`.
+        lacks: as there.
 
     Raises:
         InputError: the run says what no run from here would.
@@ -621,7 +668,7 @@ def logged_code(group: str, labelled: str, written: str, disclosed: bool) -> str
         texts = None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"its changes must be a list of texts, got {printable(written, 80)}")
-    found = present_code(group, name, tuple(texts), disclosed)
+    found = present_code(group, name, tuple(texts), disclosed, lacks)
     texts, exposure = _exposed_by(texts) if group == "metric" else (texts, WEIGHTS)
     if _is_combined(group, name):
         expected = exposure.named(combined_label(_narrowed_by(texts)))

@@ -22,6 +22,7 @@ from mico_exp.challenge.tree import Scenario, load_scenario, scenario_folder, tr
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 from mico_exp.common.identity import CellIdentity
+from mico_exp.config.exposing import CLASSES, INPUTS, WEIGHTS
 from mico_exp.config.making import make
 from mico_exp.models.architectures import Architecture
 from mico_exp.models.building import (
@@ -80,6 +81,17 @@ class Source:
         """What models gave, where nothing else is known of them."""
         made = _loaded(self.option)
         return made if isinstance(made, Outputs) else None
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What metrics may need and is not known, where only outputs are.
+
+        Raises:
+            InputError: the outputs cannot be loaded.
+        """
+        if (outputs := self.outputs) is None:
+            return ()
+        return (WEIGHTS, INPUTS) if outputs.gives_classes else (WEIGHTS, INPUTS, CLASSES)
 
     def check_steady(self) -> None:
         """Load the records once more, before long work, and compare; once in a process.
