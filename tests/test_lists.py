@@ -257,15 +257,19 @@ def test_what_is_missing_is_named(tree):
     by_lists(tree, "npy")
     folder = tree / SCENARIO / "train" / "model_3"
     (folder / "members.npy").unlink()
-    with pytest.raises(InputError, match=r"model_3/members.npy is missing: a train model must"):
+    with pytest.raises(InputError, match=r"train/keep.npy is missing: a train model must"):
         challenge_points(load(tree, LISTED))
     (folder / "challenge.npy").unlink()
-    with pytest.raises(InputError, match="model_3/seed_challenge: a seed must be readable"):
+    with pytest.raises(
+        InputError, match=r"model_3 tells no membership: expected .*keep.npy, or members"
+    ):
         load(tree, LISTED)
     target = tree / SCENARIO / "dev" / "model_13" / "challenge.npy"
     write(folder / "members", [1, 2])
     target.unlink()
-    with pytest.raises(InputError, match="model_13/seed_challenge: a seed"):
+    with pytest.raises(
+        InputError, match="model_13 tells no challenge points: expected seed_challenge, or"
+    ):
         load(tree, LISTED)
 
 

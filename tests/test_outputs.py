@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from mico_exp.challenge.outputs import KINDS, arrays
@@ -13,6 +14,8 @@ from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario, read_truth
 from mico_exp.common.errors import InputError
+from mico_exp.config.compose import check_keys
+from mico_exp.config.setup import Source
 from mico_exp.models.architectures import Architecture
 from mico_exp.models.recorded import recorded, take_in
 from mico_exp.scores import metrics
@@ -207,10 +210,10 @@ def test_sums_that_are_slightly_off_are_told(tmp_path, pool, caplog):
     of_kind["probabilities"][1, 3] *= 1.001
     np.savez(tmp_path / "p.npz", **of_kind)
     take_in(tmp_path / "c" / "i", tmp_path / "t", arrays(str(tmp_path / "p.npz")), "key")
-    assert (
-        "model 1: probabilities do not sum to one, off by at most 0.001, first so for record 3"
-        in (caplog.text)
-    )
+    said = [one.getMessage() for one in caplog.records if "do not sum to one" in one.getMessage()]
+    assert len(said) == 1
+    assert said[0].endswith("p.npz: model 1, record 3")
+    assert "off by at most 0.001, in " in said[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", json.dumps({}).encode()])
@@ -233,3 +236,55 @@ def test_half_precision_is_scored_in_single(tmp_path, pool):
     single = torch.from_numpy(half.astype(np.float32))
     labels = torch.from_numpy(pool["labels"])
     assert np.array_equal(found, metrics.loss(single, labels).numpy())
+
+
+def test_sums_of_four_decimals_are_not_told(tmp_path, pool, caplog):
+    rounded = np.round(told(pool, "probabilities")["probabilities"], 4)
+    assert np.abs(rounded.sum(axis=2) - 1).max() > 5e-5
+    np.savez(tmp_path / "p.npz", **{**told(pool, "probabilities"), "probabilities": rounded})
+    take_in(tmp_path / "c" / "i", tmp_path / "t", arrays(str(tmp_path / "p.npz")), "key")
+    assert "do not sum to one" not in caplog.text
+
+
+def test_what_was_begun_with_a_bad_value_is_made_anew(tmp_path, pool):
+    """Nothing of a file that was refused stands in the way of the mended one."""
+    place = tmp_path / "c" / "i", tmp_path / "t"
+    bad = {**pool, "logits": pool["logits"].copy()}
+    bad["logits"][3, 7, 1] = np.nan
+    np.savez(tmp_path / "bad.npz", **bad)
+    with pytest.raises(InputError, match="model 3: `logits` must be finite"):
+        take_in(*place, arrays(str(tmp_path / "bad.npz")), "bad")
+    assert (place[0] / "train" / "model_0").is_dir()
+    other = {**pool, "logits": pool["logits"] + np.arange(C)}
+    np.savez(tmp_path / "good.npz", **other)
+    assert take_in(*place, arrays(str(tmp_path / "good.npz")), "good")
+    for row in range(M):
+        table = load_file(place[0] / "train" / f"model_{row}" / "model.safetensors")["outputs"]
+        assert np.array_equal(table, other["logits"][row])
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"),
+    [
+        ("logits", {"weights", "inputs"}),
+        ("probabilities", {"weights", "inputs"}),
+        ("p_label", {"weights", "inputs", "classes"}),
+        ("loss", {"weights", "inputs", "classes"}),
+        ("scores", {"weights", "inputs", "classes", "likelihood"}),
+    ],
+)
+def test_what_a_kind_does_not_tell(tmp_path, pool, kind, lacking):
+    """A score of any scale is no probability, and sigmoid of it would tie the highest."""
+    np.savez(tmp_path / "p.npz", **told(pool, kind))
+    option = {"_target_": "mico_exp.challenge.outputs.arrays", "file": str(tmp_path / "p.npz")}
+    assert set(Source("mine", OmegaConf.to_yaml(OmegaConf.create(option)), None).lacks) == lacking
+
+
+def test_a_key_that_nothing_reads_is_refused():
+    option = OmegaConf.create({"name": "mine", "outputs": {}, "keeps": "x.npy", "recipe": None})
+    with pytest.raises(InputError, match=r"dataset/mine.yaml: `keeps` must be one of name, scen"):
+        check_keys(option)
+    with pytest.raises(InputError, match=r"`recordz` must be .*Is `records` meant\?"):
+        check_keys(OmegaConf.create({"name": "mine", "recordz": {}}))
+    del option.keeps
+    check_keys(option)

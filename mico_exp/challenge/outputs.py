@@ -31,7 +31,7 @@ KINDS = (*OF_CLASSES, *OF_LABEL)
 OTHERS = ("keep", "labels", "challenge", "phases")
 TINY = np.finfo(np.float64).tiny  # what stands for a probability of 0 under a logarithm
 ALMOST_ONE = 1 - 2.0**-53  # what stands for one of 1
-ROUNDED = 1e-4  # a sum of probabilities may be off by, without a word
+ROUNDED = 1.01e-4  # a sum of probabilities may be off by, without a word: of four decimals
 FAR_OFF = 0.05  # and by this it is none
 
 
@@ -165,14 +165,19 @@ class Outputs:
     def _check_sums(self, row: int, sums: Floats) -> None:
         off = np.abs(sums - 1)
         record = int(off.argmax())
-        told = f"off by at most {off[record]:.3g}, first so for {self._record(record)}"
         if off[record] > FAR_OFF:
             raise InputError(
                 f"{self._named(row)}: probabilities must sum to one, got {sums[record]:.4g} for "
                 f"{self._record(record)}, the farthest."
             )
-        if off[record] > ROUNDED:
-            log.warning("%s: probabilities do not sum to one, %s", self._named(row), told)
+
+    def off_sum(self, row: int) -> tuple[float, str]:
+        """How far a model's probabilities are from summing to one, at most, and where."""
+        if self.kind != "probabilities":
+            return 0.0, ""
+        points = self.points(row)
+        off = np.abs(np.asarray(self.values(row))[points].sum(axis=1, dtype=float) - 1)
+        return float(off.max()), f"{self._named(row)}, {self._record(int(points[off.argmax()]))}"
 
     def _named(self, row: int) -> str:
         where = f"{self.files[0]}: " if self.files else ""

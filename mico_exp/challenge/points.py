@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_exp.challenge.lists import MEMBERS
+from mico_exp.challenge.lists import KEEP, MEMBERS
 from mico_exp.challenge.protocol import Sizes, Split
 from mico_exp.challenge.tree import SEEDS, ModelFolder, Scenario, check_solution
 from mico_exp.common.arrays import Indices, padded
@@ -208,5 +208,8 @@ def disclosed(model: ModelFolder, sizes: Sizes) -> Split:
 
 def undisclosed(model: ModelFolder) -> Path:
     """File that a model would have to disclose all that it was trained on."""
-    names = [name for name, seed in zip(SEEDS, model.seeds, strict=True) if seed is None]
-    return model.path / (f"{MEMBERS}.npy" if model.seed_challenge is None else names[0])
+    if model.seed_challenge is not None:
+        names = [name for name, seed in zip(SEEDS, model.seeds, strict=True) if seed is None]
+        return model.path / names[0]
+    secret = model.lists is not None and model.lists.secret
+    return model.path / f"{MEMBERS}.npy" if secret else model.path.parent / KEEP

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_exp.challenge.lists import MEMBERS, List, Lists, check_keep, read_members
+from mico_exp.challenge.lists import KEEP, MEMBERS, List, Lists, check_keep, read_members
 from mico_exp.challenge.phases import PHASES, SUBMITTED
 from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split, of_seeds, permutation, split
 from mico_exp.common import require
@@ -289,6 +289,8 @@ def read_model(path: Path, row: int | None = None) -> ModelFolder:
     """
     lists = Lists.of(path, row)
     found = {name: read_seed(path / name) for name in SEEDS if (path / name).exists()}
+    if lists is None and not found:
+        raise InputError(_untold(path))
     if lists is None or found:
         found["seed_challenge"] = read_seed(path / "seed_challenge")
     elif lists.secret and lists.challenge is None:
@@ -297,6 +299,21 @@ def read_model(path: Path, row: int | None = None) -> ModelFolder:
             f"in it or in {path.parent.parent}."
         )
     return ModelFolder(path, **found, lists=lists)
+
+
+def _untold(path: Path) -> str:
+    """Say what is missing of a model of which nothing is told."""
+    phase, scenario = path.parent, path.parent.parent
+    if phase.name in SUBMITTED:
+        return (
+            f"{path} tells no challenge points: expected seed_challenge, or challenge.npy or .csv "
+            f"in it or in {scenario}."
+        )
+    misplaced = f", which lies in {scenario}" if (scenario / KEEP).exists() else ""
+    return (
+        f"{path} tells no membership: expected {phase / KEEP}{misplaced}, or members.npy or .csv "
+        "in it, or the competition's seeds (seed_challenge, seed_training, seed_membership)."
+    )
 
 
 def read_seed(path: Path) -> int:

@@ -21,10 +21,8 @@ KINDS = {
     "single": "one model whose privacy is asked about, and reference models to compare it with",
     "outputs": "no model, but what models gave for each record",
 }
-GRID = {  # cells that have a meaning for every kind
-    "metric": "loss,confidence",
-    "formula": "0,1,2,lira_online",
-}
+FORMULAS = "0,1,2,lira_online"
+METRICS = {"models": "loss,confidence", "single": "loss,confidence", "outputs": "logit"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     _check_name(name)
     write(path, name, kind)
     told = f"--config-dir={shlex.quote(str(folder))} dataset={name}"
-    cells = " ".join(f"{key}={values}" for key, values in GRID.items())
+    cells = f"metric={METRICS[kind]} formula={FORMULAS}"
     print(f"{path} is for {KINDS[kind]}. Fill it in, put the files where it says, and then:\n")
     print(f"python -m mico_exp.doctor {told}")
     print(f"python -m mico_exp {told} {cells} -m")

@@ -5,6 +5,7 @@ commands get what is made here, and what is below them takes plain arguments. Wh
 configuration is said here, before anything is read or built.
 """
 
+import difflib
 import math
 import shlex
 from collections.abc import Callable, Mapping
@@ -38,6 +39,10 @@ from mico_exp.scores.inference import Metric, Processor
 from mico_exp.scores.store import ScoreStore
 
 # Keys that no setup hangs on.
+OF_DATASET = (
+    *("name", "scenarios", "records", "model", "outputs"),
+    *("num_records", "len_training", "len_challenge", "phases", "recipe"),
+)
 OF_A_CELL = ("metric", "formula", "exposure", "metrics", "exposures", "sweep", "plots")
 _last_setup: dict[tuple[str, str | None], Setup] = {}  # at most one
 
@@ -277,6 +282,7 @@ def _names(value: Any) -> list[str]:
 def source(cfg: DictConfig) -> Source:
     """Where the records of `cfg.dataset` come from."""
     dataset = cfg.dataset
+    check_keys(dataset)
     told = [key for key in ("records", "outputs") if dataset.get(key) is not None]
     if len(told) != 1:
         raise InputError(
@@ -285,6 +291,21 @@ def source(cfg: DictConfig) -> Source:
         )
     option = OmegaConf.to_yaml(dataset[told[0]], resolve=True)
     return Source(dataset.name, option, dataset.get("num_records"))
+
+
+def check_keys(dataset: DictConfig) -> None:
+    """Refuse keys of a data set's option that nothing reads: they are misspelt, or misplaced.
+
+    Raises:
+        InputError: there is one; the message names it.
+    """
+    if unknown := [str(key) for key in dataset if key not in OF_DATASET]:
+        alike = difflib.get_close_matches(unknown[0], OF_DATASET, n=1)
+        hint = f" Is `{alike[0]}` meant?" if alike else ""
+        raise InputError(
+            f"dataset/{dataset.name}.yaml: `{unknown[0]}` must be one of {', '.join(OF_DATASET)}, "
+            f"or an argument of one of these.{hint}"
+        )
 
 
 def network(cfg: DictConfig) -> Any:

@@ -20,16 +20,20 @@ from mico_exp.scores.inference import Metric
 from mico_exp.scores.perturbation import PerturbedMetric
 
 LABEL, CONFIDENCES, WEIGHTS = "label", "confidences", "weights"
-CLASSES, INPUTS = "classes", "inputs"
-OF_DATA = (CLASSES, INPUTS)  # what there is whoever looks, unless only outputs are known
+CLASSES, INPUTS, LIKELIHOOD = "classes", "inputs", "likelihood"
+OF_DATA = (
+    CLASSES,
+    INPUTS,
+    LIKELIHOOD,
+)  # what there is whoever looks, unless only outputs are known
 SEEN = (LABEL, CONFIDENCES, WEIGHTS)  # what there is to see, each with all before it
 
 
 def seen_by(option: Mapping[str, Any]) -> list[str]:
     """What a metric needs to see, by its option; confidences where that says nothing of it.
 
-    One that looks at more than the record's own class says so by ``classes``, and one that changes
-    the records by ``inputs``.
+    One that looks at more than the record's own class says so by ``classes``, one that changes the
+    records by ``inputs``, and one that reads scores as probabilities by ``likelihood``.
     """
     needs = option.get("needs") or ()
     return [need for need in needs if need in (*SEEN, *OF_DATA)] or [CONFIDENCES]

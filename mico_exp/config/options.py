@@ -47,11 +47,14 @@ REASONS = {
     "weights": "it needs the model's weights, which {exposure} does not show",
     "classes": "it needs all classes",
     "inputs": "it needs the records themselves",
+    "likelihood": "it needs a probability of the record's class",
 }
 LACKS = {
     "weights": "it needs the model's weights, and of {dataset} only outputs are known",
     "classes": "it looks at all classes, and {dataset} has one number a record",
     "inputs": "it needs the records themselves, and of {dataset} only outputs are known",
+    "likelihood": "it needs a probability, and {dataset} has scores, which metric=logit takes as "
+    "they are",
 }
 
 

@@ -22,7 +22,7 @@ from mico_exp.challenge.tree import Scenario, load_scenario, scenario_folder, tr
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 from mico_exp.common.identity import CellIdentity
-from mico_exp.config.exposing import CLASSES, INPUTS, WEIGHTS
+from mico_exp.config.exposing import CLASSES, INPUTS, LIKELIHOOD, WEIGHTS
 from mico_exp.config.making import make
 from mico_exp.models.architectures import Architecture
 from mico_exp.models.building import (
@@ -91,7 +91,10 @@ class Source:
         """
         if (outputs := self.outputs) is None:
             return ()
-        return (WEIGHTS, INPUTS) if outputs.gives_classes else (WEIGHTS, INPUTS, CLASSES)
+        if outputs.gives_classes:
+            return WEIGHTS, INPUTS
+        odds = (LIKELIHOOD,) if outputs.kind == "scores" else ()
+        return WEIGHTS, INPUTS, CLASSES, *odds
 
     def check_steady(self) -> None:
         """Load the records once more, before long work, and compare; once in a process.

@@ -8,6 +8,7 @@ Axes: N records, P points, C classes.
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mico_exp.challenge.lists import CHALLENGE, KEEP
-from mico_exp.challenge.outputs import Outputs
+from mico_exp.challenge.outputs import ROUNDED, Outputs
 from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.tree import write_solution
 from mico_exp.common.atomic import (
@@ -88,6 +89,7 @@ def take_in(folder: Path, truth: Path, outputs: Outputs, key: str) -> bool:
         write_text(folder / RECORD, json.dumps(asked, indent=2) + "\n")
         remove_leftovers(folder)
         saturated = sum(_write_all(folder, truth, outputs))
+        _tell_sums(folder, outputs)
         _write_membership(folder, outputs)
     if saturated:
         count = len(outputs.phases) * len(outputs.labels)
@@ -115,12 +117,16 @@ def _is_whole(folder: Path, asked: dict[str, object]) -> bool:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from error
-    if found != asked:
+    whole = (folder / "train" / KEEP).exists()  # it is written last
+    if found != asked and not whole:  # a value was none, perhaps, and has been mended
+        for phase in PHASES:
+            shutil.rmtree(folder / phase, ignore_errors=True)
+    elif found != asked:
         raise InputError(
             f"{folder} was made of other outputs than `dataset.outputs` has now. Choose another "
             "`paths.data`, or delete that folder to have it made anew."
         )
-    return (folder / "train" / KEEP).exists()  # it is written last
+    return whole
 
 
 def _write_all(folder: Path, truth: Path, outputs: Outputs) -> Iterator[int]:
@@ -138,6 +144,14 @@ def _write_all(folder: Path, truth: Path, outputs: Outputs) -> Iterator[int]:
                 if row in outputs.lacking:
                     write_array(unfinished / f"{CHALLENGE}.npy", outputs.points(row))
         yield outputs.saturated(row)
+
+
+def _tell_sums(folder: Path, outputs: Outputs) -> None:
+    """Warn once where probabilities do not sum to one, and say where they are off the most."""
+    off, where = max(outputs.off_sum(row) for row in range(len(outputs.phases)))
+    if off > ROUNDED:
+        about = "%s: probabilities do not sum to one, off by at most %.3g, in %s"
+        log.warning(about, folder, off, where)
 
 
 def _write_membership(folder: Path, outputs: Outputs) -> None:
