@@ -314,11 +314,11 @@ FORMULAS = [  # that draw no sample of disclosed records
 ]
 
 
-def figures(root, sizes, records, architecture, labels):
+def figures(root, store, sizes, records, architecture, labels):
     """All figures of black-box cells, by formula."""
     scenario = load(root, sizes)
     points = challenge_points(scenario)
-    extraction = Extraction(scenario, points, records, architecture, ScoreStore(root / "store"))
+    extraction = Extraction(scenario, points, records, architecture, ScoreStore(store))
     asked = {"confidence": metrics.confidence, "logit": metrics.logit}
     extraction.compute(asked)
     truth = read_truth(root, scenario)
@@ -336,7 +336,7 @@ def test_one_challenge_told_by_seeds_by_lists_and_by_logits(built, tree, digits,
     """Figures are the same, whichever way it comes."""
     network = Architecture.of(MLP([64, 16, 10]))
     labels = digits.labels[challenge_points(load(built)).unique].numpy()
-    seeds = figures(built, SIZES, digits, network, labels)
+    seeds = figures(built, tmp_path / "first", SIZES, digits, network, labels)
     scenario = load(tree)
     truth = read_truth(tree, scenario)
 
@@ -369,8 +369,10 @@ def test_one_challenge_told_by_seeds_by_lists_and_by_logits(built, tree, digits,
 
     by_lists(tree, "npy")
     for found in (
-        figures(tree, LISTED, digits, network, labels),
-        figures(third, LISTED, outputs.records, Architecture.of(recorded), labels),
+        figures(tree, tmp_path / "second", LISTED, digits, network, labels),
+        figures(
+            third, tmp_path / "last", LISTED, outputs.records, Architecture.of(recorded), labels
+        ),
     ):
         for cell, expected in seeds.items():
             assert found[cell] == pytest.approx(expected, abs=1e-6, nan_ok=True), cell

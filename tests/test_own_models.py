@@ -526,9 +526,9 @@ def test_probabilities_of_0_and_1_are_finite_and_keep_their_order(caplog):
 
 
 def test_that_sure_records_are_tied_is_said(caplog):
-    from mico_exp.models import outputs
+    from mico_exp.models import interpreted
 
-    outputs._say_of_zeros.cache_clear()
+    interpreted._say_of_zeros.cache_clear()
     sure = given_as(
         torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [0.9, 0.1, 0]]), outputs="probabilities"
     )

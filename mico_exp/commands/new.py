@@ -63,9 +63,10 @@ def _read(arguments: Sequence[str] | None) -> tuple[str, str, Path]:
         if key not in found:
             raise InputError(f"{printable(text, 80)!r} must be one of kind=… and folder=….")
         found[key] = value
-    if found["kind"] not in KINDS:
-        raise InputError(f"`kind` must be one of {', '.join(KINDS)}, got {found['kind']!r:.80}.")
-    return typed.name, found["kind"], require.folder("folder", found["folder"])
+    kind, folder = found.values()
+    if kind not in KINDS:
+        raise InputError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r:.80}.")
+    return typed.name, kind, require.folder("folder", folder)
 
 
 def _check_name(name: str) -> None:
