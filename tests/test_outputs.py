@@ -267,10 +267,10 @@ def test_what_was_begun_with_a_bad_value_is_made_anew(tmp_path, pool):
     ("kind", "lacking"),
     [
         ("logits", {"weights", "inputs"}),
-        ("probabilities", {"weights", "inputs"}),
-        ("p_label", {"weights", "inputs", "classes"}),
-        ("loss", {"weights", "inputs", "classes"}),
-        ("scores", {"weights", "inputs", "classes", "likelihood"}),
+        ("probabilities", {"weights", "inputs", "logits"}),
+        ("p_label", {"weights", "inputs", "logits", "classes"}),
+        ("loss", {"weights", "inputs", "logits", "classes"}),
+        ("scores", {"weights", "inputs", "logits", "classes", "likelihood"}),
     ],
 )
 def test_what_a_kind_does_not_tell(tmp_path, pool, kind, lacking):

@@ -21,10 +21,12 @@ from mico_exp.scores.perturbation import PerturbedMetric
 
 LABEL, CONFIDENCES, WEIGHTS = "label", "confidences", "weights"
 CLASSES, INPUTS, LIKELIHOOD = "classes", "inputs", "likelihood"
+LOGITS = "logits"
 OF_DATA = (
     CLASSES,
     INPUTS,
     LIKELIHOOD,
+    LOGITS,
 )  # what there is whoever looks, unless only outputs are known
 SEEN = (LABEL, CONFIDENCES, WEIGHTS)  # what there is to see, each with all before it
 

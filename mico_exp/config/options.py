@@ -48,6 +48,7 @@ REASONS = {
     "classes": "it needs all classes",
     "inputs": "it needs the records themselves",
     "likelihood": "it needs a probability of the record's class",
+    "logits": "it needs logits",
 }
 LACKS = {
     "weights": "it needs the model's weights, and of {dataset} only outputs are known",
@@ -55,6 +56,7 @@ LACKS = {
     "inputs": "it needs the records themselves, and of {dataset} only outputs are known",
     "likelihood": "it needs a probability, and {dataset} has scores, which metric=logit takes as "
     "they are",
+    "logits": "it shows logits, which of {dataset} are not known",
 }
 
 
@@ -67,8 +69,8 @@ def refusal(
 ) -> str | None:
     """Say why a cell has no meaning, from its five options; None where it has one.
 
-    An option's `needs` names what it cannot do without, `gives` of a metric and of an exposure
-    what they offer.
+    An option's `needs` names what it cannot do without, of an exposure what it shows; `gives` of a
+    metric and of an exposure what they offer.
 
     Raises:
         InputError: the outputs of a data set that has them alone cannot be loaded.
@@ -79,13 +81,17 @@ def refusal(
     given = (given | {*OF_DATA}) - {*lacks}
     words = {"metric": f"scores of metric={metric.name}", "scenario": f"scenario={scenario.name}"}
     words |= {"exposure": f"exposure={exposure.name}", "dataset": f"dataset={dataset.name}"}
-    for option, seen in ((metric, seen_by(metric)), (formula, [])):
+    asked = {
+        "metric": (metric, seen_by(metric)),
+        "formula": (formula, []),
+        "exposure": (exposure, []),
+    }
+    for what, (option, seen) in asked.items():
         for need in dict.fromkeys([*(option.get("needs") or ()), *seen]):
             if need not in REASONS:
                 known = ", ".join(REASONS)
                 raise InputError(f"`needs` of {option.name} must be of {known}, got {need}.")
             if need not in given:
-                what = "metric" if option is metric else "formula"
                 return f"{what}={option.name}: {_reason(need, lacks, words)}"
     if COMBINED in given and COMBINED not in (formula.get("needs") or ()):
         return f"formula={formula.name}: it takes one metric, not metric={metric.name}"

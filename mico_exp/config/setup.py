@@ -22,7 +22,7 @@ from mico_exp.challenge.tree import Scenario, load_scenario, scenario_folder, tr
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 from mico_exp.common.identity import CellIdentity
-from mico_exp.config.exposing import CLASSES, INPUTS, LIKELIHOOD, WEIGHTS
+from mico_exp.config.exposing import CLASSES, INPUTS, LIKELIHOOD, LOGITS, WEIGHTS
 from mico_exp.config.making import make
 from mico_exp.models.architectures import Architecture
 from mico_exp.models.building import (
@@ -84,17 +84,19 @@ class Source:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """What metrics may need and is not known, where only outputs are.
+        """What metrics and exposures may need and is not known, where only outputs are.
 
         Raises:
             InputError: the outputs cannot be loaded.
         """
         if (outputs := self.outputs) is None:
             return ()
-        if outputs.gives_classes:
+        if outputs.kind == LOGITS:
             return WEIGHTS, INPUTS
+        if outputs.gives_classes:
+            return WEIGHTS, INPUTS, LOGITS
         odds = (LIKELIHOOD,) if outputs.kind == "scores" else ()
-        return WEIGHTS, INPUTS, CLASSES, *odds
+        return WEIGHTS, INPUTS, LOGITS, CLASSES, *odds
 
     def check_steady(self) -> None:
         """Load the records once more, before long work, and compare; once in a process.

@@ -108,8 +108,8 @@ class Pass(NamedTuple):
 
 _last_read: dict[str, Scores] = {}  # at most one
 _sights: dict[
-    tuple[str, bool], Sight | None
-] = {}  # by architecture, and whether of dense layers alone
+    tuple[str, str, bool], Sight | None
+] = {}  # by model, architecture, dense layers alone
 
 
 class Extraction:
@@ -298,7 +298,8 @@ class Extraction:
         """
         if not isinstance(metric, GradientMetric):
             return None
-        key = self.architecture.key, metric.dense
+        first = str(self.scenario.phases["train"][0].path)  # another's may be of another shape
+        key = first, self.architecture.key, metric.dense
         if key not in _sights:
             _sights[key] = self._sight(dense=metric.dense)
         return _sights[key]
