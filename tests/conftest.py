@@ -10,10 +10,13 @@ import pytest
 import torch
 from commands import run
 from filelock import FileLock
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 
 from mico_exp.attacks import formulas
 from mico_exp.challenge import datasets
 from mico_exp.challenge.protocol import Sizes
+from mico_exp.config.typed import OPTIONS
 from mico_exp.models.building import Recipe, build
 from mico_exp.models.training import Plan
 
@@ -59,6 +62,19 @@ def built(tmp_path_factory, digits):
     root = tmp_path_factory.mktemp("built") / "data"
     build(root, tiny_recipe(), digits)
     return root
+
+
+@pytest.fixture
+def composed():
+    """Compose the main configuration as a job does."""
+    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
+
+        def make(*overrides):
+            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            return cfg
+
+        yield make
 
 
 SWEPT_SIZES = ["dataset.len_training=120", "dataset.len_challenge=10"]

@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 import torch
 from commands import run
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from mlflow import MlflowClient
 
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.fingerprints import definition
 from mico_exp.config import options, variants
-from mico_exp.config.typed import OPTIONS
 from mico_exp.models.architectures import Alone
 from mico_exp.runs.record import CellRecord
 from mico_exp.scores import exposures, metrics
@@ -26,19 +23,6 @@ from mico_exp.scores.perturbation import Agreement, Copies, _moved
 OF_LABEL = {"correct", "agreement"}
 GRADIENTS = {"grad_alignment", "grad_norm", "kfac", "kfac_high", "kfac_low", "representer"}
 FLOOR = np.finfo(np.float32).tiny
-
-
-@pytest.fixture
-def composed():
-    """Compose the main configuration as a job does."""
-    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
-
-        def make(*overrides):
-            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-            return cfg
-
-        yield make
 
 
 def literal(name, z):

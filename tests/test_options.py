@@ -2,28 +2,12 @@
 
 import pytest
 from commands import run
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mico_exp.common.errors import InputError
 from mico_exp.config import options
-from mico_exp.config.typed import OPTIONS
 
 GRADIENTS = {"grad_alignment", "grad_norm", "kfac", "kfac_high", "kfac_low", "representer"}
-
-
-@pytest.fixture
-def composed():
-    """Compose the main configuration as a job does."""
-    with initialize_config_dir(str(OPTIONS), version_base="1.3"):
-
-        def make(*overrides):
-            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-            return cfg
-
-        yield make
 
 
 @pytest.mark.parametrize(

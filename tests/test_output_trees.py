@@ -298,7 +298,7 @@ BAD = {
         leakpro,
         {**LEAK, "target": False},
         str,
-        r"keep.npy: must be a mask of bool \(10, 50\), got bool of shape \(11, 50\)",
+        r"keep.npy: must be a mask of bool \(10, 50\), a row for each model .* shape \(11, 50\)",
     ),
     "no indices": (
         write_leakpro,

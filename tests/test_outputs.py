@@ -177,9 +177,10 @@ BAD = {
     "two kinds": (bad(loss=np.ones((M, N))), "got logits, loss"),
     "a mask of another length": (
         bad(keep=np.ones((M, N - 1), bool)),
-        r"must be a mask \(6, 40\), as `logits` is, got bool of shape \(6, 39\)",
+        r"`keep`: must be a mask of bool \(6, 40\), .*, got bool of shape \(6, 39\)",
     ),
     "a mask of other values": (bad(keep=np.full((M, N), 2)), "must be a mask"),
+    "a mask of whole numbers": (bad(keep=np.ones((M, N), int)), "mask of bool .* got int64"),
     "axes": (bad(logits=np.ones((M, N))), r"\(models, records, classes\), got shape \(6, 40\)"),
     "classes outside": (bad(labels=np.full(N, 3)), r"labels must be in \[0, 2\].* got 3 for"),
     "classes below": (bad(labels=np.full(N, -1)), "whole numbers from 0 on"),

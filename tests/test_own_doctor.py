@@ -19,7 +19,9 @@ model:
 """
 
 
-def world(folder, *, copied=0, order=(0, 1, 2), swapped=None, keep=None, rows=MODELS):
+def world(
+    folder, *, copied=0, order=(0, 1, 2), swapped=None, keep=None, rows=MODELS, transposed=False
+):
     """Linear models of records in three clusters, and who was trained on what."""
     draw = np.random.default_rng(0)
     labels = np.arange(RECORDS) % CLASSES
@@ -37,7 +39,7 @@ def world(folder, *, copied=0, order=(0, 1, 2), swapped=None, keep=None, rows=MO
         (train / f"model_{number}").mkdir(parents=True)
         state = {"weight": torch.tensor(weight).float(), "bias": torch.zeros(CLASSES)}
         torch.save(state, train / f"model_{number}" / "model.pt")
-    np.save(train / "keep.npy", keep[:rows])
+    np.save(train / "keep.npy", keep[:rows].T if transposed else keep[:rows])
     np.save(folder / "inputs.npy", inputs)
     np.save(folder / "labels.npy", labels)
     (folder / "options" / "dataset").mkdir(parents=True)
@@ -85,6 +87,7 @@ FAULTS = {
     "no out model": ({"keep": np.ones((MODELS, RECORDS), bool)}, 1, "has left out any challenge"),
     "no in model": ({"keep": np.zeros((MODELS, RECORDS), bool)}, 1, "was trained on any challenge"),
     "a mask that is too short": ({"rows": 5}, 1, "must have a row for each of 6 models"),
+    "a mask the other way": ({"transposed": True}, 1, "keep.npy must have a row for each"),
 }
 
 

@@ -376,19 +376,24 @@ def test_tables_as_documented(here, random):
     assert records.labels.tolist() == [int(row[5] == ">50K") for row in rows]
 
 
+def write(frame, path):
+    """Write a table in the format that its name has."""
+    how = {
+        ".csv": lambda: frame.to_csv(path, index=False),
+        ".tsv": lambda: frame.to_csv(path, index=False, sep="\t"),
+        ".parquet": lambda: frame.to_parquet(path),
+        ".jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+    }
+    how[Path(path).suffix]()
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
 def test_a_table_in_every_format_is_the_same_records(here, suffix):
     frame = pd.DataFrame({
         "a": [0.1, 2.0, 1e-3], "b": [1, 5, 3], "c": ["x", "NA", "x"], "day": ["2024-01-01"] * 3,
         "constant": [0.1] * 3, "label": [1, 0, 2],
     })  # fmt: skip
-    write = {
-        ".csv": lambda path: frame.to_csv(path, index=False),
-        ".tsv": lambda path: frame.to_csv(path, index=False, sep="\t"),
-        ".parquet": frame.to_parquet,
-        ".jsonl": lambda path: frame.to_json(path, orient="records", lines=True),
-    }
-    write[suffix](f"t{suffix}")
+    write(frame, f"t{suffix}")
     options = {"without": ["day"], "categorical": ["c"], "standardise": "records"}
     records = tables.from_file(f"t{suffix}", "label", **options)
     numbers = StandardScaler().fit_transform(frame[["a", "b"]].to_numpy(np.float64))
@@ -521,13 +526,7 @@ def tables_of_text(file, folder, **options):
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
 def test_single_sentences_of_every_format(here, random, bert, suffix):
     frame = pd.DataFrame(questions(random, 20))
-    write = {
-        ".csv": lambda path: frame.to_csv(path, index=False),
-        ".tsv": lambda path: frame.to_csv(path, index=False, sep="\t"),
-        ".parquet": frame.to_parquet,
-        ".jsonl": lambda path: frame.to_json(path, orient="records", lines=True),
-    }
-    write[suffix](f"t{suffix}")
+    write(frame, f"t{suffix}")
     found = every(tables_of_text(f"t{suffix}", bert, text="question", token_types=False))
     ids, mask, _ = encoded(bert, frame["question"], longest=12)
     assert list(found) == ["input_ids", "attention_mask"]

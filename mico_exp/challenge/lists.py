@@ -19,11 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mico_exp.challenge.npy import read_npy
 from mico_exp.challenge.phases import SUBMITTED
 from mico_exp.challenge.protocol import Split
 from mico_exp.common import require
@@ -77,12 +76,12 @@ class Lists:
     secret: bool
 
     @classmethod
-    def of(cls, folder: Path, row: int | None = None) -> "Lists | None":
+    def of(cls, folder: Path, row: int) -> "Lists | None":
         """Look for the lists of a model's folder ``SCENARIO/PHASE/model_K``; None without any.
 
         Args:
             folder: of the model.
-            row: its place among the models of its phase; found out if None.
+            row: its place among the models of its phase.
 
         Raises:
             InputError: a list is there as two files.
@@ -93,8 +92,6 @@ class Lists:
         challenge = List.named(folder, CHALLENGE) or shared
         if members is None and keep is None and challenge is None:
             return None
-        if row is None:
-            row = _row_of(folder)
         return cls(members, challenge, keep, row, phase.name in SUBMITTED)
 
     @property
@@ -129,10 +126,10 @@ class Lists:
         """
         if self.members is None:
             assert self.keep is not None
-            return _row(self.keep.path, self.row, records)
+            return _row(self.keep.path, self.row)
         found = read_members(self.members.path, records)
         if self.keep is not None:
-            kept = _row(self.keep.path, self.row, records)
+            kept = _row(self.keep.path, self.row)
             if differ := np.count_nonzero(found != kept):
                 raise InputError(
                     f"{self.members.path} disagrees with row {self.row} of {self.keep.path} at "
@@ -166,13 +163,6 @@ class Lists:
                 "truth belongs to truth/ under `paths.data`, as docs/own_models.md has it."
             )
         return Split(points, None, None, training, evaluation)
-
-
-def _row_of(folder: Path) -> int:
-    """Place of a model among those of its phase, in the order of their numbers."""
-    names = [one.name for one in folder.parent.iterdir() if one.name.startswith("model_")]
-    numbers = sorted(int(name[6:]) for name in names if name[6:].isdigit())
-    return numbers.index(int(folder.name[6:]))
 
 
 @lru_cache(maxsize=KEPT_LISTS)
@@ -217,39 +207,34 @@ def read_members(path: Path, records: int) -> Mask:
     return mask
 
 
-def check_keep(phase: Path, models: int) -> None:
+def check_keep(phase: Path, models: int, records: int) -> None:
     """Check that a pool's mask has a row for each of its models, if there is one.
 
     Raises:
-        InputError: it has not, or cannot be read.
+        InputError: it has not, has not a column for each record, or cannot be read.
     """
     if not (path := phase / KEEP).exists():
         return
-    keep = _keep(path)
-    if len(keep) != models:
-        raise InputError(
-            f"{path} must have a row for each of {models} models in {phase}, got {len(keep)} rows."
-        )
-
-
-def _row(path: Path, row: int, records: int) -> Mask:
-    keep = _keep(path)
-    if keep.shape[1] != records or row >= len(keep):
-        raise InputError(
-            f"{path} must have a row for each model and a column for each of {records} records, "
-            f"got shape {keep.shape}."
-        )
-    return np.array(keep[row])
-
-
-def _keep(path: Path) -> NDArray[np.bool_]:
     keep = read_npy(path)
     if keep.ndim != 2 or keep.dtype != np.bool_:
         raise InputError(
             f"{path} must be a mask (models, records) of bool, got {keep.dtype} of shape "
             f"{keep.shape}."
         )
-    return keep
+    if len(keep) != models:
+        raise InputError(
+            f"{path} must have a row for each of {models} models in {phase}, got {len(keep)} rows."
+        )
+    if keep.shape[1] != records:
+        raise InputError(
+            f"{path} must have a row for each model and a column for each of {records} records, "
+            f"got shape {keep.shape}."
+        )
+
+
+def _row(path: Path, row: int) -> Mask:
+    """A model's row of a pool's mask, which `check_keep` has looked at."""
+    return np.array(read_npy(path)[row])
 
 
 def read_indices(path: Path, records: int) -> Indices:
@@ -296,18 +281,3 @@ def _of_lines(path: Path) -> Indices:
                 f"{number}."
             )
     return np.array([int(line) for line in lines], dtype=np.int64)
-
-
-def read_npy(path: Path) -> NDArray[Any]:
-    """Map an array of a file, and run nothing that it may hold.
-
-    Raises:
-        InputError: it cannot be read as an array of plain values.
-    """
-    try:
-        found = np.load(require.file(path), mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as an array: {first_line(error)}") from error
-    if not isinstance(found, np.ndarray):
-        raise InputError(f"{path}: must be one array, got several.")
-    return found

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mico_exp.challenge.labels import few, number_of, order_of
-from mico_exp.challenge.lists import read_npy
+from mico_exp.challenge.npy import as_mask, read_npy
 from mico_exp.challenge.outputs import KINDS, OF_LABEL, Outputs
 from mico_exp.challenge.tables import Table
 from mico_exp.common import require
@@ -392,7 +392,7 @@ def _keep(
         return np.stack([_flags(table, name) for name in columns])
     path = require.existing_file(f"{PLACE}.members", members)
     if path.suffix == ".npy":
-        return _mask(path, len(models), len(table.values(record)))
+        return as_mask(path, read_npy(path), (len(models), len(table.values(record))))
     other = Table(str(path), [record], PLACE)
     _check_has(other, "record", [record])
     _check_has(other, "members", models)
@@ -403,16 +403,6 @@ def _keep(
             f"{printable(min(odd), 40)!r}."
         )
     return np.stack([_flags(other, name)[places][codes] for name in models])
-
-
-def _mask(path: Path, models: int, records: int) -> Mask:
-    mask = read_npy(path)
-    if mask.shape != (models, records) or mask.dtype != np.bool_:
-        raise InputError(
-            f"{path}: must be a mask of bool ({models}, {records}), a row for each model and a "
-            f"column for each record, got {mask.dtype} of shape {mask.shape}."
-        )
-    return np.array(mask)
 
 
 def _flags(table: Table, name: str) -> Mask:

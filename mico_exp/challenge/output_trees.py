@@ -4,7 +4,7 @@ Axes: M models, N records, A augmentations, C classes.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import yaml
 from numpy.typing import NDArray
 
 from mico_exp.challenge.labels import few, number_of, order_of
-from mico_exp.challenge.lists import read_npy
+from mico_exp.challenge.npy import as_mask, read_npy
 from mico_exp.challenge.outputs import Outputs, made
 from mico_exp.common import require
-from mico_exp.common.arrays import Floats, Indices, Mask
+from mico_exp.common.arrays import Floats, Indices
 from mico_exp.common.errors import InputError, first_line, printable
 
 PLACE = "dataset.outputs"
@@ -69,7 +69,7 @@ def mi_lira_2021(folder: str, values: str = "logits", augmentations: str = "firs
     return Outputs(
         kind=values,
         values=of_model,
-        keep=np.stack([_mask(path, (records,)) for path in masks]),
+        keep=np.stack([as_mask(path, _array(path), (records,)) for path in masks]),
         labels=found[0],
         phases=("train",) * len(files),
         files=(*files, *masks, *numbers),
@@ -79,18 +79,30 @@ def mi_lira_2021(folder: str, values: str = "logits", augmentations: str = "firs
 
 def _experiments(place: Path) -> list[Path]:
     """Folders of the experiments, by their numbers."""
+    folders = (path for path in place.iterdir() if path.is_dir())
+    wanted = "folders named experiment-I_N"
+    return _numbered(place, folders, r"experiment-(\d+)(_\d+)?", "experiment", wanted)
+
+
+def _numbered(
+    place: Path, paths: Iterable[Path], pattern: str, what: str, wanted: str
+) -> list[Path]:
+    """Those whose names are of a pattern, by the number in it.
+
+    Raises:
+        InputError: there is none, or two have one number.
+    """
     found: dict[int, Path] = {}
-    for path in sorted(place.iterdir()):
-        named = re.fullmatch(r"experiment-(\d+)(_\d+)?", path.name)
-        if named is None or not path.is_dir():
+    for path in sorted(paths):
+        if (named := re.fullmatch(pattern, path.name)) is None:
             continue
         other = found.setdefault(int(named[1]), path)
         if other is not path:
             raise InputError(
-                f"{place}: must hold one experiment {named[1]}, got {other.name} and {path.name}."
+                f"{place}: must hold one {what} {named[1]}, got {other.name} and {path.name}."
             )
     if not found:
-        raise InputError(f"{place}: must hold folders named experiment-I_N, got none.")
+        raise InputError(f"{place}: must hold {wanted}, got none.")
     return [found[number] for number in sorted(found)]
 
 
@@ -172,7 +184,7 @@ def leakpro(folder: str, labels: str, keep: str | None = None, *, target: bool =
     path = require.existing_file(f"{PLACE}.labels", labels)
     numbers = _labels(path)
     mask_path = require.existing_file(f"{PLACE}.keep", keep)
-    mask = _mask(mask_path, (len(files), len(numbers)))
+    mask = as_mask(mask_path, _array(mask_path), (len(files), len(numbers)))
     if names[0] < 0 or names[-1] >= len(numbers):
         wrong = names[0] if names[0] < 0 else names[-1]
         raise InputError(
@@ -193,19 +205,9 @@ def leakpro(folder: str, labels: str, keep: str | None = None, *, target: bool =
 
 def _shadow_models(place: Path) -> list[Path]:
     """Logits of the shadow models, by their numbers."""
-    found: dict[int, Path] = {}
-    for path in sorted(place.glob("sm_*_logits.npy")):
-        named = re.fullmatch(r"sm_(\d+)(_.+)?_logits", path.stem)
-        if named is None:
-            continue
-        other = found.setdefault(int(named[1]), path)
-        if other is not path:
-            raise InputError(
-                f"{place}: must hold one shadow model {named[1]}, got {other.name} and {path.name}."
-            )
-    if not found:
-        raise InputError(f"{place}: must hold files named sm_K_logits.npy, got none.")
-    return [found[number] for number in sorted(found)]
+    files = place.glob("sm_*_logits.npy")
+    wanted = "files named sm_K_logits.npy"
+    return _numbered(place, files, r"sm_(\d+)(_.+)?_logits\.npy", "shadow model", wanted)
 
 
 def _only(place: Path, pattern: str, what: str) -> Path:
@@ -354,15 +356,6 @@ def _array(path: Path) -> NDArray[Any]:
     if path.suffix in PICKLES:
         raise InputError(f"{path} is a pickle, which is not opened: write an array, `np.save`.")
     return read_npy(path)
-
-
-def _mask(path: Path, shape: tuple[int, ...]) -> Mask:
-    found = _array(path)
-    if found.shape != shape or found.dtype != np.bool_:
-        raise InputError(
-            f"{path}: must be a mask of bool {shape}, got {found.dtype} of shape {found.shape}."
-        )
-    return np.array(found)
 
 
 def _labels(path: Path, records: int | None = None) -> Indices:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mico_exp.challenge.npy import as_mask, read_npy
 from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.records import fingerprint_arrays
 from mico_exp.common import require
@@ -228,7 +229,7 @@ def arrays(file: str, labels: str | None = None, keep: str | None = None) -> Out
     found = _arrays_of(place)
     for name, path in (("labels", labels), ("keep", keep)):
         if path is not None:
-            found[name] = _read(require.folder(f"dataset.outputs.{name}", path))
+            found[name] = read_npy(require.folder(f"dataset.outputs.{name}", path))
     kinds = [name for name in KINDS if name in found]
     if len(kinds) != 1:
         raise InputError(
@@ -267,26 +268,14 @@ def made(
     models, records = values.shape[:2]
     if "keep" not in found:
         raise InputError(f"{origin}: `keep` is missing, (models, records) True for members.")
-    keep = found["keep"]
-    if keep.shape != (models, records) or not _is_mask(keep):
-        raise InputError(
-            f"{origin}: `keep` must be a mask {(models, records)}, as `{kind}` is, got "
-            f"{keep.dtype} of shape {keep.shape}."
-        )
     return Outputs(
         kind=kind,
         values=lambda row: values[row],
-        keep=np.asarray(keep).astype(bool),
+        keep=as_mask(f"{origin}: `keep`", found["keep"], (models, records)),
         labels=_labels(origin, kind, found.get("labels"), records),
         phases=_phases(origin, found.get("phases"), models),
         challenge=_challenge(origin, found.get("challenge"), records),
         files=tuple(files),
-    )
-
-
-def _is_mask(array: NDArray[Any]) -> bool:
-    return array.dtype == np.bool_ or (
-        array.dtype.kind in "iuf" and bool(np.isin(array, (0, 1)).all())
     )
 
 
@@ -344,7 +333,7 @@ def _arrays_of(place: Path) -> dict[str, NDArray[Any]]:
     names = (*KINDS, *OTHERS)
     if place.is_dir():
         paths = {name: place / f"{name}.npy" for name in names}
-        return {name: _read(path) for name, path in paths.items() if path.exists()}
+        return {name: read_npy(path) for name, path in paths.items() if path.exists()}
     try:
         with require.file(place).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in names if name in archive.files}
@@ -352,16 +341,6 @@ def _arrays_of(place: Path) -> dict[str, NDArray[Any]]:
         raise
     except Exception as error:  # whatever numpy and zipfile make of damage
         raise InputError(f"{place}: cannot be read as arrays: {first_line(error)}") from error
-
-
-def _read(path: Path) -> NDArray[Any]:
-    try:
-        found = np.load(require.file(path), mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # whatever numpy makes of damage
-        raise InputError(f"{path}: cannot be read as an array: {first_line(error)}") from error
-    if not isinstance(found, np.ndarray):
-        raise InputError(f"{path}: must be one array, got several.")
-    return found
 
 
 def _there(found: Mapping[str, Any]) -> str:

@@ -261,7 +261,9 @@ def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenar
         InputError: no train models, a seed that is missing or out of range, or a model twice.
     """
     folder = scenario_folder(root, challenge, name)
-    phases = {phase: found for phase in PHASES if (found := read_models(folder / phase))}
+    phases = {
+        phase: found for phase in PHASES if (found := read_models(folder / phase, sizes.records))
+    }
     if "train" not in phases:
         raise InputError(f"{folder / 'train'} holds no folder named model_0, model_1, …")
     scenario = Scenario(challenge, name, sizes, phases)
@@ -270,19 +272,19 @@ def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenar
     return scenario
 
 
-def read_models(phase: Path) -> tuple[ModelFolder, ...]:
+def read_models(phase: Path, records: int) -> tuple[ModelFolder, ...]:
     """Read what the folders of a phase's models disclose, in the order of their numbers."""
     found = model_folders(phase)
-    check_keep(phase, len(found))
+    check_keep(phase, len(found), records)
     return tuple(read_model(path, row) for row, path in enumerate(found))
 
 
-def read_model(path: Path, row: int | None = None) -> ModelFolder:
+def read_model(path: Path, row: int) -> ModelFolder:
     """Read the seeds that a model's folder discloses, and find its lists.
 
     Args:
         path: of the folder.
-        row: its place among the models of its phase; found out if None.
+        row: its place among the models of its phase.
 
     Raises:
         InputError: a seed is missing that no list stands for, or is none.

@@ -124,7 +124,7 @@ def _scenario(name: str, chosen: Chosen, here: Here) -> dict[str, Any]:
         "heatmap_alt": alt,
         "cost": _cost([runs[verdict.run_id].record for verdict in selected.cells]),
         "versions": [
-            (f"{name}: models, records and seeds", here.identity.content),
+            (f"{name}: models, records and membership", here.identity.content),
             (f"{name}: metric {record.metric}", record.identity.metric_code),
             (f"{name}: formula {record.formula}", record.identity.formula_code),
             (f"{name}: code of the chosen run", record.code_version or "–"),

@@ -75,20 +75,27 @@ def check_writable(folder: Path) -> None:
 
 
 def _write_aside(path: Path, content: bytes | memoryview, durable: bool) -> Path:
+    with _aside(path) as (temporary, file):
+        file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    return temporary
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Give a new file beside `path`, and its name; it goes again where anything fails."""
     temporary = _temporary(path)
     try:
         with _created(temporary) as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary, file
     except OSError as error:
         _remove(temporary)
         raise _unwritable(path, error) from error
     except BaseException:
         _remove(temporary)
         raise
-    return temporary
 
 
 def _rename(temporary: Path, path: Path) -> None:
@@ -140,20 +147,13 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 def write_rows(path: Path, rows: Iterable[NDArray[Any]], count: int) -> None:
     """Write `count` arrays of equal shape and type as one, as they come, as `write_array` does."""
-    temporary, rest = _temporary(path), iter(rows)
+    rest = iter(rows)
     first = next(rest)
     kept = {"descr": first.dtype.str, "fortran_order": False, "shape": (count, *first.shape)}
-    try:
-        with _created(temporary) as file:
-            np.lib.format.write_array_header_2_0(file, kept)
-            for row in chain([first], rest):
-                file.write(np.ascontiguousarray(row).data)
-    except OSError as error:
-        _remove(temporary)
-        raise _unwritable(path, error) from error
-    except BaseException:
-        _remove(temporary)
-        raise
+    with _aside(path) as (temporary, file):
+        np.lib.format.write_array_header_2_0(file, kept)
+        for row in chain([first], rest):
+            file.write(np.ascontiguousarray(row).data)
     _rename(temporary, path)
 
 

@@ -249,7 +249,7 @@ def cells_of(challenge: str, sweep: str | None = None) -> dict[str, str]:
 
 
 def of_content(content: str) -> dict[str, str]:
-    """Tags of runs on these models, records and seeds."""
+    """Tags of runs on these models, records and membership."""
     return {"content": content}
 
 

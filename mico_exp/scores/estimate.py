@@ -117,9 +117,14 @@ def examine_phase(
     report = PhaseReport(name, expected)
     place = folder / name
     paths, faults = look_for_models(place)
-    report.findings += [Finding(str(place), fault) for fault in faults + _about_pool(place, paths)]
+    report.findings += [Finding(str(place), fault) for fault in faults]
     report.found = len(paths)
     report.findings += _about_numbers(place, name, expected, [model_number(path) for path in paths])
+    try:
+        check_keep(place, len(paths), sizes.records)
+    except InputError as error:  # then of no model is it told what it was trained on
+        report.findings.append(Finding(str(place), str(error)))
+        return report
     with progress(f"Checking {place}", len(paths)) as bar:
         for row, path in enumerate(paths):
             try:
@@ -136,15 +141,6 @@ def examine_phase(
             bar.update()
     report.findings += _about_disclosure(folder, report)
     return report
-
-
-def _about_pool(place: Path, models: Sequence[Path]) -> list[str]:
-    """Find whether a pool's mask has a row for each of its models."""
-    try:
-        check_keep(place, len(models))
-    except InputError as error:
-        return [str(error)]
-    return []
 
 
 def _about_disclosure(folder: Path, report: PhaseReport) -> list[Finding]:
