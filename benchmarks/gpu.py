@@ -38,7 +38,6 @@ from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records, inputs_at
 from mico_exp.challenge.tree import load_scenario, write_solution
-from mico_exp.models import training
 from mico_exp.models.architectures import CNN, MLP, Architecture, bare, roberta
 from mico_exp.models.devices import allow_tf32, describe, open_device
 from mico_exp.runs.provenance import code_version
@@ -47,6 +46,7 @@ from mico_exp.scores.extraction import MODELS_AT_ONCE, Extraction
 from mico_exp.scores.inference import PRECISIONS, Processor, Shard, Work, runner_on
 from mico_exp.scores.store import ScoreStore
 from mico_exp.scores.workers import Local
+from mico_exp.training import stacked
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = 77  # the exit status that Automake and Meson take for it
@@ -492,13 +492,13 @@ def trained(device: torch.device, small: bool) -> list[Training]:
     def optimizer(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
-    for privacy in (None, training.Privacy(1.0, 1.0)):
+    for privacy in (None, stacked.Privacy(1.0, 1.0)):
         source = torch.Generator(device).manual_seed(0)
-        plan = training.Plan(steps, 32, optimizer)
+        plan = stacked.Plan(steps, 32, optimizer)
 
         def once() -> None:
-            mlps = training.initial_mlps(models, [64, 64, 10], source)  # noqa: B023
-            training.train(mlps, inputs, labels, plan, source, privacy)  # noqa: B023
+            mlps = stacked.initial_mlps(models, [64, 64, 10], source)  # noqa: B023
+            stacked.train(mlps, inputs, labels, plan, source, privacy)  # noqa: B023
 
         once()
         rate = models / seconds(device, once)

@@ -17,8 +17,8 @@ from mico_exp.attacks import formulas
 from mico_exp.challenge import datasets
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.config.typed import OPTIONS
-from mico_exp.models.building import Recipe, build
-from mico_exp.models.training import Plan
+from mico_exp.training.building import Recipe, build
+from mico_exp.training.stacked import Plan
 
 # Whoever starts the tests in the background ignores these, and so would every command of theirs.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -13,8 +13,8 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from mico_exp.common.errors import InputError
-from mico_exp.models import accountant
-from mico_exp.models.accountant import noise_multiplier, spent_epsilon
+from mico_exp.training import accountant
+from mico_exp.training.accountant import noise_multiplier, spent_epsilon
 
 OURS = 32 / 300, 400  # sample rate and steps of the embedded challenge
 

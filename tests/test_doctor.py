@@ -15,12 +15,12 @@ from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.errors import InputError
 from mico_exp.models.architectures import MLP, Architecture
-from mico_exp.models.building import build
 from mico_exp.runs.tracking import Tracker
 from mico_exp.scores import estimate, gradients, metrics
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.store import ScoreStore
+from mico_exp.training.building import build
 
 ARCHITECTURE = Architecture.of(MLP([64, 16, 10]))
 EXPECTED = {"train": 12, "dev": 3, "final": 2}

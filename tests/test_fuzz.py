@@ -22,7 +22,7 @@ from safetensors.torch import save as save_safetensors
 
 from mico_exp.challenge import archive, datasets, tree
 from mico_exp.common.errors import InputError
-from mico_exp.models import building
+from mico_exp.models import folders
 from mico_exp.models.architectures import MLP, roberta
 from mico_exp.models.weights import check_weights, load_state
 from mico_exp.results.cell import read_predictions, read_validation
@@ -126,7 +126,7 @@ READERS = {  # a file's name → one that is right, and what reads it
         datasets.parse_purchase,
     ),
     "config.json": (json.dumps(worlds.ROBERTA).encode(), lambda path: roberta(path.parent)),
-    "build.json": (b'{"format": 1}', lambda path: building.begin(path.parent, {"format": 1})),
+    "build.json": (b'{"format": 1}', lambda path: folders.begin(path.parent, {"format": 1})),
 }
 
 edits = st.lists(

@@ -22,14 +22,15 @@ from mico_exp.challenge import datasets
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.errors import InputError
-from mico_exp.models import devices, training
+from mico_exp.models import devices
 from mico_exp.models.architectures import CNN, MLP, Architecture, TextClassifier, bare, roberta
-from mico_exp.models.building import PrivacyTarget, build
-from mico_exp.models.training import Plan, Privacy
 from mico_exp.scores import gradients, metrics
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import PRECISIONS, ModelRunner, Processor, Shard, Work, runner_on
 from mico_exp.scores.store import ScoreStore
+from mico_exp.training import stacked
+from mico_exp.training.building import PrivacyTarget, build
+from mico_exp.training.stacked import Plan, Privacy
 
 pytestmark = pytest.mark.gpu
 DEVICE = os.environ.get("MICO_EXP_TEST_DEVICE", "cuda")
@@ -275,25 +276,25 @@ def generator():
 
 def test_clipped_gradients_are_those_of_the_cpu():
     source = torch.Generator().manual_seed(0)
-    mlps = training.initial_mlps(3, [20, 16, 5], source)
+    mlps = stacked.initial_mlps(3, [20, 16, 5], source)
     inputs = torch.randn(3, 32, 20, generator=source)
     labels = torch.randint(5, (3, 32), generator=source)
     weight = torch.rand(3, 32, generator=source)
     devices.allow_tf32(False)  # as `train` does
     there = type(mlps)([one.to(DEVICE) for one in mlps.parameters])
     for clip_norm in (0.5, float("inf")):
-        expected = training.gradients(mlps, inputs, labels, weight, clip_norm)
+        expected = stacked.gradients(mlps, inputs, labels, weight, clip_norm)
         moved = [one.to(DEVICE) for one in (inputs, labels, weight)]
-        found = training.gradients(there, *moved, clip_norm)
+        found = stacked.gradients(there, *moved, clip_norm)
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_drawn_has_the_distributions_that_it_must_have(generator):
-    weights = training.initial_mlps(200, [64, 32], generator).parameters[0].cpu()
+    weights = stacked.initial_mlps(200, [64, 32], generator).parameters[0].cpu()
     assert weights.abs().max() <= 1 / 8
     assert weights.std().item() == pytest.approx(1 / 8 / 3**0.5, rel=0.01)
-    batches = training.poisson_batches(20, 300, 0.1, generator)
+    batches = stacked.poisson_batches(20, 300, 0.1, generator)
     counts, sizes = torch.zeros(20, 300), []
     for _, (indices, present) in zip(range(500), batches, strict=False):
         sizes.append(present.sum(dim=1).cpu())
@@ -301,12 +302,12 @@ def test_what_is_drawn_has_the_distributions_that_it_must_have(generator):
     assert counts.mean().item() == pytest.approx(50, abs=0.5)  # Binomial(500, 0.1)
     assert counts.std().item() == pytest.approx(6.7, abs=0.3)
     assert torch.cat(sizes).std().item() == pytest.approx(5.2, abs=0.3)  # Binomial(300, 0.1)
-    batches = training.shuffled_batches(4, 50, 16, generator)
+    batches = stacked.shuffled_batches(4, 50, 16, generator)
     epoch = [indices.cpu() for _, (indices, _) in zip(range(4), batches, strict=False)]
     assert all(sorted(order.tolist()) == list(range(50)) for order in torch.cat(epoch, dim=1))
     zero = torch.zeros(1000, 200, device=DEVICE)
     noise, again = (
-        training.privatise(zero, Privacy(2.0, 0.5), 10, generator).cpu() for _ in range(2)
+        stacked.privatise(zero, Privacy(2.0, 0.5), 10, generator).cpu() for _ in range(2)
     )
     assert noise.std().item() == pytest.approx(2.0 * 0.5 / 10, rel=0.02)
     assert (noise / noise.std()).pow(4).mean().item() == pytest.approx(3, abs=0.1)
@@ -321,11 +322,11 @@ def test_trained_models_are_equal_in_distribution(digits, generator, privacy):
     plan = Plan(60, 16, functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9))
 
     def losses(source):
-        mlps = training.initial_mlps(150, [64, 16, 10], source)
+        mlps = stacked.initial_mlps(150, [64, 16, 10], source)
         inputs, labels = (
             one.to(source.device) for one in (digits.features[own], digits.labels[own])
         )
-        training.train(mlps, inputs, labels, plan, source, privacy)
+        stacked.train(mlps, inputs, labels, plan, source, privacy)
         here = type(mlps)([one.cpu() for one in mlps.parameters])
         return [
             metrics.loss(here(digits.features[some], own=True), digits.labels[some]).mean(dim=1)

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from mico_exp.common.errors import InputError
-from mico_exp.scores import gradients, inference, planning
+from mico_exp.models import planning
+from mico_exp.scores import gradients, inference
 from mico_exp.scores.inference import ModelRunner, Processor, Reference
 from mico_exp.scores.sight import sight_of
 

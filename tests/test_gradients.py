@@ -7,8 +7,9 @@ from torch import nn
 
 from mico_exp.challenge.datasets import Features
 from mico_exp.common.errors import InputError, MetricError
+from mico_exp.models import backprop, planning
 from mico_exp.models.architectures import CNN, MLP
-from mico_exp.scores import backprop, gradients, planning
+from mico_exp.scores import gradients
 from mico_exp.scores.gradients import View
 from mico_exp.scores.inference import ModelRunner, Processor, reference_of
 

@@ -10,8 +10,8 @@ from torch import nn
 from mico_exp.challenge.datasets import Features
 from mico_exp.common.errors import InputError
 from mico_exp.models.architectures import MLP, Alone, Architecture
+from mico_exp.models.batching import out_of_memory
 from mico_exp.scores import metrics
-from mico_exp.scores.batching import out_of_memory
 from mico_exp.scores.inference import ModelRunner, Processor, Shard, Work
 from mico_exp.scores.kept import KeptInputs
 from mico_exp.scores.workers import one_ahead

@@ -11,7 +11,7 @@ import mico_exp
 PACKAGE = Path(mico_exp.__file__).parent
 # Each may import those before it, and itself; the doors come last.
 ORDER = [
-    *("common", "challenge", "models", "scores", "attacks", "results", "runs"),
+    *("common", "challenge", "models", "training", "scores", "attacks", "results", "runs"),
     *("config", "commands", "doors"),
 ]
 MODULES = {

@@ -19,7 +19,6 @@ from mico_exp.challenge.tree import SEEDS, load_scenario, read_truth, truth_fold
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints
 from mico_exp.models.architectures import MLP, Architecture
-from mico_exp.models.building import is_complete
 from mico_exp.models.recorded import recorded, take_in
 from mico_exp.results.cell import evaluate
 from mico_exp.runs.provenance import content
@@ -27,6 +26,7 @@ from mico_exp.scores import metrics
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.store import ScoreStore
+from mico_exp.training.building import is_complete
 
 LISTED = Sizes(SIZES.records)
 SCENARIO = "digits/digits_inf"

@@ -23,8 +23,6 @@ from mico_exp.config import options
 from mico_exp.config.compose import make
 from mico_exp.config.typed import OPTIONS
 from mico_exp.models.architectures import MLP, Architecture
-from mico_exp.models.building import build
-from mico_exp.models.training import Plan
 from mico_exp.results.cell import calibrate_phases
 from mico_exp.results.scoring import RANKING_FPR
 from mico_exp.results.selection import auc_within_one_se, highest
@@ -32,6 +30,8 @@ from mico_exp.results.statistics import compare
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
+from mico_exp.training.building import build
+from mico_exp.training.stacked import Plan
 
 SIZES = Sizes(records=1797, training=120, challenge=20)
 MODELS = {"train": 16, "dev": 4, "final": 4}

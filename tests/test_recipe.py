@@ -21,10 +21,10 @@ from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario, model_folders, read_solution, read_truth
 from mico_exp.common import pool
 from mico_exp.common.errors import InputError
-from mico_exp.models import building
 from mico_exp.models.architectures import MLP
-from mico_exp.models.building import PrivacyTarget, build
 from mico_exp.models.weights import load_state
+from mico_exp.training import building
+from mico_exp.training.building import PrivacyTarget, build
 
 CPU = torch.device("cpu")
 

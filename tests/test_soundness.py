@@ -19,11 +19,11 @@ from mico_exp.common.errors import InputError, MetricError
 from mico_exp.config.setup import Source
 from mico_exp.models import architectures
 from mico_exp.models.architectures import MLP, Alone, Architecture, bare, can_stack
-from mico_exp.models.building import untrained
 from mico_exp.scores import estimate, gradients, metrics, soundness
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import ModelRunner, Processor, reference_of
 from mico_exp.scores.store import ScoreStore
+from mico_exp.training.building import untrained
 
 COUNT, WIDTH, CLASSES = 60, 5, 4
 EVERY = np.arange(COUNT)

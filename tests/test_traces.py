@@ -9,9 +9,8 @@ import worlds
 from torch import nn
 
 from mico_exp.common.errors import InputError
-from mico_exp.models import architectures
+from mico_exp.models import architectures, backprop, planning
 from mico_exp.models.architectures import CNN, MLP
-from mico_exp.scores import backprop, planning
 from mico_exp.scores.gradients import logit_signal, loss_signal
 
 POINTS, CLASSES = 6, 10

@@ -9,9 +9,9 @@ from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
-from mico_exp.models import training
 from mico_exp.models.architectures import MLP
-from mico_exp.models.training import Plan, Privacy
+from mico_exp.training import stacked
+from mico_exp.training.stacked import Plan, Privacy
 
 WIDTHS = [6, 5, 4, 3]
 
@@ -19,7 +19,7 @@ WIDTHS = [6, 5, 4, 3]
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(0)
-    mlps = training.initial_mlps(3, WIDTHS, generator)
+    mlps = stacked.initial_mlps(3, WIDTHS, generator)
     inputs = torch.randn(3, 8, 6, generator=generator)
     labels = torch.randint(3, (3, 8), generator=generator)
     return mlps, inputs, labels
@@ -34,7 +34,7 @@ def alone(mlps, i):
 def test_gradients_are_autograds(batch):
     mlps, inputs, labels = batch
     weight = torch.rand(3, 8, generator=torch.Generator().manual_seed(1))
-    found = training.gradients(mlps, inputs, labels, weight)
+    found = stacked.gradients(mlps, inputs, labels, weight)
     for i in range(3):
         model = alone(mlps, i)
         losses = nn.functional.cross_entropy(model(inputs[i]), labels[i], reduction="none")
@@ -46,7 +46,7 @@ def test_gradients_are_autograds(batch):
 @pytest.mark.parametrize("clip_norm", [0.05, 0.8, 100.0])
 def test_clipping_is_per_record(batch, clip_norm):
     mlps, inputs, labels = batch
-    found = training.gradients(mlps, inputs, labels, torch.ones(3, 8), clip_norm)
+    found = stacked.gradients(mlps, inputs, labels, torch.ones(3, 8), clip_norm)
     model = alone(mlps, 1)
     expected = [torch.zeros_like(p) for p in model.parameters()]
     for x, y in zip(inputs[1], labels[1], strict=True):
@@ -73,11 +73,11 @@ def test_one_step_is_that_of_opacus_with_the_noise_off(batch):
     nn.functional.cross_entropy(private(inputs[2].clone().requires_grad_()), labels[2]).backward()
     optimizer.step()
 
-    steps = training.gradients(mlps, inputs, labels, torch.ones(3, 8), clip_norm)
+    steps = stacked.gradients(mlps, inputs, labels, torch.ones(3, 8), clip_norm)
     quiet = Privacy(noise_multiplier=0.0, clip_norm=clip_norm)
     generator = torch.Generator().manual_seed(0)
     for parameter, step in zip(mlps.parameters, steps, strict=True):
-        parameter -= rate * training.privatise(step, quiet, expected_batch, generator)
+        parameter -= rate * stacked.privatise(step, quiet, expected_batch, generator)
     for ours, theirs in zip(mlps.states()[2].values(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
 
@@ -86,13 +86,13 @@ def test_one_step_is_that_of_opacus_with_the_noise_off(batch):
 def test_a_step_of_training_is_that_of_opacus_on_the_same_poisson_batch(clip_norm):
     """`train` itself: its own batch, clipped record by record, over the expected batch size."""
     generator = torch.Generator().manual_seed(0)
-    mlps = training.initial_mlps(2, WIDTHS, generator)
+    mlps = stacked.initial_mlps(2, WIDTHS, generator)
     start = alone(mlps, 1)
     inputs = torch.randn(2, 40, 6, generator=generator)
     labels = torch.randint(3, (2, 40), generator=generator)
     plan = Plan(1, 10, functools.partial(torch.optim.SGD, lr=0.5))
     privacy = Privacy(noise_multiplier=0.0, clip_norm=clip_norm)
-    training.train(mlps, inputs, labels, plan, torch.Generator().manual_seed(3), privacy)
+    stacked.train(mlps, inputs, labels, plan, torch.Generator().manual_seed(3), privacy)
 
     drawn = torch.rand(2, 40, generator=torch.Generator().manual_seed(3)) < 10 / 40
     private = GradSampleModule(start)
@@ -121,31 +121,31 @@ def test_the_noise_has_its_scale_and_is_fresh():
     privacy = Privacy(noise_multiplier=1.5, clip_norm=0.4)
     generator = torch.Generator().manual_seed(0)
     zeros = torch.zeros(400, 500)
-    noise = training.privatise(zeros, privacy, 32, generator)
+    noise = stacked.privatise(zeros, privacy, 32, generator)
     expected = 1.5 * 0.4 / 32
     # The standard error of a standard deviation from n draws is σ/√(2n): 0.16 % here.
     assert noise.std().item() == pytest.approx(expected, rel=0.01)
     assert abs(noise.mean().item()) < 5 * expected / math.sqrt(noise.numel())
-    again = training.privatise(zeros, privacy, 32, generator)
+    again = stacked.privatise(zeros, privacy, 32, generator)
     assert abs(torch.corrcoef(torch.stack([noise.ravel(), again.ravel()]))[0, 1]) < 0.02
 
 
 def test_training_adds_that_noise():
     """With inputs of zero gradient there is only noise, and the steps show its scale."""
     generator = torch.Generator().manual_seed(0)
-    mlps = training.initial_mlps(50, [40, 10], generator)
+    mlps = stacked.initial_mlps(50, [40, 10], generator)
     before = mlps.parameters[0].clone()
     plan = Plan(1, 16, functools.partial(torch.optim.SGD, lr=1.0))
     privacy = Privacy(noise_multiplier=2.0, clip_norm=0.5)
     labels = torch.zeros(50, 64, dtype=torch.int64)
-    training.train(mlps, torch.zeros(50, 64, 40), labels, plan, generator, privacy)
+    stacked.train(mlps, torch.zeros(50, 64, 40), labels, plan, generator, privacy)
     moved = mlps.parameters[0] - before
     assert moved.std().item() == pytest.approx(2.0 * 0.5 / 16, rel=0.03)
 
 
 def test_poisson_batches_draw_each_record_at_the_rate():
     generator = torch.Generator().manual_seed(0)
-    batches = training.poisson_batches(20, 300, 0.1, generator)
+    batches = stacked.poisson_batches(20, 300, 0.1, generator)
     counts = torch.zeros(20, 300)
     sizes = []
     for _, (indices, present) in zip(range(500), batches, strict=False):
@@ -161,7 +161,7 @@ def test_poisson_batches_draw_each_record_at_the_rate():
 
 
 def test_shuffled_batches_visit_every_record_once_an_epoch():
-    batches = training.shuffled_batches(4, 50, 16, torch.Generator().manual_seed(0))
+    batches = stacked.shuffled_batches(4, 50, 16, torch.Generator().manual_seed(0))
     epoch = [indices for _, (indices, _) in zip(range(4), batches, strict=False)]
     assert [indices.shape[1] for indices in epoch] == [16, 16, 16, 2]
     orders = torch.cat(epoch, dim=1)
@@ -172,17 +172,17 @@ def test_shuffled_batches_visit_every_record_once_an_epoch():
 def test_a_stack_trains_as_each_would_alone():
     """Same batches, same start: stacked training is torch's own, model by model."""
     generator = torch.Generator().manual_seed(0)
-    mlps = training.initial_mlps(3, WIDTHS, generator)
+    mlps = stacked.initial_mlps(3, WIDTHS, generator)
     starts = mlps.states()
     inputs = torch.randn(3, 20, 6, generator=generator)
     labels = torch.randint(3, (3, 20), generator=generator)
     optimizer = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
-    training.train(mlps, inputs, labels, Plan(12, 8, optimizer), torch.Generator().manual_seed(7))
+    stacked.train(mlps, inputs, labels, Plan(12, 8, optimizer), torch.Generator().manual_seed(7))
     for i in range(3):
         model = MLP(WIDTHS)
         model.load_state_dict(starts[i])
         step = optimizer(model.parameters())
-        batches = training.shuffled_batches(3, 20, 8, torch.Generator().manual_seed(7))
+        batches = stacked.shuffled_batches(3, 20, 8, torch.Generator().manual_seed(7))
         for _, (indices, _) in zip(range(12), batches, strict=False):
             some = indices[i]
             step.zero_grad()
@@ -193,7 +193,7 @@ def test_a_stack_trains_as_each_would_alone():
 
 
 def test_initial_weights_are_those_of_torch():
-    mlps = training.initial_mlps(200, [64, 32], torch.Generator().manual_seed(0))
+    mlps = stacked.initial_mlps(200, [64, 32], torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     theirs = torch.stack([nn.Linear(64, 32).weight for _ in range(200)])
     assert mlps.parameters[0].abs().max() <= 1 / 8

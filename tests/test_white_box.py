@@ -10,12 +10,12 @@ from mico_exp.challenge.points import challenge_points, known_sample
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.models.architectures import MLP, Architecture
-from mico_exp.models.building import build
 from mico_exp.models.weights import load_state
 from mico_exp.scores import gradients, inference, metrics
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.store import ScoreStore
+from mico_exp.training.building import build
 
 NORM, KFAC = gradients.GradNorm(), gradients.Kronecker(reference=100)
 TOLD = gradients.DisclosedKronecker(reference=50)

@@ -29,14 +29,14 @@ from mico_exp.config import options
 from mico_exp.config.making import make
 from mico_exp.config.setup import Setup, Source
 from mico_exp.models.architectures import MLP, Architecture
-from mico_exp.models.building import PrivacyTarget, Recipe
 from mico_exp.models.recorded import recorded
-from mico_exp.models.training import Plan
 from mico_exp.results.selection import RULES
 from mico_exp.runs import provenance
 from mico_exp.runs.record import USUAL_EXPOSURE, CellRecord
 from mico_exp.scores.inference import Metric, Processor
 from mico_exp.scores.store import ScoreStore
+from mico_exp.training.building import PrivacyTarget, Recipe
+from mico_exp.training.stacked import Plan
 
 # Keys that no setup hangs on.
 OF_DATASET = (

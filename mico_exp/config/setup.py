@@ -25,14 +25,7 @@ from mico_exp.common.identity import CellIdentity
 from mico_exp.config.exposing import CLASSES, INPUTS, LIKELIHOOD, LOGITS, WEIGHTS
 from mico_exp.config.making import make
 from mico_exp.models.architectures import Architecture
-from mico_exp.models.building import (
-    Recipe,
-    build,
-    check_built_by,
-    check_built_from,
-    is_complete,
-    untrained,
-)
+from mico_exp.models.folders import check_built_from
 from mico_exp.models.recorded import take_in
 from mico_exp.results.cell import evaluate
 from mico_exp.runs import provenance
@@ -42,6 +35,13 @@ from mico_exp.scores.soundness import check_records, check_training
 from mico_exp.scores.store import ScoreStore
 from mico_exp.scores.vitals import Vitals
 from mico_exp.scores.workers import Local, Workers
+from mico_exp.training.building import (
+    Recipe,
+    build,
+    check_built_by,
+    is_complete,
+    untrained,
+)
 
 log = logging.getLogger(__name__)
 

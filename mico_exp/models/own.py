@@ -20,7 +20,7 @@ from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split
 from mico_exp.challenge.tree import ModelFolder, scenario_folder, truth_folder
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError
-from mico_exp.models.building import begin, write_model
+from mico_exp.models.folders import begin, write_model
 
 
 @dataclass(frozen=True, eq=False)

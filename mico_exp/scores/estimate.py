@@ -33,9 +33,8 @@ from mico_exp.challenge.tree import (
 )
 from mico_exp.common.arrays import Indices, Mask
 from mico_exp.common.errors import InputError
-from mico_exp.models.accountant import TOLERANCE
 from mico_exp.models.architectures import Architecture, can_stack
-from mico_exp.models.building import check_built_from
+from mico_exp.models.folders import check_built_from
 from mico_exp.models.weights import (
     check_weights,
     load_state,
@@ -49,6 +48,7 @@ from mico_exp.scores.inference import Metric, ModelRunner, Reference
 from mico_exp.scores.metrics import loss
 from mico_exp.scores.soundness import Trial, check_records, trial_of
 from mico_exp.scores.vitals import Vitals, findings
+from mico_exp.training.accountant import TOLERANCE
 
 log = logging.getLogger(__name__)
 BYTES_PER_SCORE = 12  # an index and a score

@@ -26,7 +26,7 @@ from torch.nn.functional import one_hot
 
 from mico_exp.common import require
 from mico_exp.common.errors import InputError
-from mico_exp.scores.backprop import (
+from mico_exp.models.backprop import (
     Direction,
     Layer,
     Part,

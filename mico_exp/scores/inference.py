@@ -22,15 +22,15 @@ from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices
 from mico_exp.common.errors import InputError, MetricError, first_line
 from mico_exp.models.architectures import Alone, Architecture, Stacked, State, fill, stack
+from mico_exp.models.backprop import Known, Plan, Trace, trace
+from mico_exp.models.batching import Batches, needs_memory, out_of_memory
 from mico_exp.models.devices import allow_tf32, open_device
+from mico_exp.models.planning import plan_of
 from mico_exp.models.states import HALF
 from mico_exp.models.weights import load_state, not_finite, weights_file
-from mico_exp.scores.backprop import Known, Plan, Trace, trace
-from mico_exp.scores.batching import Batches, needs_memory, out_of_memory
 from mico_exp.scores.gradients import GradientMetric, View
 from mico_exp.scores.kept import KeptInputs, written
 from mico_exp.scores.metrics import LogitMetric, OfSoftmax, Softmax
-from mico_exp.scores.planning import plan_of
 
 Answer = TypeVar("Answer")
 Metric = LogitMetric | GradientMetric

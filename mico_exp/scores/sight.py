@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mico_exp.scores.backprop import Layer, Plan, trace
+from mico_exp.models.backprop import Layer, Plan, trace
 
 NAMED = 5  # modules in a message
 

@@ -21,8 +21,8 @@ from mico_exp.challenge.records import Inputs, Records
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.models.architectures import Alone, Architecture, Stacked, bare, can_stack
+from mico_exp.models.batching import out_of_memory
 from mico_exp.models.weights import not_finite
-from mico_exp.scores.batching import out_of_memory
 from mico_exp.scores.inference import ModelRunner, Processor, Shard, asked, runner_on
 
 CHUNK_BYTES = 8 << 20  # of inputs that are looked at together

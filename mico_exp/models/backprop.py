@@ -29,7 +29,7 @@ from torch.nn.functional import unfold
 
 from mico_exp.common.errors import InputError
 from mico_exp.models.architectures import logits_of
-from mico_exp.scores.per_record import Rows, Way, at_once
+from mico_exp.models.per_record import Rows, Way, at_once
 
 Direction = list[Tensor]
 Known = dict[Callable[..., Any], Any]  # what functions of a layer's inputs alone have given

@@ -5,11 +5,10 @@ random numbers, of the same distribution. A model's folder appears whole or not 
 interrupted build goes on where it stopped.
 """
 
-import io
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,19 +27,24 @@ from mico_exp.challenge.tree import (
     scenario_folder,
     truth_file,
     truth_folder,
-    write_solution,
 )
 from mico_exp.common import cores, pool, require
-from mico_exp.common.atomic import exclusive, new_folder, remove_leftovers, write_text
+from mico_exp.common.atomic import exclusive, remove_leftovers, write_text
 from mico_exp.common.errors import InputError, first_line
-from mico_exp.models.accountant import DELTAS, EPSILONS, noise_multiplier, spent_epsilon
 from mico_exp.models.architectures import DP_PREFIX, StackedMLP
 from mico_exp.models.devices import describe, open_device
-from mico_exp.models.training import Plan, Privacy, initial_mlps, train
+from mico_exp.models.folders import (
+    FINGERPRINT,
+    RECORD,
+    check_built_from,
+    compare,
+    read_record,
+    write_model,
+)
+from mico_exp.training.accountant import DELTAS, EPSILONS, noise_multiplier, spent_epsilon
+from mico_exp.training.stacked import Plan, Privacy, initial_mlps, train
 
 log = logging.getLogger(__name__)
-RECORD = "build.json"
-FINGERPRINT = "records_fingerprint"  # in it
 DEVICES = "devices"  # in it, where any is not the CPU: all that models were trained on
 CLIP_NORMS = (1e-20, 1e20)  # the noise is σ·C, in single precision
 TRAINING = ("widths", "steps", "batch_size", "optimizer", "clip_norm")  # what `dataset` sets of it
@@ -206,7 +210,7 @@ def _processes(recipe: Recipe, chunks: int, device: torch.device) -> int:
 def _devices(folder: Path, device: torch.device) -> dict[str, list[str]]:
     """What models of a build were trained on, with those to come; nothing where that is the CPU."""
     begun = any(model_folders(folder / phase) for phase in PHASES)
-    before = _read_record(folder / RECORD).get(DEVICES, ["cpu"]) if begun else []
+    before = read_record(folder / RECORD).get(DEVICES, ["cpu"]) if begun else []
     found = sorted({*map(str, before), describe(device)})
     return {} if found == ["cpu"] else {DEVICES: found}
 
@@ -221,22 +225,6 @@ def untrained(recipe: Recipe) -> StackedMLP:
     return initial_mlps(1, recipe.widths, torch.Generator())
 
 
-def check_built_from(folder: Path, records: Records) -> None:
-    """Compare the records with those that a scenario was built from, where that is recorded.
-
-    Raises:
-        InputError: they are others.
-    """
-    found = _read_record(folder / RECORD) if (folder / RECORD).exists() else {}
-    if FINGERPRINT in found and found[FINGERPRINT] != records.fingerprint:
-        raise InputError(
-            f"{folder} was built from other records than are loaded now (fingerprints "
-            f"{str(found[FINGERPRINT])[:12]} and {records.fingerprint[:12]}). Were they changed, "
-            "or put in another order? Choose another `paths.data`, or delete that folder to build "
-            "it anew."
-        )
-
-
 def _check_record(folder: Path, recipe: Recipe, records: Records) -> None:
     path = folder / RECORD
     if not any(model_folders(folder / phase) for phase in PHASES):
@@ -248,23 +236,8 @@ def _check_record(folder: Path, recipe: Recipe, records: Records) -> None:
         )
     asked = recipe.description(records)
     del asked[FINGERPRINT]  # older builds have none, and `check_built_from` says more
-    _compare(folder, _read_record(path), asked)
+    compare(folder, read_record(path), asked)
     check_built_from(folder, records)
-
-
-def begin(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Record how models of one's own are asked for, or compare with what was recorded.
-
-    Raises:
-        InputError: they were asked for otherwise, or are there without a record.
-    """
-    path = folder / RECORD
-    if not path.exists():
-        if any(model_folders(folder / phase) for phase in PHASES):
-            raise InputError(f"{folder} holds models but no {RECORD}: choose another folder.")
-        write_text(path, json.dumps(dict(asked), indent=2) + "\n")
-        return
-    _compare(folder, _read_record(path), asked)
 
 
 def check_built_by(folder: Path, recipe: Recipe, records: Records) -> None:
@@ -279,28 +252,8 @@ def check_built_by(folder: Path, recipe: Recipe, records: Records) -> None:
             f"{folder} holds no {RECORD}: `dataset.recipe` cannot be compared with how its models "
             "were made."
         )
-    found, wanted = _read_record(path), recipe.description(records)
-    _compare(folder, found, {key: wanted[key] for key in TRAINING if found.get(key) is not None})
-
-
-def _compare(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Compare what a folder's record says with what is asked for."""
-    for key, value in json.loads(json.dumps(dict(asked))).items():
-        if found.get(key) != value:
-            raise InputError(
-                f"{folder} was built with {key} = {found.get(key)!r}, but {value!r} is asked for. "
-                "Choose another `paths.data`, or delete that folder to build it anew."
-            )
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected an object, got {type(found).__name__}.")
-    return found
+    found, wanted = read_record(path), recipe.description(records)
+    compare(folder, found, {key: wanted[key] for key in TRAINING if found.get(key) is not None})
 
 
 def _phase_of(recipe: Recipe, number: int) -> str:
@@ -436,43 +389,3 @@ def _write_model(root: Path, recipe: Recipe, chunk: _Chunk, number: int) -> None
     folder, truth = _places(root, recipe, number)
     seeds, disclosed = chunk.folders[i], recipe.disclose_training
     write_model(folder, truth, seeds, chunk.splits[i], state, told, disclose_training=disclosed)
-
-
-def write_model(
-    folder: Path,
-    truth: Path | None,
-    seeds: ModelFolder,
-    split: Split,
-    state: Mapping[str, torch.Tensor],
-    told: Mapping[str, str],
-    *,
-    disclose_training: bool,
-) -> None:
-    """Write a model's folder, whole or not at all, and apart the truth of a dev or final one.
-
-    Args:
-        folder: ``…/train/model_K``; one that is there stays as it is.
-        truth: file of a dev or final model's solution; None for a train model, which discloses it.
-        seeds: of its membership.
-        split: what they mean.
-        state: its weights.
-        told: more files by their names, ``accuracy`` and ``epsilon``.
-        disclose_training: also where there is a truth to be told.
-    """
-    assert split.solution is not None
-    if truth:
-        write_text(truth, write_solution(split.solution))
-    if folder.is_dir():
-        return
-    files = {"seed_challenge": str(seeds.seed_challenge), **told}
-    if disclose_training or not truth:
-        files["seed_training"] = str(seeds.seed_training)
-    if not truth:
-        files["seed_membership"] = str(seeds.seed_membership)
-        files["solution.csv"] = write_solution(split.solution).strip()
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    with new_folder(folder) as unfinished:
-        (unfinished / "model.pt").write_bytes(buffer.getvalue())
-        for name, content in files.items():
-            (unfinished / name).write_text(content + "\n", encoding="utf-8")

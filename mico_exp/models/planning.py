@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.models.architectures import logits_of, traced_part
-from mico_exp.scores.backprop import (
+from mico_exp.models.backprop import (
     LAYER,
     LOOKUP,
     OWN,
@@ -33,8 +33,8 @@ from mico_exp.scores.backprop import (
     trace,
     watched,
 )
-from mico_exp.scores.batching import out_of_memory
-from mico_exp.scores.per_record import Rows, in_turn
+from mico_exp.models.batching import out_of_memory
+from mico_exp.models.per_record import Rows, in_turn
 
 log = logging.getLogger(__name__)
 CLOSE = 1e-4  # to autograd's, as a share of a gradient by the same parameters,

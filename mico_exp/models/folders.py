@@ -1,0 +1,115 @@
+"""A model's folder, written whole or not at all, and what is told of how its scenario was made."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mico_exp.challenge.phases import PHASES
+from mico_exp.challenge.protocol import Split
+from mico_exp.challenge.records import Records
+from mico_exp.challenge.tree import ModelFolder, model_folders, write_solution
+from mico_exp.common.atomic import new_folder, write_text
+from mico_exp.common.errors import InputError
+
+RECORD = "build.json"
+FINGERPRINT = "records_fingerprint"  # in it
+
+
+def begin(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Record how models of one's own are asked for, or compare with what was recorded.
+
+    Raises:
+        InputError: they were asked for otherwise, or are there without a record.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        if any(model_folders(folder / phase) for phase in PHASES):
+            raise InputError(f"{folder} holds models but no {RECORD}: choose another folder.")
+        write_text(path, json.dumps(dict(asked), indent=2) + "\n")
+        return
+    compare(folder, read_record(path), asked)
+
+
+def check_built_from(folder: Path, records: Records) -> None:
+    """Compare the records with those that a scenario was built from, where that is recorded.
+
+    Raises:
+        InputError: they are others.
+    """
+    found = read_record(folder / RECORD) if (folder / RECORD).exists() else {}
+    if FINGERPRINT in found and found[FINGERPRINT] != records.fingerprint:
+        raise InputError(
+            f"{folder} was built from other records than are loaded now (fingerprints "
+            f"{str(found[FINGERPRINT])[:12]} and {records.fingerprint[:12]}). Were they changed, "
+            "or put in another order? Choose another `paths.data`, or delete that folder to build "
+            "it anew."
+        )
+
+
+def compare(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Compare what a folder's record says with what is asked for."""
+    for key, value in json.loads(json.dumps(dict(asked))).items():
+        if found.get(key) != value:
+            raise InputError(
+                f"{folder} was built with {key} = {found.get(key)!r}, but {value!r} is asked for. "
+                "Choose another `paths.data`, or delete that folder to build it anew."
+            )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a file tells of how a scenario's models were made.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected an object, got {type(found).__name__}.")
+    return found
+
+
+def write_model(
+    folder: Path,
+    truth: Path | None,
+    seeds: ModelFolder,
+    split: Split,
+    state: Mapping[str, torch.Tensor],
+    told: Mapping[str, str],
+    *,
+    disclose_training: bool,
+) -> None:
+    """Write a model's folder, whole or not at all, and apart the truth of a dev or final one.
+
+    Args:
+        folder: ``…/train/model_K``; one that is there stays as it is.
+        truth: file of a dev or final model's solution; None for a train model, which discloses it.
+        seeds: of its membership.
+        split: what they mean.
+        state: its weights.
+        told: more files by their names, ``accuracy`` and ``epsilon``.
+        disclose_training: also where there is a truth to be told.
+    """
+    assert split.solution is not None
+    if truth:
+        write_text(truth, write_solution(split.solution))
+    if folder.is_dir():
+        return
+    files = {"seed_challenge": str(seeds.seed_challenge), **told}
+    if disclose_training or not truth:
+        files["seed_training"] = str(seeds.seed_training)
+    if not truth:
+        files["seed_membership"] = str(seeds.seed_membership)
+        files["solution.csv"] = write_solution(split.solution).strip()
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    with new_folder(folder) as unfinished:
+        (unfinished / "model.pt").write_bytes(buffer.getvalue())
+        for name, content in files.items():
+            (unfinished / name).write_text(content + "\n", encoding="utf-8")

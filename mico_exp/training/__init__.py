@@ -1,0 +1,1 @@
+"""How models are trained, with and without differential privacy, and written as a challenge."""
