@@ -294,7 +294,7 @@ class Family:
 
     name: str
     unit: str
-    make: Any
+    make: Any  # as an option gives it: a module that serves for all folders, or of a folder
     records: Callable[[int], Records]
     points: int
     together: int = 1
@@ -306,9 +306,9 @@ def families(small: bool) -> list[Family]:
     """The three of the competition: points as many as its train models are asked at."""
     text = ROBERTA_SMALL if small else ROBERTA_BASE
     cnn, words, mlps = (8, 48, 200) if small else (29_200, 29_900, 18_300)
-    purchase = "MLPs of Purchase-100", "records/s, of all models", lambda _: MLP([600, 128, 100])
+    purchase = "MLPs of Purchase-100", "records/s, of all models", MLP([600, 128, 100])
     return [
-        Family("MICO's CNN", "images/s", lambda _: CNN(), images, cnn, target=0.9),
+        Family("MICO's CNN", "images/s", CNN(), images, cnn, target=0.9),
         Family("RoBERTa-base", "sentences/s", roberta, sentences, words, config=text, target=0.9),
         Family(*purchase, bits, mlps, together=MODELS_AT_ONCE),
     ]
@@ -324,10 +324,10 @@ class Measured:
         self.family, self.processor = family, Processor(device, precision)
         self.runner = runner_on(self.processor)
         self.device, self.records = self.runner.device, family.records(family.points)
-        self.architecture = Architecture(family.make, family.name)
+        self.architecture = Architecture.of(family.make)
         self.together = family.together
         count = self.together * MODELS
-        self.folders = write_models(folder, family.make, count, family.config)
+        self.folders = write_models(folder, self.architecture.make, count, family.config)
         self.models = self.runner.load(self.architecture, self.folders[: self.together])
         self.points = np.arange(family.points)
 

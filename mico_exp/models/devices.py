@@ -1,5 +1,8 @@
 """Devices: found by their names, and how exactly a GPU multiplies."""
 
+import warnings
+from functools import cache
+
 import torch
 
 from mico_exp.common.errors import InputError
@@ -21,7 +24,18 @@ def open_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"`compute.device`: {name} cannot be used here: {reason}") from error
+    if device.type == "cuda":
+        _open_backwards(device)
     return device
+
+
+@cache
+def _open_backwards(device: torch.device) -> None:
+    """Do a first product backwards: PyTorch does so in a thread of its own, and warns of that."""
+    one = torch.ones(1, 1, device=device, requires_grad=True)
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.filterwarnings("ignore", message=".*there was no current CUDA context")
+        (one @ one).backward()
 
 
 def describe(device: torch.device) -> str:

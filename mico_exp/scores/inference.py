@@ -209,13 +209,14 @@ class ModelRunner:
         found = {name: np.empty(points.shape) for name in metrics}
         shared = len(points) == 1 or bool((points == points[0]).all())
         self.kept.turn_to(records, points[0])
+        there: list[tuple[str, Indices, Tensor]] = []  # brought here once a GPU has done them all
 
         def score(some: Indices) -> None:
             wanted = torch.from_numpy(points[0, some] if shared else points[:, some])
             try:
                 logits, labels = self.logits(models, records, wanted)
                 for name, values in compute_metrics(metrics, logits, labels):
-                    found[name][:, some] = values.double().cpu().numpy()
+                    there.append((name, some, values.double()))
             except RuntimeError as error:
                 if out_of_memory(error):
                     self.kept.give_way()
@@ -224,6 +225,8 @@ class ModelRunner:
         sizes = records.sizes(points[0])
         per_size = self._bytes_per_size(models, records, points[0], sizes, shared)
         self.batches.run(score, sizes, per_size)
+        for name, some, values in there:
+            found[name][:, some] = values.cpu().numpy()
         return found
 
     @torch.no_grad()
@@ -380,8 +383,8 @@ class ModelRunner:
         Raises:
             InputError: names the first record that the models fail at.
         """
-        found = asked("the model", lambda some: self._logits(models, records, some), wanted)
-        return found, records.labels[wanted].to(self.device)
+        labels = records.labels[wanted].to(self.device)  # a copy waits for what a GPU has begun
+        return asked("the model", lambda some: self._logits(models, records, some), wanted), labels
 
     def _logits(self, models: Stacked, records: Records, wanted: Tensor) -> Tensor:
         inputs = self.kept.at(records, wanted)
