@@ -19,9 +19,7 @@ model:
 """
 
 
-def world(
-    folder, *, copied=0, order=(0, 1, 2), swapped=None, keep=None, rows=MODELS, transposed=False
-):
+def world(folder, *, copied=0, order=(0, 1, 2), keep=None, rows=MODELS, transposed=False):
     """Linear models of records in three clusters, and who was trained on what."""
     draw = np.random.default_rng(0)
     labels = np.arange(RECORDS) % CLASSES
