@@ -11,6 +11,7 @@ from mico_exp.challenge.tree import ModelFolder, Scenario, load_scenario, read_t
 from mico_exp.commands import score
 from mico_exp.common.errors import InputError
 from mico_exp.results import scoring
+from mico_exp.results.conventions import CONVENTIONS, by_convention
 from mico_exp.results.submission import pack_submission, read_submission, submitted_models
 
 
@@ -298,6 +299,18 @@ def test_the_score_is_the_official_rule_on_the_pooled_models(archive, built, sce
     for phase, of_scenario in found.items():
         expected = scoring.figures(truth[phase], predictions["digits_inf"][phase])
         assert of_scenario["digits_inf"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_conventions_stand_side_by_side(archive, built, scenario, predictions, capsys):
+    assert score.main([str(archive), "--truth", str(built / "truth"), "--conventions"]) == 0
+    shown = capsys.readouterr().out
+    expected = by_convention(
+        read_truth(built, scenario)["final"], predictions["digits_inf"]["final"]
+    )
+    rows = [line.strip("│ ").split("│") for line in shown.splitlines() if "│" in line]
+    values = [[cell.strip() for cell in row[-4:]] for row in rows[len(rows) // 2 :]]
+    columns = zip(*(expected[name] for name in CONVENTIONS), strict=True)
+    assert values == [[f"{value:.4f}" for value in column] for column in columns]
 
 
 def test_the_mean_is_over_scenarios():

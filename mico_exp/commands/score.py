@@ -1,6 +1,6 @@
 """Scores a submission whose truth is known, by the official rule.
 
-``python -m mico_exp.score submissions/predictions_digits.zip [--truth FOLDER]``
+``python -m mico_exp.score submissions/predictions_digits.zip [--truth FOLDER] [--conventions]``
 """
 
 import argparse
@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from rich.table import Table
 
 from mico_exp.challenge.phases import SUBMITTED
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import show
+from mico_exp.results.conventions import CONVENTIONS, by_convention
 from mico_exp.results.scoring import OFFICIAL_FPRS, RANKING_FPR, figures
 from mico_exp.results.submission import read_submission, submitted_models
 
@@ -26,10 +27,23 @@ COLUMNS = {f"tpr_at_fpr_{x}": f"TPR @{x}" for x in OFFICIAL_FPRS} | {
     "accuracy": "accuracy",
 }
 Figures = dict[str, float]
+Pooled = dict[str, dict[str, tuple[NDArray[np.bool_], NDArray[np.float64]]]]
 
 
 def score_submission(path: Path, truth: Path) -> dict[str, dict[str, Figures]]:
     """Compute the official figures of a zip: phase → scenario → figure → value.
+
+    Raises:
+        InputError: as `read_pooled` has it.
+    """
+    return {
+        phase: {name: figures(*pair) for name, pair in of_scenario.items()}
+        for phase, of_scenario in read_pooled(path, truth).items()
+    }
+
+
+def read_pooled(path: Path, truth: Path) -> Pooled:
+    """Read membership and predictions of a zip, models pooled: phase → scenario → (N,) of both.
 
     Args:
         path: a zip in the official layout.
@@ -43,10 +57,10 @@ def score_submission(path: Path, truth: Path) -> dict[str, dict[str, Figures]]:
     solutions = _solutions(truth, models)
     predictions = read_submission(path, longest=max(map(len, solutions.values())))
     _check_lengths(path, truth, predictions, solutions)
-    result: dict[str, dict[str, Figures]] = {phase: {} for phase in SUBMITTED}
+    result: Pooled = {phase: {} for phase in SUBMITTED}
     for (phase, scenario), names in _scenarios(models).items():
         members, values = ([of[name] for name in names] for of in (solutions, predictions))
-        result[phase][scenario] = figures(np.concatenate(members), np.concatenate(values))
+        result[phase][scenario] = np.concatenate(members), np.concatenate(values)
     return {phase: of_scenario for phase, of_scenario in result.items() if of_scenario}
 
 
@@ -125,6 +139,22 @@ def table(phase: str, of_scenario: Mapping[str, Figures]) -> Table:
     return result
 
 
+def conventions_table(phase: str, pooled: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Table:
+    """Lay out the TPRs of one phase by each convention, side by side."""
+    result = Table(title=f"{phase}: TPR by convention (docs/figures.md)", title_justify="left")
+    for title in ("scenario", "FPR"):
+        result.add_column(title)
+    for title in CONVENTIONS:
+        result.add_column(title, justify="right")
+    for scenario, pair in pooled.items():
+        found = by_convention(*pair)
+        for place, x in enumerate(OFFICIAL_FPRS):
+            row = (f"{found[name][place]:.4f}" for name in CONVENTIONS)
+            result.add_row("" if place else scenario, f"{x}", *row)
+        result.add_section()
+    return result
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(
@@ -138,17 +168,29 @@ def main(arguments: list[str] | None = None) -> int:
         default=Path("data/truth"),
         help="folder of <challenge>/<scenario>/{dev,final}/model_K/solution.csv (data/truth)",
     )
+    parser.add_argument(
+        "--conventions",
+        action="store_true",
+        help="print TPR strictly below each FPR, at most, interpolated and on the hull instead",
+    )
     options = parser.parse_args(arguments)
     try:
-        found = score_submission(options.submission, options.truth)
+        found = _tables(options.submission, options.truth, conventions=options.conventions)
     except InputError as error:
         print(error, file=sys.stderr)
         return 1
-    for phase, of_scenario in found.items():
-        show(table(phase, of_scenario))
+    for one in found:
+        show(one)
     if (other := _choice_of_another(options.submission)) is not None:
         print(f"{other} tells of another submission than this: select_best writes both.")
     return 0
+
+
+def _tables(path: Path, truth: Path, *, conventions: bool) -> list[Table]:
+    if conventions:
+        pooled = read_pooled(path, truth)
+        return [conventions_table(phase, of_scenario) for phase, of_scenario in pooled.items()]
+    return [table(phase, found) for phase, found in score_submission(path, truth).items()]
 
 
 def _choice_of_another(path: Path) -> Path | None:
