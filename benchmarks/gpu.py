@@ -47,6 +47,7 @@ from mico_exp.scores.inference import PRECISIONS, Processor, Shard, Work, runner
 from mico_exp.scores.store import ScoreStore
 from mico_exp.scores.workers import Local
 from mico_exp.training import stacked
+from mico_exp.training.steps import Plan, Privacy
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = 77  # the exit status that Automake and Meson take for it
@@ -492,9 +493,9 @@ def trained(device: torch.device, small: bool) -> list[Training]:
     def optimizer(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
-    for privacy in (None, stacked.Privacy(1.0, 1.0)):
+    for privacy in (None, Privacy(1.0, 1.0)):
         source = torch.Generator(device).manual_seed(0)
-        plan = stacked.Plan(steps, 32, optimizer)
+        plan = Plan(steps, 32, optimizer)
 
         def once() -> None:
             mlps = stacked.initial_mlps(models, [64, 64, 10], source)  # noqa: B023

@@ -18,7 +18,7 @@ from mico_exp.challenge import datasets
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.config.typed import OPTIONS
 from mico_exp.training.building import Recipe, build
-from mico_exp.training.stacked import Plan
+from mico_exp.training.steps import Plan
 
 # Whoever starts the tests in the background ignores these, and so would every command of theirs.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -30,7 +30,7 @@ from mico_exp.scores.inference import PRECISIONS, ModelRunner, Processor, Shard,
 from mico_exp.scores.store import ScoreStore
 from mico_exp.training import stacked
 from mico_exp.training.building import PrivacyTarget, build
-from mico_exp.training.stacked import Plan, Privacy
+from mico_exp.training.steps import Plan, Privacy, poisson_batches, privatise, shuffled_batches
 
 pytestmark = pytest.mark.gpu
 DEVICE = os.environ.get("MICO_EXP_TEST_DEVICE", "cuda")
@@ -294,7 +294,7 @@ def test_what_is_drawn_has_the_distributions_that_it_must_have(generator):
     weights = stacked.initial_mlps(200, [64, 32], generator).parameters[0].cpu()
     assert weights.abs().max() <= 1 / 8
     assert weights.std().item() == pytest.approx(1 / 8 / 3**0.5, rel=0.01)
-    batches = stacked.poisson_batches(20, 300, 0.1, generator)
+    batches = poisson_batches(20, 300, 0.1, generator)
     counts, sizes = torch.zeros(20, 300), []
     for _, (indices, present) in zip(range(500), batches, strict=False):
         sizes.append(present.sum(dim=1).cpu())
@@ -302,13 +302,11 @@ def test_what_is_drawn_has_the_distributions_that_it_must_have(generator):
     assert counts.mean().item() == pytest.approx(50, abs=0.5)  # Binomial(500, 0.1)
     assert counts.std().item() == pytest.approx(6.7, abs=0.3)
     assert torch.cat(sizes).std().item() == pytest.approx(5.2, abs=0.3)  # Binomial(300, 0.1)
-    batches = stacked.shuffled_batches(4, 50, 16, generator)
+    batches = shuffled_batches(4, 50, 16, generator)
     epoch = [indices.cpu() for _, (indices, _) in zip(range(4), batches, strict=False)]
     assert all(sorted(order.tolist()) == list(range(50)) for order in torch.cat(epoch, dim=1))
     zero = torch.zeros(1000, 200, device=DEVICE)
-    noise, again = (
-        stacked.privatise(zero, Privacy(2.0, 0.5), 10, generator).cpu() for _ in range(2)
-    )
+    noise, again = (privatise(zero, Privacy(2.0, 0.5), 10, generator).cpu() for _ in range(2))
     assert noise.std().item() == pytest.approx(2.0 * 0.5 / 10, rel=0.02)
     assert (noise / noise.std()).pow(4).mean().item() == pytest.approx(3, abs=0.1)
     assert abs(torch.corrcoef(torch.stack([noise.ravel(), again.ravel()]))[0, 1]) < 0.02

@@ -31,7 +31,7 @@ from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
 from mico_exp.training.building import build
-from mico_exp.training.stacked import Plan
+from mico_exp.training.steps import Plan
 
 SIZES = Sizes(records=1797, training=120, challenge=20)
 MODELS = {"train": 16, "dev": 4, "final": 4}

@@ -19,7 +19,7 @@ from mico_exp.scores.gradients import GradAlignment, Kronecker, Representer
 from mico_exp.scores.inference import Processor
 from mico_exp.scores.ray_workers import Ray
 from mico_exp.training.building import PrivacyTarget
-from mico_exp.training.stacked import Plan
+from mico_exp.training.steps import Plan
 
 NEVER = (True, False, None, "1", "0.9", "", [1], math.nan, 1j)  # what is no number at all
 WHOLE = (1.0, 0.5, math.inf, np.int64(2))  # what is no whole one beside

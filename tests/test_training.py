@@ -11,7 +11,7 @@ from torch import nn
 
 from mico_exp.models.architectures import MLP
 from mico_exp.training import stacked
-from mico_exp.training.stacked import Plan, Privacy
+from mico_exp.training.steps import Plan, Privacy, poisson_batches, privatise, shuffled_batches
 
 WIDTHS = [6, 5, 4, 3]
 
@@ -77,7 +77,7 @@ def test_one_step_is_that_of_opacus_with_the_noise_off(batch):
     quiet = Privacy(noise_multiplier=0.0, clip_norm=clip_norm)
     generator = torch.Generator().manual_seed(0)
     for parameter, step in zip(mlps.parameters, steps, strict=True):
-        parameter -= rate * stacked.privatise(step, quiet, expected_batch, generator)
+        parameter -= rate * privatise(step, quiet, expected_batch, generator)
     for ours, theirs in zip(mlps.states()[2].values(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
 
@@ -121,12 +121,12 @@ def test_the_noise_has_its_scale_and_is_fresh():
     privacy = Privacy(noise_multiplier=1.5, clip_norm=0.4)
     generator = torch.Generator().manual_seed(0)
     zeros = torch.zeros(400, 500)
-    noise = stacked.privatise(zeros, privacy, 32, generator)
+    noise = privatise(zeros, privacy, 32, generator)
     expected = 1.5 * 0.4 / 32
     # The standard error of a standard deviation from n draws is σ/√(2n): 0.16 % here.
     assert noise.std().item() == pytest.approx(expected, rel=0.01)
     assert abs(noise.mean().item()) < 5 * expected / math.sqrt(noise.numel())
-    again = stacked.privatise(zeros, privacy, 32, generator)
+    again = privatise(zeros, privacy, 32, generator)
     assert abs(torch.corrcoef(torch.stack([noise.ravel(), again.ravel()]))[0, 1]) < 0.02
 
 
@@ -145,7 +145,7 @@ def test_training_adds_that_noise():
 
 def test_poisson_batches_draw_each_record_at_the_rate():
     generator = torch.Generator().manual_seed(0)
-    batches = stacked.poisson_batches(20, 300, 0.1, generator)
+    batches = poisson_batches(20, 300, 0.1, generator)
     counts = torch.zeros(20, 300)
     sizes = []
     for _, (indices, present) in zip(range(500), batches, strict=False):
@@ -161,7 +161,7 @@ def test_poisson_batches_draw_each_record_at_the_rate():
 
 
 def test_shuffled_batches_visit_every_record_once_an_epoch():
-    batches = stacked.shuffled_batches(4, 50, 16, torch.Generator().manual_seed(0))
+    batches = shuffled_batches(4, 50, 16, torch.Generator().manual_seed(0))
     epoch = [indices for _, (indices, _) in zip(range(4), batches, strict=False)]
     assert [indices.shape[1] for indices in epoch] == [16, 16, 16, 2]
     orders = torch.cat(epoch, dim=1)
@@ -182,7 +182,7 @@ def test_a_stack_trains_as_each_would_alone():
         model = MLP(WIDTHS)
         model.load_state_dict(starts[i])
         step = optimizer(model.parameters())
-        batches = stacked.shuffled_batches(3, 20, 8, torch.Generator().manual_seed(7))
+        batches = shuffled_batches(3, 20, 8, torch.Generator().manual_seed(7))
         for _, (indices, _) in zip(range(12), batches, strict=False):
             some = indices[i]
             step.zero_grad()

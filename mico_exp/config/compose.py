@@ -36,7 +36,7 @@ from mico_exp.runs.record import USUAL_EXPOSURE, CellRecord
 from mico_exp.scores.inference import Metric, Processor
 from mico_exp.scores.store import ScoreStore
 from mico_exp.training.building import PrivacyTarget, Recipe
-from mico_exp.training.stacked import Plan
+from mico_exp.training.steps import Plan
 
 # Keys that no setup hangs on.
 OF_DATASET = (

@@ -42,7 +42,8 @@ from mico_exp.models.folders import (
     write_model,
 )
 from mico_exp.training.accountant import DELTAS, EPSILONS, noise_multiplier, spent_epsilon
-from mico_exp.training.stacked import Plan, Privacy, initial_mlps, train
+from mico_exp.training.stacked import initial_mlps, train
+from mico_exp.training.steps import Plan, Privacy
 
 log = logging.getLogger(__name__)
 DEVICES = "devices"  # in it, where any is not the CPU: all that models were trained on

@@ -12,37 +12,22 @@ Axes: M models, B batch positions, n training records of a model, F features, C 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from mico_exp.common import require
 from mico_exp.models.architectures import StackedMLP
 from mico_exp.models.devices import allow_tf32
-
-
-@dataclass(frozen=True)
-class Privacy:
-    """DP-SGD's two numbers: noise multiplier σ and clipping norm C."""
-
-    noise_multiplier: float
-    clip_norm: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how a model is trained: `optimizer` makes one from a list of parameters."""
-
-    steps: int
-    batch_size: int
-    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
-
-    def __post_init__(self) -> None:
-        require.whole("steps", self.steps, 1)
-        require.whole("batch_size", self.batch_size, 1)
+from mico_exp.training.steps import (
+    Optimizer,
+    Plan,
+    Privacy,
+    poisson_batches,
+    privatise,
+    shuffled_batches,
+)
 
 
 def initial_mlps(models: int, widths: Sequence[int], generator: torch.Generator) -> StackedMLP:
@@ -106,35 +91,6 @@ def _norms(activations: list[Tensor], deltas: list[Tensor]) -> Tensor:
     return torch.stack(squares).sum(dim=0).sqrt()
 
 
-def poisson_batches(
-    models: int, records: int, rate: float, generator: torch.Generator
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Draw batches without end: every record of every model comes independently at `rate`.
-
-    Yields indices (M, B) and present (M, B) float, 0 where a model drew fewer than B records.
-    """
-    while True:
-        drawn = torch.rand(models, records, generator=generator, device=generator.device) < rate
-        row, column = drawn.nonzero(as_tuple=True)
-        position = drawn.cumsum(dim=1)[row, column] - 1
-        widest = int(drawn.sum(dim=1).max())
-        indices = torch.zeros(models, widest, dtype=torch.int64, device=generator.device)
-        present = torch.zeros(models, widest, device=generator.device)
-        indices[row, position] = column
-        present[row, position] = 1
-        yield indices, present
-
-
-def shuffled_batches(
-    models: int, records: int, size: int, generator: torch.Generator
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Draw batches without end: every epoch a new order for each model, the last batch smaller."""
-    while True:
-        drawn = torch.rand(models, records, generator=generator, device=generator.device)
-        for indices in drawn.argsort(dim=1).split(size, dim=1):
-            yield indices, torch.ones(indices.shape, device=generator.device)
-
-
 def train(
     mlps: StackedMLP,
     inputs: Tensor,
@@ -163,7 +119,7 @@ def train(
         batches = poisson_batches(models, records, rate, generator)
     else:
         batches = shuffled_batches(models, records, plan.batch_size, generator)
-    optimizer = plan.optimizer(mlps.parameters)
+    optimizer = Optimizer(plan, mlps.parameters, records)
     every = torch.arange(models, device=labels.device).unsqueeze(1)
     for _, (indices, present) in zip(range(plan.steps), batches, strict=False):
         batch = inputs[every, indices], labels[every, indices]
@@ -176,12 +132,3 @@ def train(
             parameter.grad = step
         optimizer.step()
         after_step()
-
-
-def privatise(
-    clipped_sum: Tensor, privacy: Privacy, expected_batch_size: float, generator: torch.Generator
-) -> Tensor:
-    """Add Gaussian noise of standard deviation σ·C to a sum of clipped gradients, then average."""
-    noise = torch.empty_like(clipped_sum).normal_(generator=generator)
-    noise *= privacy.noise_multiplier * privacy.clip_norm
-    return (clipped_sum + noise) / expected_batch_size

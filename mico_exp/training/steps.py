@@ -1,0 +1,119 @@
+"""What training takes: how many steps on which batches, by which optimiser, and DP-SGD's numbers.
+
+Steps are counted, not epochs: with Poisson sampling a record is in a batch at rate q = batch / n,
+and an epoch is no more than a name for ⌈n / batch⌉ steps, after which a schedule may move.
+
+Axes: M models, B batch positions, n training records of a model.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mico_exp.challenge.records import Inputs
+from mico_exp.common import require
+from mico_exp.common.errors import InputError
+
+EPOCH, STEP = "epoch", "step"
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """DP-SGD's two numbers: noise multiplier σ and clipping norm C."""
+
+    noise_multiplier: float
+    clip_norm: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how a model is trained.
+
+    steps: that each model makes.
+    batch_size: of each; with privacy the expected one, which is q · n and divides the sum.
+    optimizer: makes one from a list of parameters.
+    schedule: of the learning rate, from `torch.optim.lr_scheduler`, made from the optimiser.
+    schedule_each: what it moves after, an ``epoch`` of ⌈n / batch⌉ steps or a ``step``.
+    augment: gives other inputs for those of a batch (B, …), each record by itself.
+    """
+
+    steps: int
+    batch_size: int
+    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
+    schedule: Callable[[torch.optim.Optimizer], Any] | None = None
+    schedule_each: str = EPOCH
+    augment: Callable[[Inputs], Inputs] | None = None
+
+    def __post_init__(self) -> None:
+        require.whole("steps", self.steps, 1)
+        require.whole("batch_size", self.batch_size, 1)
+        if self.schedule_each not in (EPOCH, STEP):
+            raise InputError(
+                f"`schedule_each` must be {EPOCH} or {STEP}, got {self.schedule_each!r:.80}."
+            )
+
+
+class Optimizer:
+    """A plan's optimiser and schedule over the parameters of a model, or of many stacked ones.
+
+    Args:
+        plan: that has them.
+        parameters: that it moves, by their `grad`.
+        records: n, which an epoch is of.
+    """
+
+    def __init__(self, plan: Plan, parameters: list[Tensor], records: int) -> None:
+        self.inner = plan.optimizer(parameters)
+        self.schedule = plan.schedule(self.inner) if plan.schedule else None
+        every = math.ceil(records / plan.batch_size)
+        self.every = every if plan.schedule_each == EPOCH else 1
+        self.done = 0
+
+    def step(self) -> None:
+        """Move the parameters, and the learning rate where it is time."""
+        self.inner.step()
+        self.done += 1
+        if self.schedule is not None and self.done % self.every == 0:
+            self.schedule.step()
+
+
+def poisson_batches(
+    models: int, records: int, rate: float, generator: torch.Generator
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Draw batches without end: every record of every model comes independently at `rate`.
+
+    Yields indices (M, B) and present (M, B) float, 0 where a model drew fewer than B records.
+    """
+    while True:
+        drawn = torch.rand(models, records, generator=generator, device=generator.device) < rate
+        row, column = drawn.nonzero(as_tuple=True)
+        position = drawn.cumsum(dim=1)[row, column] - 1
+        widest = int(drawn.sum(dim=1).max())
+        indices = torch.zeros(models, widest, dtype=torch.int64, device=generator.device)
+        present = torch.zeros(models, widest, device=generator.device)
+        indices[row, position] = column
+        present[row, position] = 1
+        yield indices, present
+
+
+def shuffled_batches(
+    models: int, records: int, size: int, generator: torch.Generator
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Draw batches without end: every epoch a new order for each model, the last batch smaller."""
+    while True:
+        drawn = torch.rand(models, records, generator=generator, device=generator.device)
+        for indices in drawn.argsort(dim=1).split(size, dim=1):
+            yield indices, torch.ones(indices.shape, device=generator.device)
+
+
+def privatise(
+    clipped_sum: Tensor, privacy: Privacy, expected_batch_size: float, generator: torch.Generator
+) -> Tensor:
+    """Add Gaussian noise of standard deviation σ·C to a sum of clipped gradients, then average."""
+    noise = torch.empty_like(clipped_sum).normal_(generator=generator)
+    noise *= privacy.noise_multiplier * privacy.clip_norm
+    return (clipped_sum + noise) / expected_batch_size

@@ -1,0 +1,160 @@
+"""Training of any network: one semantics, whatever way its gradients are found."""
+
+import functools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mico_exp.challenge.records import Features
+from mico_exp.common.errors import InputError
+from mico_exp.training import loop
+from mico_exp.training.loop import train_networks
+from mico_exp.training.steps import Plan, Privacy, poisson_batches, shuffled_batches
+
+CPU = torch.device("cpu")
+SGD = functools.partial(torch.optim.SGD, lr=0.5, momentum=0.9)
+
+
+@pytest.fixture
+def records():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(30, 6, generator=generator)
+    return Features(features, torch.randint(3, (30,), generator=generator))
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def gens(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def train(model, records, plan, privacy=None, seed=3, own=range(30), **more):
+    return train_networks([model], records, [list(own)], plan, gens(seed), privacy, CPU, **more)
+
+
+def weights(model):
+    return [one.detach().clone() for one in model.parameters()]
+
+
+def test_without_privacy_it_is_torchs_own_training(records):
+    model, expected = network(), network()
+    schedule = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    own = list(range(4, 29))
+    plan = Plan(9, 8, SGD, schedule)
+    assert train(model, records, plan, own=own) == [None]
+    optimizer = SGD(expected.parameters())
+    source = source_of_batches(3)
+    for step, (indices, _) in zip(range(9), shuffled_batches(1, 25, 8, source), strict=False):
+        optimizer.param_groups[0]["lr"] = 0.5 * 0.5 ** (step // 4)  # an epoch is 4 steps
+        some = torch.tensor(own)[indices[0]]
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(expected(records.features[some]), records.labels[some])
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(model), weights(expected))
+    assert not model.training
+
+
+def test_dp_sgd_is_its_definition(records):
+    model, expected, told = network(), network(), []
+    plan = Plan(5, 6, SGD)
+    done = train(model, records, plan, Privacy(0.0, 0.3), after_step=told.append)
+    assert done == [None]
+    optimizer = SGD(expected.parameters())
+    source = source_of_batches(3)
+    for _, (indices, _) in zip(range(5), poisson_batches(1, 30, 0.2, source), strict=False):
+        sums = [torch.zeros_like(one) for one in expected.parameters()]
+        for i in indices[0]:
+            loss = nn.functional.cross_entropy(expected(records.features[i]), records.labels[i])
+            found = torch.autograd.grad(loss, list(expected.parameters()))
+            norm = math.sqrt(sum(float(one.square().sum()) for one in found))
+            for total, one in zip(sums, found, strict=True):
+                total += one * min(1.0, 0.3 / norm)
+        for one, total in zip(expected.parameters(), sums, strict=True):
+            one.grad = total / 6
+        optimizer.step()
+    torch.testing.assert_close(weights(model), weights(expected), rtol=1e-5, atol=1e-6)
+    assert [one.step for one in told] == [1, 2, 3, 4, 5]
+
+
+def test_an_empty_batch_is_noise_and_a_step(records):
+    def fails(*_):
+        raise AssertionError("a forward pass")
+
+    model, told = network(), []
+    model.register_forward_hook(fails)
+    before = weights(model)
+    plan = Plan(1, 1, functools.partial(torch.optim.SGD, lr=1.0))
+    # the chance of an empty batch is about 1/e
+    seed = next(
+        seed for seed in range(30) if not len(next(iter(drawn_batches(seed, 30, 1 / 30)))[0][0])
+    )
+    assert train(model, records, plan, Privacy(2.0, 0.5), seed, after_step=told.append) == [None]
+    moved = torch.cat([(a - b).ravel() for a, b in zip(weights(model), before, strict=True)])
+    assert moved.std().item() == pytest.approx(1.0, rel=0.35)
+    assert math.isnan(told[0].loss)
+
+
+def drawn_batches(seed, records, rate):
+    return poisson_batches(1, records, rate, source_of_batches(seed))
+
+
+def source_of_batches(seed):
+    """A model's generator, after the two seeds that it gives first."""
+    (source,) = gens(seed)
+    torch.randint(loop.SEEDS, (2,), generator=source)
+    return source
+
+
+@pytest.mark.parametrize("privacy", [None, Privacy(1.0, 1.0)])
+def test_a_model_hangs_on_its_own_generator_alone(records, privacy):
+    def make():
+        return nn.Sequential(network(), nn.Dropout(0.5), nn.Linear(3, 3))
+
+    plan = Plan(4, 6, SGD)
+    torch.manual_seed(0)
+    models = [make() for _ in range(3)]
+    start = [model.state_dict() for model in models]
+    start = [{name: one.clone() for name, one in state.items()} for state in start]
+    own = [range(10, 30), range(20), range(30)]
+    before = torch.get_rng_state()
+    train_networks(models, records, own, plan, gens(1, 2, 3), privacy, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+    alone = make()
+    alone.load_state_dict(start[1])
+    torch.manual_seed(99)
+    train_networks([alone], records, own[1:2], plan, gens(2), privacy, CPU)
+    assert all(map(torch.equal, weights(alone), weights(models[1])))
+
+
+@pytest.mark.parametrize("privacy", [None, Privacy(1.0, 1.0)])
+def test_a_loss_of_nan_stops_its_model_alone(records, privacy):
+    class Breaks(nn.Module):
+        def __init__(self, at):
+            super().__init__()
+            self.inner, self.left = network(), at
+
+        def forward(self, x):
+            self.left -= self.training
+            return self.inner(x) * (math.nan if self.left < 0 else 1.0)
+
+    models = [Breaks(10_000), Breaks(0), Breaks(10_000)]
+    stopped = train_networks(
+        models, records, [range(30)] * 3, Plan(4, 6, SGD), gens(1, 2, 3), privacy, CPU
+    )
+    assert stopped[0] is stopped[2] is None
+    assert stopped[1] == "its loss is nan at step 1 of 4"
+
+
+def test_what_cannot_be_trained_is_refused_with_the_reason(records):
+    with pytest.raises(InputError, match="`batch_size` must be at most the 4 records"):
+        train(network(), records, Plan(1, 5, SGD), own=range(4))
+    mixing = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    with pytest.raises(InputError, match="layer `1` is a BatchNorm1d, which mixes"):
+        train(mixing, records, Plan(1, 5, SGD), Privacy(1.0, 1.0))
+    assert train(mixing, records, Plan(1, 5, SGD)) == [None]
