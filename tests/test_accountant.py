@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from mico_exp.common.errors import InputError
-from mico_exp.training import accountant
+from mico_exp.training import accountant, pld
 from mico_exp.training.accountant import noise_multiplier, spent_epsilon
 
 OURS = 32 / 300, 400  # sample rate and steps of the embedded challenge
@@ -159,3 +159,55 @@ def test_more_noise_spends_less():
     spent = [spent_epsilon(sigma, 1e-5, *OURS) for sigma in (1, 8, 100)]
     assert spent == sorted(spent, reverse=True)
     assert np.diff(spent).max() < 0
+
+
+CIFAR10 = 512 / 50_000, 50 * 98
+PURCHASE100 = 512 / 150_000, 30 * 293
+SST2 = 1024 / 67_349, 3 * 66
+
+
+@pytest.mark.parametrize(
+    ("run", "sigma", "epsilon"),
+    [
+        *((CIFAR10, 0.698, 10), (CIFAR10, 1.035, 4), (PURCHASE100, 0.541, 10)),
+        *((PURCHASE100, 0.704, 4), (SST2, 0.501, 10), (SST2, 0.686, 4)),
+        *((OURS, 1.295, 10), (OURS, 2.472, 4)),
+    ],
+)
+def test_the_noise_of_the_tracks(run, sigma, epsilon):
+    """To three digits: half of the last one more or less is beyond ε, or below it."""
+    less, more = (pld.epsilon(s, 1e-5, *run, mesh=1e-3) for s in (sigma - 5e-4, sigma + 5e-4))
+    assert more < epsilon < less + 0.002
+
+
+def test_privacy_loss_distributions_of_what_closed_forms_tell():
+    whole = exact(lambda epsilon: gaussian_delta(epsilon, 2), 1e-5)
+    assert 0 <= pld.epsilon(math.sqrt(30) / 2, 1e-5, 1.0, 30, mesh=1e-3) - whole < 5e-3
+    sampled = exact(lambda epsilon: one_step_delta(epsilon, 1.0, 0.1), 1e-5)
+    assert 0 <= pld.epsilon(1.0, 1e-5, 0.1, 1, mesh=1e-3) - sampled < 5e-3
+    epsilons = np.linspace(0, 3, 7)
+    expected = [one_step_delta(one, 1.0, 0.1) for one in epsilons]
+    assert np.allclose(pld.deltas(epsilons, 1.0, 0.1, 1, mesh=1e-3), expected, rtol=1e-3, atol=1e-7)
+    # Replaced, a record moves the mean of a Gaussian by 2, not by 1.
+    twice = exact(lambda epsilon: gaussian_delta(epsilon, 2), 1e-5)
+    assert 0 <= pld.epsilon(1.0, 1e-5, 1.0, 1, replace_one=True, mesh=1e-3) - twice < 5e-3
+
+
+def test_replacing_a_record_is_no_fixed_multiple():
+    found = [pld.epsilon(s, 1e-5, *OURS, replace_one=True, mesh=1e-3) for s in (2.472, 1.295)]
+    assert found[0] == pytest.approx(8.30, abs=0.01)
+    assert found[1] / 10 < 0.91 * found[0] / 4
+
+
+def test_a_search_by_privacy_loss_distributions(monkeypatch):
+    sigma = noise_multiplier(4.0, 1e-5, *OURS, "pld")
+    assert sigma == pytest.approx(2.472, abs=5e-4)
+    assert 4 - 0.003 < spent_epsilon(sigma, 1e-5, *OURS, "pld") <= 4
+    assert spent_epsilon(sigma, 1e-5, *OURS) == pytest.approx(4, abs=0.02)  # by Opacus
+    monkeypatch.setattr(pld, "MOST_POINTS", 2**22)  # the same edge, sooner reached
+    for asked in [(0.02, 1e-5, 1.0, 10**9), (10.0, 0.01, 1e-4, 2)]:
+        with pytest.raises(InputError, match=r"`epsilon` = .* cannot be met") as caught:
+            noise_multiplier(*asked, "pld")
+        assert len(str(caught.value).splitlines()) == 1
+    assert spent_epsilon(0.0, 1e-5, 0.1, 10, "pld") == math.inf
+    assert spent_epsilon(1e-3, 1e-5, 0.1, 10, "pld") == math.inf
