@@ -8,12 +8,15 @@ import signal
 import socket
 import time
 import urllib.request
+from importlib.resources import files
 
 import numpy as np
 import pytest
+import torch
 from browser import open_page
 from commands import run, start
 from conftest import SIZES, SWEPT, SWEPT_SIZES
+from jsonschema import Draft202012Validator
 from mlflow import MlflowClient
 
 from mico_exp.challenge.tree import load_scenario
@@ -89,6 +92,56 @@ def test_it_stands_alone(reported, page):
     assert targets == set(re.findall(r'<section id="(\w+)"', page))
 
 
+def test_the_same_runs_give_the_same_bytes(reported):
+    folder, *_ = reported
+    names = ("digits.html", "digits.json")
+    before = [(folder / "reports" / name).read_bytes() for name in names]
+    run("mico_exp.report", *SWEPT_SIZES, cwd=folder)
+    assert [(folder / "reports" / name).read_bytes() for name in names] == before
+
+
+def test_the_json_is_of_its_schema_and_says_what_the_selection_says(reported):
+    folder, *_ = reported
+    schema = json.loads((files("mico_exp") / "schemas" / "report.schema.json").read_text())
+    Draft202012Validator.check_schema(schema)
+    told = json.loads((folder / "reports" / "digits.json").read_text())
+    Draft202012Validator(schema).validate(told)
+    selection = json.loads((folder / "submissions" / "selection_digits.json").read_text())
+    for one in told["scenarios"]:
+        found = selection["scenarios"][one["scenario"]]
+        assert one["chosen"] == found["verdict"]["cell"]
+        assert one["nested_estimate"] == found["procedure"]
+        assert one["came_out"] == found["came_out"]
+        assert [cell["cell"] for cell in one["cells"]] == CELLS
+        assert [cell["tpr_at_fpr_0.1"] for cell in one["cells"]] == [
+            cell["tpr"] for cell in found["cells"]
+        ]
+
+
+def test_what_is_documented_can_be_counted_on_disk(reported, page):
+    """Shadow models, training records and parameters, and what was tried and was not."""
+    told = json.loads((reported[0] / "reports" / "digits.json").read_text())["scenarios"]
+    for one in told:
+        models = reported[0] / "data" / "digits" / one["scenario"] / "train"
+        assert one["adversary"]["has"].startswith(f"{len(list(models.iterdir()))} shadow models")
+        state = torch.load(next(models.glob("*/model.pt")), weights_only=True)
+        parameters = sum(tensor.numel() for tensor in state.values())
+        ratio = one["elements"]["Training data for each parameter"]
+        solution = load_scenario(reported[0] / "data", "digits", one["scenario"], SIZES)
+        (count,) = {
+            int(model.split(SIZES).trained_on(SIZES.records).sum())
+            for model in solution.phases["train"]
+        }
+        assert ratio.startswith(f"{count:,} training records for {parameters:,} parameters")
+        assert ratio.endswith(f"{count / parameters:.3g} for each.")
+        assert one["tried"]["metrics"] == "confidence, loss"
+        assert "lira_online" in one["tried"]["formulas not tried"].split(", ")
+        assert "0" not in one["tried"]["formulas not tried"].split(", ")
+        final = one["came_out"]["final"]["value"]
+        assert f"of 1,000 members {1000 * final:.0f} are told" in one["residual_risk"]
+    assert page.count("Impact assessments, and decisions that none was needed") == 3
+
+
 def test_it_counts_what_the_sweep_extracted(page):
     """Two metrics of one pass: the models of each scenario once, however many cells there are."""
     rows = re.findall(r"<td[^>]*>([^<]*)</td></tr>", page)
@@ -122,7 +175,7 @@ def test_it_says_what_the_selection_says(reported, page):
     assert "scenario=inf,hi,lo metric=confidence,loss formula=0,1,2" in page
     assert " ".join(SWEPT) in page
     assert re.search(r"<td>DP-SGD, ε = 10 \(recorded: 9\.99[0-9]+\)</td>", page)
-    assert page.count("(recorded:") == 2
+    assert page.count("(recorded:") == 4  # in the protocol and the documentation
     assert "which differs" not in page
 
 

@@ -1,14 +1,14 @@
 """Writes one self-contained HTML file about a challenge: its grid, its choice, how sure that is.
 
 ``python -m mico_exp.report`` reads MLflow and writes ``reports/<challenge>.html``, which needs no
-network and no server. Truth of dev and final is shown where it is known, and never chooses.
+network and no server, and ``reports/<challenge>.json``, of the same content for programs. The same
+runs give the same bytes. Truth of dev and final is shown where it is known, and never chooses.
 """
 
 import base64
 import json
 import math
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,22 @@ from mico_exp.commands.choosing import (
     describe_rule,
     find_scenarios,
 )
+from mico_exp.commands.documentation import (
+    LIMITS,
+    Documented,
+    adversaries,
+    documented,
+    tested,
+)
 from mico_exp.common.arrays import Mask
 from mico_exp.common.atomic import write_text
 from mico_exp.config import advice, compose
-from mico_exp.config.compose import Challenge, Selection
+from mico_exp.config.compose import Challenge
 from mico_exp.config.options import option_names
 from mico_exp.results.cell import Membership, Predicted
 from mico_exp.results.plots import SCENARIO_STYLES, Curve, exposure_plot, heatmap, png, roc_plot
 from mico_exp.results.scoring import roc
-from mico_exp.results.selection import Selected
+from mico_exp.results.selection import Selected, Verdict
 from mico_exp.runs import provenance
 from mico_exp.runs.cells_alike import order_of, sizes_of
 from mico_exp.runs.record import CellRecord
@@ -55,20 +62,36 @@ def command(cfg: DictConfig) -> None:
         for name, one in chosen.items()
     }
     shown = [_scenario(name, one, scenarios[name]) for name, one in chosen.items()]
-    rocs = _rocs(challenge.name, scenarios, chosen)
+    documents = [
+        documented(
+            challenge.setups[one["name"]],
+            scenarios[one["name"]],
+            chosen[one["name"]],
+            one["privacy"],
+        )
+        for one in shown
+    ]
+    facts = {
+        "challenge": challenge.name,
+        "code_version": provenance.code_version(),
+        "tested": tested(chosen.values()),
+        "rule": describe_rule(selection),
+        "resamples": selection.resamples,
+        "commands": _commands(challenge, chosen, exposed),
+        "limits": list(LIMITS),
+    }
+    plots = _rocs(challenge.name, scenarios, chosen), _exposures(challenge.name, exposed)
     path = how.folder / f"{challenge.name}.html"
-    commands = _commands(challenge, chosen, exposed)
-    exposures = _exposures(challenge.name, exposed)
-    write_text(path, _page(challenge.name, selection, shown, rocs, commands, exposures))
+    write_text(path, _page(facts, shown, documents, *plots))
+    write_text(path.with_suffix(".json"), facts_of(facts, chosen, shown, documents))
     print(f"Report: {path.absolute().as_uri()}")
 
 
 def _page(
-    challenge: str,
-    selection: Selection,
+    facts: Mapping[str, Any],
     scenarios: Sequence[Mapping[str, Any]],
+    documents: Sequence[Documented],
     rocs: Sequence[Mapping[str, str]],
-    commands: Sequence[str],
     exposures: Mapping[str, Any] | None,
 ) -> str:
     """Fill the template."""
@@ -79,18 +102,73 @@ def _page(
     )
     pages.filters |= {"interval": _interval, "number": _number, "count": _count}
     return pages.get_template("report.html").render(
-        challenge=challenge,
-        written=time.strftime("%Y-%m-%d %H:%M"),
-        code_version=provenance.code_version(),
-        rule=describe_rule(selection),
-        resamples=f"{selection.resamples:,}",
+        **facts,
         scenarios=scenarios,
+        documents=documents,
+        adversaries=adversaries(documents),
         phases=[p for p in ("dev", "final") if any(p in one["came_out"] for one in scenarios)],
         rocs=rocs,
-        commands=commands,
         exposures=exposures,
         versions=[pair for one in scenarios for pair in one["versions"]],
     )
+
+
+def facts_of(
+    facts: Mapping[str, Any],
+    chosen: Mapping[str, Chosen],
+    scenarios: Sequence[Mapping[str, Any]],
+    documents: Sequence[Documented],
+) -> str:
+    """The report as JSON, by the schema ``mico_exp/schemas/report.schema.json``."""
+    told = [
+        _facts(chosen[document.name].selected, shown, document)
+        for shown, document in zip(scenarios, documents, strict=True)
+    ]
+    return json.dumps({**facts, "scenarios": told}, indent=2, allow_nan=False) + "\n"
+
+
+def _facts(selected: Selected, shown: Mapping[str, Any], document: Documented) -> dict[str, Any]:
+    """What the report says of one scenario; null where a figure has no meaning."""
+    return {
+        "scenario": document.name,
+        "privacy": shown["privacy"],
+        "protocol": shown["protocol"],
+        "chosen": selected.verdict.cell,
+        "nested_estimate": _finite(selected.procedure),
+        "nested_estimate_interval": _ends(selected.procedure_interval),
+        "came_out": {
+            phase: {name: _finite(value) for name, value in one.items()}
+            for phase, one in shown["came_out"].items()
+        },
+        "cells": [_cell(one) for one in selected.cells],
+        "adversary": document.adversary,
+        "tried": document.tried,
+        "residual_risk": document.remains,
+        "elements": document.elements,
+        "fingerprints": dict(shown["versions"]),
+    }
+
+
+def _cell(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "cell": verdict.cell,
+        "run": verdict.run_id,
+        "tpr_at_fpr_0.1": _finite(verdict.tpr),
+        "tpr_interval": _ends(verdict.tpr_interval),
+        "auc": _finite(verdict.auc),
+        "difference": _finite(verdict.difference),
+        "difference_interval": _ends(verdict.difference_interval),
+        "probability_best": _finite(verdict.probability_best),
+        "ties_with_chosen": bool(verdict.like_chosen),
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _ends(interval: Sequence[float] | None) -> list[float | None] | None:
+    return None if interval is None else [_finite(one) for one in interval]
 
 
 def _interval(value: tuple[float, float] | None) -> str:
