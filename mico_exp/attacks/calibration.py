@@ -1,8 +1,8 @@
 """From raw scores to predictions in [0, 1]: who is a shadow model of whom, and one formula.
 
-Axes: T target models, t of them at once, S train (shadow) models, P challenge points of a target,
-U unique points. Where models have unequal numbers of points, rows end in columns of `NONE`, which
-no formula sees; scores are NaN there.
+Axes: T target models, t of them at once, S shadow models, the train models and the reference models
+after them, P challenge points of a target, U unique points. Where models have unequal numbers of
+points, rows end in columns of `NONE`, which no formula sees; scores are NaN there.
 """
 
 from collections.abc import Callable, Iterator
@@ -171,8 +171,8 @@ def calibrate(
         formula: plain, or one that sees gaps.
         own: (T, P) each target's scores at its own points; NaN where the model has none. There,
             and where no shadow model has a score, the result is the median of all others.
-        shadow: (S, U) scores of the train models at all points; NaN takes no part.
-        is_member: (S, U) True where the train model was trained on the point.
+        shadow: (S, U) scores of the shadow models at all points; NaN takes no part.
+        is_member: (S, U) True where the shadow model was trained on the point.
         columns: (T, P) where each target's points lie in the U columns; `NONE` at the end of a row
             with fewer points than others.
         left_out: (T,) the shadow model that takes no part for each target: where targets are
@@ -298,7 +298,7 @@ class _PooledModels(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Shadows:
-    """The train models' scores (S, U), 0 where there is none, and masks of the two sides."""
+    """The shadow models' scores (S, U), 0 where there is none, and masks of the two sides."""
 
     shadow: Floats
     inside: Mask
@@ -318,7 +318,7 @@ class _Shadows:
             told = " with one left out" if left_out is not None else ""
             raise InputError(
                 "Calibration needs at least one shadow model for each target, got "
-                f"{len(shadow)} train model(s){told}."
+                f"{len(shadow)} train and reference model(s){told}."
             )
         usable = np.isfinite(shadow)
         shadow = np.where(usable, shadow, 0)

@@ -1,7 +1,8 @@
 """All that an attack may use on one scenario: scores, who trained on what, classes, what is told.
 
-Axes: T target models of a phase, S train (shadow) models, P challenge points of a target, U unique
-points, K points of one model whose membership is disclosed. Where models have unequal numbers of
+Axes: T target models of a phase, S shadow models, the train models and the reference models after
+them, P challenge points of a target, U unique points, K points of one model whose membership is
+disclosed. Where models have unequal numbers of
 points, rows (T, P) end in NaN, and in False for membership; `points.there` says where.
 """
 
@@ -93,7 +94,7 @@ class Evidence:
             scores: of one metric.
             phase: of the models.
             targets: which of them; None for all.
-            shadows: train models that they are judged by; None for all but the target itself.
+            shadows: models that they are judged by; None for all but the target itself.
 
         Raises:
             InputError: training sets are not disclosed.

@@ -15,13 +15,16 @@ seen the membership of the fold that is scored. So folds are nested:
   all turns are averaged;
 - where train models share points, a point is scored by what was learnt at other points.
 
+Reference models are in no fold: nobody is scored or learnt from among them, so all rows may be
+described by them.
+
 Models of dev and final are no shadow models: they are scored by what all train models teach, each
 described by the shadow models outside its own fold, and are themselves described by those outside
 one fold in turn. What is compared is then alike everywhere.
 
-Axes: T target models, S train models, P points of a target, U unique points, F features, N rows
-(a target at a point). Where a target has fewer points than others there is no row: what is said of
-it at the end of (T, P) is never looked at.
+Axes: T target models, S shadow models, the train models and the reference models after them, P
+points of a target, U unique points, F features, N rows (a target at a point). Where a target has
+fewer points than others there is no row: what is said of it at the end of (T, P) is never looked at.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,6 +39,7 @@ from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices, Mask
 from mico_exp.common.errors import InputError
 
+NO_FOLD = -1  # of a reference model
 FEWEST_FOLDS = 3  # one is scored, one is learnt from, and the others' models are its shadows
 POINT_FOLDS = 2  # where train models share points
 Hidden = frozenset[int]  # folds whose train models serve as nobody's shadow models
@@ -47,8 +51,8 @@ Transform = Callable[[Floats], Floats]
 class Folds:
     """Who is in which fold, drawn once and for all.
 
-    of_model: (S,) fold of each train model. of_point: (U,) fold of each unique point, all the same
-    where no two train models share one.
+    of_model: (S,) fold of each train model, `NO_FOLD` of a reference model. of_point: (U,) fold of
+    each unique point, all the same where no two train models share one.
     """
 
     of_model: Indices
@@ -71,7 +75,9 @@ class Folds:
                 f"What learns from the train models needs at least {fewest} of them, got {models}."
             )
         count = min(count, models)
+        references = np.full(len(points.is_member) - models, NO_FOLD)
         of_model = np.random.default_rng(0).permutation(models) % count
+        of_model = np.concatenate([of_model, references])
         taken = columns[points.there("train")]
         shared = len(np.unique(taken)) < len(taken)
         order = np.random.default_rng(1).permutation(len(points.unique))
@@ -101,22 +107,24 @@ class FoldSides:
 
     Args:
         shadow: (S, U) scores; NaN takes no part.
-        is_member: (S, U) True where the train model was trained on the point.
-        folds: of the train models.
+        is_member: (S, U) True where the model was trained on the point.
+        folds: of the models.
     """
 
     def __init__(self, shadow: Floats, is_member: Mask, folds: Folds) -> None:
         usable = np.isfinite(shadow)
         known = np.where(usable, shadow, 0)
-        self.of_fold = []
-        for fold in range(folds.count):
+        self.of_fold = {}
+        for fold in (*range(folds.count), NO_FOLD):
             some = folds.of_model == fold
+            if not some.any():
+                continue
             masks = (mask[some] & usable[some] for mask in (is_member, ~is_member))
-            self.of_fold.append([side(known[some], mask) for mask in masks])
+            self.of_fold[fold] = [side(known[some], mask) for mask in masks]
 
     def without(self, hidden: Hidden, columns: Indices) -> tuple[Side, Side]:
         """In and out models outside `hidden` at the points in `columns`, in that shape."""
-        shown = [sides for fold, sides in enumerate(self.of_fold) if fold not in hidden]
+        shown = [sides for fold, sides in self.of_fold.items() if fold not in hidden]
         inside, outside = (
             joined([Side(*(part[columns] for part in one)) for one in parts])
             for parts in zip(*shown, strict=True)

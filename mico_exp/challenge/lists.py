@@ -10,7 +10,8 @@ Beside or in place of its three seeds a model's folder may hold
   Without either a train model is asked about every record.
 
 ``train/keep.npy`` (M, N) tells the members of a whole pool at once; row i is that of the i-th
-model in the order of their numbers.
+model in the order of their numbers. A reference model, in ``shadow/``, tells its members in the
+same ways, and is asked about nothing of its own.
 
 Axes: M models of a pool, N records of the data set.
 """
@@ -67,6 +68,7 @@ class Lists:
 
     members, challenge: its lists; None where there is none. keep: its pool's mask. row: the
     model's place in that. secret: a dev or final model, whose challenge points are not told.
+    asked: challenge points of a reference model, in place of what is listed.
     """
 
     members: List | None
@@ -74,6 +76,7 @@ class Lists:
     keep: List | None
     row: int
     secret: bool
+    asked: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, folder: Path, row: int) -> "Lists | None":
@@ -107,6 +110,8 @@ class Lists:
 
     def length(self, records: int) -> int:
         """How many challenge points there are."""
+        if self.asked is not None:
+            return len(self.asked)
         return records if self.challenge is None else len(read_points(self.challenge, records))
 
     def points(self, records: int) -> Indices:
@@ -115,6 +120,8 @@ class Lists:
         Raises:
             InputError: the list cannot be read, repeats a record or names one that is not there.
         """
+        if self.asked is not None:
+            return _array(self.asked)
         return _every(records) if self.challenge is None else read_points(self.challenge, records)
 
     def members_of(self, records: int) -> Mask:
@@ -168,6 +175,11 @@ class Lists:
 @lru_cache(maxsize=KEPT_LISTS)
 def _every(records: int) -> Indices:
     return _fixed(np.arange(records))
+
+
+@lru_cache(maxsize=KEPT_LISTS)
+def _array(points: tuple[int, ...]) -> Indices:
+    return _fixed(np.array(points, dtype=np.int64))
 
 
 @lru_cache(maxsize=KEPT_LISTS)

@@ -1,7 +1,7 @@
 """Challenge points of a scenario, whose members they are, and points whose membership is told.
 
-Axes: T target models, S train (shadow) models, P challenge points of one model, U unique
-challenge points of a scenario, N records of the data set.
+Axes: T target models, S shadow models, the train models and the reference models after them, P
+challenge points of one model, U unique challenge points of a scenario, N records of the data set.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mico_exp.challenge.lists import KEEP, MEMBERS
+from mico_exp.challenge.phases import SHADOW
 from mico_exp.challenge.protocol import Sizes, Split
 from mico_exp.challenge.tree import SEEDS, ModelFolder, Scenario, check_solution
 from mico_exp.common.arrays import Indices, padded
@@ -28,8 +29,8 @@ class ChallengePoints:
     points than others has `NONE` in the places at the end of its row. Where models share their
     points, all rows are one in memory.
     unique: (U,) the record indices that occur in any phase, ascending.
-    is_member: (S, U) True where the train model was trained on the point.
-    solution: (S, P) True where the train model's own challenge point is a member.
+    is_member: (S, U) True where the shadow model was trained on the point.
+    solution: (T, P) True where a train model's own challenge point is a member.
     """
 
     of_phase: dict[str, Indices]
@@ -88,14 +89,15 @@ def _unique(of_phase: Mapping[str, Indices]) -> Indices:
 
 
 def challenge_points(scenario: Scenario) -> ChallengePoints:
-    """Derive all challenge points of a scenario and the train models' membership of them.
+    """Derive all challenge points of a scenario and the shadow models' membership of them.
 
     Raises:
-        InputError: a train model lacks a seed or list, or what its folder tells disagrees.
+        InputError: a train or reference model lacks a seed or list, or what a folder tells
+            disagrees.
     """
     sizes = scenario.sizes
     of_phase, solutions = {}, []
-    trained_on = []  # (N,) of each train model, as bits: all index arrays would take 200 MB
+    trained_on = []  # (N,) of each shadow model, as bits: all index arrays would take 200 MB
     for phase, models in scenario.phases.items():
         rows = []
         for model in models:
@@ -110,6 +112,8 @@ def challenge_points(scenario: Scenario) -> ChallengePoints:
                 model.check_lists(sizes, split)
             rows.append(split.challenge)
         of_phase[phase] = padded(rows, NONE)
+    references = (disclosed(model, sizes) for model in scenario.shadow)
+    trained_on += [np.packbits(split.trained_on(sizes.records)) for split in references]
     solution = padded(solutions, False)
     unique = _unique(of_phase)
     is_member = np.empty((len(trained_on), len(unique)), dtype=bool)
@@ -193,17 +197,21 @@ def known_sample(
 
 
 def disclosed(model: ModelFolder, sizes: Sizes) -> Split:
-    """Index sets of a train model, all of which are known.
+    """Index sets of a train or reference model, all of which are known.
 
     Raises:
         InputError: it lacks a seed or list, or what its folder tells disagrees.
     """
     if not model.discloses_all:
-        raise InputError(f"{undisclosed(model)} is missing: a train model must disclose it.")
+        raise InputError(f"{undisclosed(model)} is missing: a {_kind(model)} must disclose it.")
     split = model.split(sizes)
     check_solution(model, sizes, model.path / "solution.csv", split)
     model.check_lists(sizes, split)
     return split
+
+
+def _kind(model: ModelFolder) -> str:
+    return "reference model" if model.path.parent.name == SHADOW else "train model"
 
 
 def undisclosed(model: ModelFolder) -> Path:

@@ -1,7 +1,8 @@
 """The competition's tree: scenarios, and each model's folder with what is known of it.
 
 A *scenario* such as ``digits_inf`` has up to three *phases* (train, dev, final), each a list of
-models in the order of their numbers.
+models in the order of their numbers. Beside them may lie reference models (shadow), which tell what
+is usual and are attacked by nobody.
 What is known of a model lies in its folder; the truth of dev and final models lies apart
 (`read_truth`) and is read by scoring alone.
 
@@ -11,8 +12,8 @@ Axes: T target models, P = 2m challenge points of one model.
 import codecs
 import hashlib
 import re
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mico_exp.challenge.lists import KEEP, MEMBERS, List, Lists, check_keep, read_members
-from mico_exp.challenge.phases import PHASES, SUBMITTED
+from mico_exp.challenge.phases import PHASES, SHADOW, SUBMITTED
 from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split, of_seeds, permutation, split
 from mico_exp.common import require
 from mico_exp.common.arrays import padded
@@ -125,12 +126,19 @@ class Scenario:
     """The models of one scenario by phase, in the order of their numbers.
 
     `challenge` is the submission it belongs to (``digits``), `name` its folder (``digits_inf``).
+    `shadow` are reference models beside the train models, which have no challenge points.
     """
 
     challenge: str
     name: str
     sizes: Sizes
     phases: dict[str, tuple[ModelFolder, ...]]
+    shadow: tuple[ModelFolder, ...] = ()
+
+    @property
+    def every(self) -> dict[str, tuple[ModelFolder, ...]]:
+        """All models by phase, reference models last."""
+        return {**self.phases, **({SHADOW: self.shadow} if self.shadow else {})}
 
     @property
     def discloses(self) -> bool:
@@ -143,8 +151,8 @@ class Scenario:
         return f"{self.challenge}/{self.name}"
 
     def models(self) -> Iterator[tuple[str, ModelFolder]]:
-        """Every model with the name of its phase."""
-        for phase, models in self.phases.items():
+        """Every model with the name of its phase, reference models last."""
+        for phase, models in self.every.items():
             for model in models:
                 yield phase, model
 
@@ -258,18 +266,74 @@ def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenar
     """Find a scenario's models and read their seeds; phases without models are left out.
 
     Raises:
-        InputError: no train models, a seed that is missing or out of range, or a model twice.
+        InputError: no train models and no reference models that stand in for them, a seed that is
+            missing or out of range, or a model twice.
     """
-    folder = scenario_folder(root, challenge, name)
-    phases = {
-        phase: found for phase in PHASES if (found := read_models(folder / phase, sizes.records))
-    }
-    if "train" not in phases:
-        raise InputError(f"{folder / 'train'} holds no folder named model_0, model_1, …")
-    scenario = Scenario(challenge, name, sizes, phases)
+    scenario = find_scenario(root, challenge, name, sizes)
+    if "train" not in scenario.phases:
+        folder = scenario_folder(root, challenge, name)
+        raise InputError(
+            f"{folder / 'train'} holds no folder named model_0, model_1, …, and {folder / SHADOW} "
+            "none either: there is nothing to compare with. `python -m mico_exp.shadow` trains "
+            "reference models by the data set's `recipe`."
+        )
     if same := equal_seeds(model for _, model in scenario.models()):
         raise InputError(same)
     return scenario
+
+
+def find_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenario:
+    """Find as much of a scenario as is there, and it may be nothing.
+
+    Raises:
+        InputError: a seed is missing or out of range, or a list is there twice.
+    """
+    folder = scenario_folder(root, challenge, name)
+    found = {one: read_models(folder / one, sizes.records) for one in (*PHASES, SHADOW)}
+    return arranged(challenge, name, sizes, found)
+
+
+def arranged(
+    challenge: str, name: str, sizes: Sizes, found: Mapping[str, tuple[ModelFolder, ...]]
+) -> Scenario:
+    """Arrange the models found in every phase, `SHADOW` among them.
+
+    Reference models are asked about nothing of their own. Where there are no train models, an
+    attack has to be validated on something all the same: then they stand in for them, each of them
+    left out in turn, and are asked at the points of all dev and final models. Those that leave out
+    the points of one target do not, as nobody is a member there.
+    """
+    phases = {phase: found[phase] for phase in PHASES if found.get(phase)}
+    shadow, stand_ins = found.get(SHADOW, ()), ()
+    if "train" not in phases and shadow:
+        stand_ins = _asked([one for one in shadow if not left_out(one)], _points(phases, sizes))
+        phases = {**({"train": stand_ins} if stand_ins else {}), **phases}
+    others = [one for one in shadow if not stand_ins or left_out(one)]
+    return Scenario(challenge, name, sizes, phases, _asked(others, ()))
+
+
+LEFT_OUT = "left_out"  # file of a reference model: the target whose points it was trained without
+
+
+def left_out(model: ModelFolder) -> bool:
+    """Tell whether a reference model was trained on all but one target's challenge points."""
+    return (model.path / LEFT_OUT).exists()
+
+
+def _asked(
+    models: Iterable[ModelFolder], points: tuple[int, ...] | None
+) -> tuple[ModelFolder, ...]:
+    """The same reference models, with these challenge points in place of what lists say."""
+    return tuple(
+        one if one.lists is None else replace(one, lists=replace(one.lists, asked=points))
+        for one in models
+    )
+
+
+def _points(phases: Mapping[str, tuple[ModelFolder, ...]], sizes: Sizes) -> tuple[int, ...] | None:
+    """Challenge points of all models, ascending; None where there are none."""
+    asked = [one.split(sizes).challenge for models in phases.values() for one in models]
+    return tuple(np.unique(np.concatenate(asked)).tolist()) if asked else None
 
 
 def read_models(phase: Path, records: int) -> tuple[ModelFolder, ...]:

@@ -118,7 +118,7 @@ def _about_models(cell: Cell, record: CellRecord) -> CellRecord:
         num_records=len(setup.records.labels),
         unique_points=len(setup.points.unique),
         validation_points=int(setup.points.there("train").sum()),
-        models={phase: len(targets) for phase, targets in setup.points.of_phase.items()},
+        models={phase: len(models) for phase, models in setup.found.every.items()},
         identity=setup.identity.of_cell(cell.metric_code, cell.formula_code),
     )
 

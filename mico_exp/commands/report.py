@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import DictConfig
 
-from mico_exp.challenge.phases import CALLED
+from mico_exp.challenge.phases import CALLED, PHASES
 from mico_exp.challenge.tree import Scenario
 from mico_exp.commands.choosing import (
     Chosen,
@@ -215,12 +215,13 @@ def _scenario(name: str, chosen: Chosen, here: Here) -> dict[str, Any]:
 def _protocol(here: Here, record: CellRecord) -> dict[str, Any]:
     """What the attack was on, as it lies on disk; a run only says what is not there."""
     scenario, train = here.scenario, here.scenario.phases["train"]
-    models = [len(scenario.phases.get(phase, ())) for phase in ("train", "dev", "final")]
+    models = [len(scenario.phases.get(phase, ())) for phase in PHASES]
+    references = f" + {len(scenario.shadow)} reference models" if scenario.shadow else ""
     return {
         "dataset": record.dataset,
         "records": scenario.sizes.records,
         "training": _range(model.num_training(scenario.sizes) for model in train),
-        "models": " / ".join(str(count or "–") for count in models),
+        "models": " / ".join(str(count or "–") for count in models) + references,
         "points": _range(model.num_points(scenario.sizes) for model in train),
         "unique": "–" if record.unique_points is None else record.unique_points,
     }

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from mico_exp.attacks.calibration import Calibrated
 from mico_exp.attacks.evidence import Evidence
 from mico_exp.challenge.outputs import Outputs
+from mico_exp.challenge.phases import SHADOW
 from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
@@ -225,6 +226,7 @@ class Setup:
             return take_in(self.folder, self.truth_folder, outputs, key)
         try:
             check_built_from(self.folder, loaded)
+            check_built_from(self.folder / SHADOW, loaded)
         except InputError:
             self.source.check_steady()  # which says more, if it is not
             raise

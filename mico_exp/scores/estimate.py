@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mico_exp.challenge.lists import check_keep
-from mico_exp.challenge.phases import PHASES
+from mico_exp.challenge.phases import PHASES, SHADOW
 from mico_exp.challenge.points import ChallengePoints, disclosed, undisclosed
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
@@ -22,6 +22,7 @@ from mico_exp.challenge.tree import (
     EpsilonRange,
     ModelFolder,
     Scenario,
+    arranged,
     check_solution,
     equal_seeds,
     equal_weights,
@@ -157,8 +158,13 @@ def _about_disclosure(folder: Path, report: PhaseReport) -> list[Finding]:
 def _about_numbers(
     place: Path, phase: str, expected: int | None, numbers: Sequence[int]
 ) -> list[Finding]:
+    if not numbers and phase == SHADOW:
+        return []
     if not numbers:
         what = "holds no model_K folder"
+        if phase == "train" and look_for_models(place.parent / SHADOW)[0]:
+            message = f"{place} {what}: reference models stand in for train models."
+            return [Finding(str(place), message, fatal=False)]
         if phase == "train":
             return [Finding(str(place), f"{place} {what}: there is nothing to calibrate with.")]
         return [Finding(str(place), f"{place} {what}: only validation is possible.", fatal=False)]
@@ -181,7 +187,7 @@ def _check_model(
     Returns the model, the digest of its weights, and how many of them are not finite.
     """
     model = read_model(path, row)
-    if phase == "train":
+    if phase in ("train", SHADOW):
         disclosed(model, sizes)
     else:
         check_solution(model, sizes, path / "solution.csv")
@@ -195,8 +201,8 @@ def as_scenario(
     challenge: str, name: str, sizes: Sizes, reports: Sequence[PhaseReport]
 ) -> Scenario:
     """Scenario of the sound models; only for a look, never for figures."""
-    phases = {report.name: tuple(report.models) for report in reports if report.models}
-    return Scenario(challenge, name, sizes, phases)
+    found = {report.name: tuple(report.models) for report in reports}
+    return arranged(challenge, name, sizes, found)
 
 
 def check_soundness(
@@ -281,9 +287,9 @@ def measure(
 
 def estimate(scenario: Scenario, points: ChallengePoints, rates: Rates, metrics: int) -> Cost:
     """Estimate the extraction of so many metrics from what was measured on the same network."""
-    count = sum(map(len, scenario.phases.values()))
+    count = sum(map(len, scenario.every.values()))
     own = [points.there(phase).sum() for phase in points.of_phase if phase != "train"]
-    total = len(scenario.phases["train"]) * len(points.unique) + sum(own)
+    total = points.is_member.size + sum(own)
     # Every model is read five times: for its hash, its checksums and its digest, to see whether
     # it fits, and to run.
     seconds = rates.score * total + 5 * rates.load * count
@@ -413,11 +419,15 @@ def examine(
     *,
     allow_nan: bool = False,
 ) -> list[PhaseReport]:
-    """Check all phases of a scenario, ``digits/digits_inf``, under `root`."""
+    """Check all phases of a scenario, ``digits/digits_inf``, under `root`.
+
+    The reference models are the last, where there are any.
+    """
     folder = root / scenario_path
+    names = (*PHASES, SHADOW) if (folder / SHADOW).is_dir() else PHASES
     reports = [
         examine_phase(folder, name, expected.get(name), sizes, made, allow_nan=allow_nan)
-        for name in PHASES
+        for name in names
     ]
     reports[0].findings += _about_twins(folder, reports)
     return reports

@@ -1,11 +1,12 @@
 """Models × points × metrics to score columns: only what is needed, only what is missing.
 
-The train models are asked at the unique challenge points of all phases, each dev and final
-model at its own and, where its training set is disclosed, at a sample of it. One pass through a
-model computes all metrics of a family that are asked for: of its logits, of its gradients, or of
-what it gives where inputs are perturbed.
+The train and reference models are asked at the unique challenge points of all phases, each dev and
+final model at its own and, where its training set is disclosed, at a sample of it. One pass
+through a model computes all metrics of a family that are asked for: of its logits, of its
+gradients, or of what it gives where inputs are perturbed.
 
-Axes: M models taken at once, P points, S train models, U unique points, T targets.
+Axes: M models taken at once, P points, S train models and the reference models after them, U unique
+points, T targets.
 """
 
 import logging
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from mico_exp.challenge.phases import SHADOW
 from mico_exp.challenge.points import ChallengePoints, KnownSample, undisclosed
 from mico_exp.challenge.records import Records, fingerprint_arrays, records_key
 from mico_exp.challenge.tree import ModelFolder, Scenario
@@ -180,7 +182,8 @@ class Extraction:
     def _read(self, metric_name: str, tasks: Sequence[Task]) -> Scores | None:
         own: dict[str, list[Floats]] = {phase: [] for phase in self.points.of_phase}
         known: dict[str, list[Floats]] = {phase: [] for phase in self.known}
-        shadow = np.empty((len(self.scenario.phases["train"]), len(self.points.unique)))
+        shadow = np.empty((len(self.points.is_member), len(self.points.unique)))
+        train = shadow[: len(self.scenario.phases["train"])]
         addresses = [task.addresses[metric_name] for task in tasks]
         columns = self.store.read_all(addresses, [task.points for task in tasks])
         for task, column in zip(tasks, columns, strict=True):
@@ -191,12 +194,14 @@ class Extraction:
             elif not self.allow_nan and not np.isfinite(column.scores).all():
                 raise self._not_finite(task, metric_name, column)
             if task.phase == "train":
-                shadow[task.row] = column.at(self.points.unique)
-            if task.phase != "train" or not self.points.is_pool:
+                train[task.row] = column.at(self.points.unique)
+            if task.phase == SHADOW:
+                shadow[len(train) + task.row] = column.at(self.points.unique)
+            elif task.phase != "train" or not self.points.is_pool:
                 own[task.phase].append(column.at(self.points.points_of(task.phase, task.row)))
             if task.phase in known:
                 known[task.phase].append(column.at(self.known[task.phase][task.row].points))
-        rows_of = {phase: padded(rows, np.nan) if rows else shadow for phase, rows in own.items()}
+        rows_of = {phase: padded(rows, np.nan) if rows else train for phase, rows in own.items()}
         scores = Scores(shadow, rows_of, known)
         for array in (
             shadow,
@@ -328,7 +333,8 @@ class Extraction:
     @cached_property
     def vitals_path(self) -> Path:
         """Where they lie for models, records and points as they are."""
-        keys = [task.addresses["logit"].key for task in self.tasks({"logit": logit})]
+        targets = (task for task in self.tasks({"logit": logit}) if task.phase != SHADOW)
+        keys = [task.addresses["logit"].key for task in targets]
         key = digest(*keys, fingerprint_arrays(*self.vital.of_phase.values()))
         return self.store.vitals(self.name, key)
 
@@ -344,7 +350,7 @@ class Extraction:
             InputError: as `compute`.
         """
         self.workers.check(self.processor)
-        folders = [model.path for _, model in self.scenario.models()]
+        folders = [one.path for models in self.scenario.phases.values() for one in models]
         self._check_models(folders)
         vital = self.vital
         own = [
@@ -441,7 +447,7 @@ class Extraction:
             name: self._identity("", one, "", codes[name]).shared
             for name, one in definitions.items()
         }
-        for phase, folders in self.scenario.phases.items():
+        for phase, folders in self.scenario.every.items():
             for row, folder in enumerate(folders):
                 content, addresses = self._contents[phase][row], {}
                 for name, defined in definitions.items():
@@ -457,7 +463,7 @@ class Extraction:
         with self._files as files:
             return {
                 phase: [digest(*fingerprint(folder.path, files).files) for folder in folders]
-                for phase, folders in self.scenario.phases.items()
+                for phase, folders in self.scenario.every.items()
             }
 
     def _identity(self, model: str, metric: str, told: str, code: str) -> ScoreIdentity:
@@ -491,7 +497,7 @@ class Extraction:
         return fingerprint_arrays(training)
 
     def _needed(self, phase: str, row: int) -> Indices:
-        if phase == "train":
+        if phase in ("train", SHADOW):
             return self.points.unique
         own = self.points.points_of(phase, row)
         if phase not in self.known:

@@ -2,7 +2,8 @@
 
 What is found keeps no figure from being computed; it says whether figures would mean anything.
 
-Axes: S train models, P challenge points of one model, U unique ones, C classes.
+Axes: S shadow models, the train models and the reference models after them, P challenge points of
+one model, U unique ones, C classes.
 """
 
 from collections import Counter
@@ -89,15 +90,17 @@ def of_membership(scenario: Scenario, points: ChallengePoints) -> tuple[Facts, l
     Returns:
         the facts, and in a line each why no figure would mean anything.
     """
-    train, sizes = scenario.phases["train"], scenario.sizes
+    train, sizes, targets = scenario.phases["train"], scenario.sizes, scenario.phases.values()
     counts = {phase: points.there(phase).sum(axis=1) for phase in points.of_phase}
     share = points.solution.sum(axis=1) / counts["train"]
+    shadows = len(points.is_member)
     inside = points.is_member.sum(axis=0)
-    outside = len(train) - inside
+    outside = shadows - inside
     facts = {
         "members told by": _told(map(_teller, train)),
         "members of a model": between([model.num_training(sizes) or 0 for model in train]),
-        "points told by": _told(_of_points(model) for _, model in scenario.models()),
+        **_of_references(scenario),
+        "points told by": _told(_of_points(one) for some in targets for one in some),
         "points of a model": between(np.concatenate(list(counts.values()))),
         "members among them": f"{between(np.rint(100 * share))} %",
         "in models of a point": _models(inside),
@@ -107,10 +110,18 @@ def of_membership(scenario: Scenario, points: ChallengePoints) -> tuple[Facts, l
     for what, found in (("was trained on", inside), ("has left out", outside)):
         if not found.any():
             lines.append(
-                f"no train model {what} any challenge point, of {len(train)} models and "
+                f"no train model {what} any challenge point, of {shadows} models and "
                 f"{len(inside):,} points: are members and points those of these records?"
             )
     return facts, lines
+
+
+def _of_references(scenario: Scenario) -> Facts:
+    """Say how many reference models there are beside the train models, and what they saw."""
+    if not scenario.shadow:
+        return {}
+    seen = between([one.num_training(scenario.sizes) or 0 for one in scenario.shadow])
+    return {"reference models": f"{len(scenario.shadow)}, of {seen} members"}
 
 
 def _teller(model: ModelFolder) -> str:
@@ -124,6 +135,8 @@ def _teller(model: ModelFolder) -> str:
 def _of_points(model: ModelFolder) -> str:
     if model.seed_challenge is not None:
         return "seeds"
+    if model.lists is not None and model.lists.asked is not None:
+        return "the other phases"
     if model.lists is None or model.lists.challenge is None:
         return "all records"
     path = model.lists.challenge.path

@@ -1,7 +1,8 @@
 """Scores of one metric on one scenario, as the store's columns make a table of them.
 
-Axes: T target models of a phase, S train (shadow) models, P challenge points of a target, U unique
-points, K points of one model whose membership is disclosed.
+Axes: T target models of a phase, S shadow models, the train models and the reference models after
+them, P challenge points of a target, U unique points, K points of one model whose membership is
+disclosed.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from mico_exp.common.arrays import Floats, Mask
 class Scores:
     """One metric on one scenario.
 
-    shadow: (S, U) under every train model at every unique challenge point.
+    shadow: (S, U) under every shadow model at every unique challenge point.
     own: phase → (T, P) under each target model at its own challenge points; NaN beyond the last.
     known: phase → for each model, (K,) at its sample of known members and non-members.
     """
