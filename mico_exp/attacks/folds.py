@@ -24,7 +24,8 @@ one fold in turn. What is compared is then alike everywhere.
 
 Axes: T target models, S shadow models, the train models and the reference models after them, P
 points of a target, U unique points, F features, N rows (a target at a point). Where a target has
-fewer points than others there is no row: what is said of it at the end of (T, P) is never looked at.
+fewer points than others there is no row: what is said of it at the end of (T, P) is never looked
+at.
 """
 
 from collections.abc import Callable, Iterator

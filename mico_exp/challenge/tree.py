@@ -304,7 +304,8 @@ def arranged(
     the points of one target do not, as nobody is a member there.
     """
     phases = {phase: found[phase] for phase in PHASES if found.get(phase)}
-    shadow, stand_ins = found.get(SHADOW, ()), ()
+    shadow = found.get(SHADOW, ())
+    stand_ins: tuple[ModelFolder, ...] = ()
     if "train" not in phases and shadow:
         stand_ins = _asked([one for one in shadow if not left_out(one)], _points(phases, sizes))
         phases = {**({"train": stand_ins} if stand_ins else {}), **phases}
