@@ -199,7 +199,9 @@ def _import_what_commands_do():
     from hydra.core.plugins import Plugins
 
     import mico_exp
+    from mico_exp.config.setup import package_code
     from mico_exp.config.typed import OPTIONS
+    from mico_exp.scores.extraction import inference_code
 
     # What has a guard for `__main__` is a command, which `runpy` is to import.
     for found in pkgutil.walk_packages(mico_exp.__path__, "mico_exp."):
@@ -213,6 +215,8 @@ def _import_what_commands_do():
     Plugins.instance()  # looks for Hydra's plugins, once
     with initialize_config_dir(str(OPTIONS), version_base="1.3"):
         compose("config", overrides=["metric=loss"], return_hydra_config=True)  # builds its parsers
+    for code in (package_code, inference_code):
+        code.__wrapped__()  # what it reads of functions is kept, and not what came out
     _copy_databases()
     gc.freeze()
 

@@ -353,15 +353,26 @@ def _reached(module: ModuleType, names: set[str]) -> dict[str, Any]:
 
 def _imports(function: FunctionType) -> Iterator[ModuleType]:
     """Modules of one's own that a function imports when it is called."""
-    for code in _codes(function.__code__):
-        steps = list(dis.get_instructions(code))
+    package = function.__globals__.get("__package__")
+    for written in _imported(function.__code__):
+        name = importlib.util.resolve_name(written, package)
+        if _is_own(name) and _place(name.partition(".")[0]) is not None:
+            yield importlib.import_module(name)
+
+
+@functools.cache
+def _imported(code: CodeType) -> list[str]:
+    """Modules that a function imports, as they are written there: a dot for each level."""
+    found = []
+    for one in _codes(code):
+        if dis.opmap["IMPORT_NAME"] not in one.co_code[::2]:  # of most; to read all steps is slow
+            continue
+        steps = list(dis.get_instructions(one))
         for level, step in zip(steps[:-2], steps[2:], strict=True):
             if step.opname == "IMPORT_NAME":
                 dots = "." * level.argval if isinstance(level.argval, int) else ""
-                package = function.__globals__.get("__package__")
-                name = importlib.util.resolve_name(f"{dots}{step.argval}", package)
-                if _is_own(name) and _place(name.partition(".")[0]) is not None:
-                    yield importlib.import_module(name)
+                found.append(f"{dots}{step.argval}")
+    return found
 
 
 def _counts(value: Any) -> bool:
