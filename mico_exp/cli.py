@@ -16,6 +16,7 @@ from typing import Any
 
 import hydra
 import hydra._internal.utils as hydra_utils
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
@@ -63,7 +64,7 @@ def launch(name: str, config: str | None = None, words: str | None = None) -> No
             return _run(name, cfg)
 
         try:
-            with _refusals_in_one_line():
+            with _refusals_in_one_line(), _mode_where_one_is_set(config or name):
                 app(task)()
         except SystemExit:
             end_if_told()
@@ -100,6 +101,32 @@ def _refusals_in_one_line() -> Iterator[None]:
         yield
     finally:
         hydra_utils.run_and_report = report
+
+
+@contextmanager
+def _mode_where_one_is_set(config: str) -> Iterator[None]:
+    """Ask the configuration for `hydra.mode` only where something can set it.
+
+    Hydra composes all of it for that, and then once more: a quarter of a short command.
+    """
+    mode = Hydra.get_mode
+    if not _can_set_mode(config, sys.argv[1:]):
+        Hydra.get_mode = _no_mode  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = mode  # type: ignore[method-assign]
+
+
+def _no_mode(*_: object, **__: object) -> None:
+    """What Hydra finds where none is set."""
+
+
+def _can_set_mode(config: str, arguments: list[str]) -> bool:
+    """Tell whether a command's own file has a mode, or Hydra's keys or a user's options may."""
+    flags = {text for text in arguments if text.startswith("-")} - {"-m", "--multirun"}
+    own = (OPTIONS / f"{config}.yaml").read_text(encoding="utf-8")
+    return bool(flags) or "\n  mode: " in own or any("hydra" in text for text in arguments)
 
 
 def _run(name: str, cfg: DictConfig) -> Any:

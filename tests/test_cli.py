@@ -1,11 +1,14 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from commands import run
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from mico_exp.cli import _can_set_mode
 from mico_exp.common.errors import InputError
 from mico_exp.config.typed import OPTIONS, check_choice, name_challenge, quote_choices
 
@@ -82,6 +85,30 @@ def test_help_shows_the_options_and_imports_nothing_heavy(tmp_path, command):
     assert done.returncode == 0, done.stderr
     assert "metric: agreement, all, confidence, correct, entropy, grad_alignment" in done.stdout
     assert f"python -m {command}" in done.stdout
+
+
+def test_hydras_mode_is_asked_for_where_a_file_sets_one():
+    files = [path.relative_to(OPTIONS) for path in Path(OPTIONS).rglob("*.yaml")]
+    told = {file: yaml.safe_load((OPTIONS / file).read_text()) or {} for file in files}
+    modes = {str(file) for file, one in told.items() if "mode" in one.get("hydra", {})}
+    names = [file.stem for file in files if file.parent == Path()]
+    assert modes == {f"{name}.yaml" for name in names if _can_set_mode(name, ["metric=loss", "-m"])}
+
+
+@pytest.mark.parametrize(
+    "typed", ["hydra.mode=RUN", "--config-dir=x", "-cd", "hydra/sweeper=mine", "hydra.searchpath=x"]
+)
+def test_hydras_mode_is_asked_for_where_a_user_may_set_it(typed):
+    assert _can_set_mode("config", ["metric=loss", typed])
+
+
+def test_a_mode_that_is_typed_holds(tmp_path):
+    sweep = ["metric=loss,confidence", "scenario=inf", "compute.device=none"]
+    done = run("mico_exp", *sweep, "hydra.mode=MULTIRUN", cwd=tmp_path, status=1)
+    assert "Launching 2 jobs" in done.stdout
+    done = run("mico_exp", *sweep, cwd=tmp_path, status=1)
+    assert "Launching" not in done.stdout
+    assert "Ambiguous value for argument 'metric=loss,confidence'" in done.stderr
 
 
 def test_a_users_mistake_is_one_line(tmp_path):
