@@ -181,3 +181,24 @@ def test_metrics_share_the_scaled_logit_and_are_unchanged_by_it(monkeypatch):
     found = dict(compute_metrics(METRICS, logits, labels))
     assert sum(given is logits for given, _ in calls) == 1
     assert all(torch.equal(found[name], expected[name]) for name in METRICS)
+
+
+def test_a_network_that_serves_many_models_is_tried_at_the_same_points_once(images):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.calls = nn.Linear(3 * 32 * 32, 10), 0
+
+        def forward(self, inputs):
+            self.calls += 1
+            return self.layer(inputs.flatten(1))
+
+    runner, network = ModelRunner(Processor("cpu", batch_size=10)), Counting().eval()
+    count, both = min(len(images.labels), 20), [network, Counting().eval()]
+    points = np.arange(count)[np.newaxis]
+    calls = []
+    for one in (network, network, *both[1:]):
+        before = one.calls
+        runner.scores(Alone(one), images, points, {"loss": metrics.loss})
+        calls.append(one.calls - before)
+    assert calls == [count // 10 + 1, count // 10, count // 10 + 1]

@@ -49,10 +49,17 @@ def scaled_logit(logits: Tensor, labels: Tensor) -> Tensor:
     total = (logits - highest).exp_().scatter_(-1, index, 0).sum(dim=-1)
     phi = of_label.double() - highest.squeeze(-1).double() - total.double().log()
     lost = total < TINY  # the true class is so far ahead that the others vanish beside it
+    if lost.is_cuda:  # to ask whether there are any would have to wait for it
+        return torch.where(lost, _alone(logits, of_label, index), phi)
     if lost.any():
-        others = logits[lost].double().scatter(-1, index[lost], -torch.inf)
-        phi[lost] = of_label[lost].double() - others.logsumexp(dim=-1)
+        phi[lost] = _alone(logits[lost], of_label[lost], index[lost])
     return phi
+
+
+def _alone(logits: Tensor, of_label: Tensor, index: Tensor) -> Tensor:
+    """φ by the logarithm of a sum over the other classes, all in float64."""
+    others = logits.double().scatter(-1, index, -torch.inf)
+    return of_label.double() - others.logsumexp(dim=-1)
 
 
 class Softmax:
