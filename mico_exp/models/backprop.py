@@ -150,11 +150,12 @@ class Rule(NamedTuple):
     """How a module's own parameters are seen as a part.
 
     arrange: tensors in the shapes of the parameters, by name, as a direction. part: of a module,
-    the names of its parameters, its call and the signals (P, …) that came back to its output.
+    the names of its parameters, its call and the signals (P, …) that came back to its output; a
+    `Part`, or of rules made elsewhere what has its `squared_norms` and `along`.
     """
 
     arrange: Arrange
-    part: Callable[[nn.Module, Sequence[str], Call, Tensor], Part]
+    part: Callable[[nn.Module, Sequence[str], Call, Tensor], Any]
 
 
 class Unit(NamedTuple):

@@ -10,7 +10,7 @@ Axes: P points, C classes.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -37,26 +37,34 @@ from mico_exp.models.batching import out_of_memory
 from mico_exp.models.per_record import Rows, in_turn
 
 log = logging.getLogger(__name__)
+Suggest = Callable[[nn.Module, Sequence[str]], Rule]
 CLOSE = 1e-4  # to autograd's, as a share of a gradient by the same parameters,
 ROUNDING = 1e-5  # and of the whole gradient
 NAMED = 3  # parameters in a message
 
 
-def plan_of(model: nn.Module, inputs: Any) -> Plan:
+def plan_of(
+    model: nn.Module,
+    inputs: Any,
+    wanted: Mapping[str, Tensor] | None = None,
+    suggest: Suggest | None = None,
+) -> Plan:
     """Find how each parameter is seen, at some points of which the longest is the first.
-
-    All parameters count of what gradients are taken of, also those that training has left alone.
 
     Args:
         model: with its weights, that do not ask for gradients.
         inputs: of P points; of a single one, the plan is for one at a time.
+        wanted: parameters that count, by name; None for all of what gradients are taken of, also
+            those that training has left alone.
+        suggest: the rule for a module and the names of its parameters; None for those of
+            `backprop`.
 
     Raises:
         InputError: it has no parameters, cannot be differentiated, or gives other gradients when
             it is asked again.
     """
-    beside = _Autograd(model, inputs)
-    plan = _structure(model, inputs, tuple(beside.parameters))
+    beside = _Autograd(model, inputs, parameters_of(model) if wanted is None else wanted)
+    plan = _structure(model, inputs, beside.parameters, suggest or _rule)
     odd = beside.odd_units(plan)
     if odd:
         log.info("%s: gradients by rules are not those of autograd for %s", beside.kind, _some(odd))
@@ -88,8 +96,10 @@ class _Call(NamedTuple):
     output: int | None
 
 
-def _calls(model: nn.Module, inputs: Any, points: int) -> dict[str, list[_Call]]:
-    """Calls of all modules that gradients are taken of, at the first points."""
+def _calls(
+    model: nn.Module, inputs: Any, points: int, wanted: Mapping[str, Tensor]
+) -> dict[str, list[_Call]]:
+    """Calls of all modules that hold parameters which count, at the first points."""
     found: dict[str, list[_Call]] = {}
 
     def note(place: str, given: Mapping[int | str, Any], output: Any) -> None:
@@ -97,8 +107,8 @@ def _calls(model: nn.Module, inputs: Any, points: int) -> dict[str, list[_Call]]
         is_signal = _has_rows(output) and output.is_floating_point()
         found.setdefault(place, []).append(_Call(rows, len(output) if is_signal else None))
 
-    within = set(traced_part(model).modules()) - {model}
-    places = [place for place, module in model.named_modules() if module in within]
+    within = {place for name in wanted for place in _above(name)}
+    places = [place for place, _ in model.named_modules() if place in within]
     with watched(model, places, note), torch.no_grad():
         model(_first(inputs, points))
     return found
@@ -113,9 +123,11 @@ def _first(inputs: Any, points: int) -> Any:
     return some.get("", some)
 
 
-def _structure(model: nn.Module, inputs: Any, names: Sequence[str]) -> Plan:
+def _structure(
+    model: nn.Module, inputs: Any, wanted: Mapping[str, Tensor], suggest: Suggest
+) -> Plan:
     """Give each parameter to the smallest module that holds it and could be a unit."""
-    fitting, tied = _fitting(model, inputs), _tied(model)
+    fitting, tied, names = _fitting(model, inputs, wanted), _tied(model), tuple(wanted)
     homes: dict[str, list[str]] = {}
     for name in names:
         home = next((place for place in _above(name) if place in fitting), None)
@@ -123,7 +135,7 @@ def _structure(model: nn.Module, inputs: Any, names: Sequence[str]) -> Plan:
             homes.setdefault(home, []).append(name.removeprefix(f"{home}."))
     units = {
         place: unit._replace(
-            names=tuple(homes[place]), rule=_rule(model.get_submodule(place), homes[place])
+            names=tuple(homes[place]), rule=suggest(model.get_submodule(place), homes[place])
         )
         for place, unit in fitting.items()
         if place in homes
@@ -131,11 +143,11 @@ def _structure(model: nn.Module, inputs: Any, names: Sequence[str]) -> Plan:
     return _plan(units, names)
 
 
-def _fitting(model: nn.Module, inputs: Any) -> dict[str, Unit]:
+def _fitting(model: nn.Module, inputs: Any, wanted: Mapping[str, Tensor]) -> dict[str, Unit]:
     """Modules that could be units: called once, with rows that go by the number of points."""
     count = len(next(iter(tensors_of(inputs).values())))
     counts = count, max(count - 1, 1)
-    every, fewer = (_calls(model, inputs, points) for points in counts)
+    every, fewer = (_calls(model, inputs, points, wanted) for points in counts)
     found: dict[str, Unit] = {}
     for place, calls in every.items():
         if len(calls) == len(fewer.get(place, ())) == 1:
@@ -222,9 +234,9 @@ class _Autograd:
         InputError: as `plan_of`.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, wanted: Mapping[str, Tensor]) -> None:
         self.model, self.inputs, self.kind = model, inputs, type(model).__name__
-        self.parameters = parameters_of(model)
+        self.parameters = wanted
         if not self.parameters:
             raise InputError(f"{self.kind} has no parameters that gradients could be of.")
         numbers = torch.Generator().manual_seed(0)

@@ -5,53 +5,44 @@ q = batch / n, sums the gradients of those that came, each clipped to norm C ove
 that train, adds Gaussian noise of standard deviation σ·C and divides by the *expected* batch
 size. No record that was drawn is left out; a step that drew none adds noise alone.
 
-A model's numbers hang on its own generator, which gives batches on the CPU and seeds for what is
-drawn on the device: noise, dropout, augmentation.
+Where memory is short a batch is gone through in pieces, which changes nothing but the last bits.
 
 Axes: M models, n training records of a model, B records of a batch.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mico_exp.challenge.records import Inputs, Records, inputs_at
 from mico_exp.common.arrays import Indices
-from mico_exp.common.errors import InputError
+from mico_exp.common.errors import InputError, first_line
+from mico_exp.models.architectures import MLP, Alone
+from mico_exp.models.batching import Batches, needs_memory, out_of_memory
 from mico_exp.models.devices import allow_tf32
-from mico_exp.training.per_sample import added, loss_of, way_for
+from mico_exp.training import stacked
+from mico_exp.training.per_sample import Make, loss_of, study
 from mico_exp.training.steps import (
+    AfterStep,
+    Draws,
     Optimizer,
     Plan,
     Privacy,
-    poisson_batches,
+    Progress,
+    Watch,
     privatise,
-    shuffled_batches,
 )
 
 log = logging.getLogger(__name__)
-SEEDS = 2**63 - 1
-PHYSICAL = 64  # records at once under privacy
-
-
-@dataclass(frozen=True, eq=False)
-class Progress:
-    """A step that was done.
-
-    models: rows of the networks that made it. step: their number of steps. loss: () mean of the
-    batch on the device, which `float` waits for; NaN of an empty batch.
-    """
-
-    models: Sequence[int]
-    step: int
-    loss: Tensor
-
-
-AfterStep = Callable[[Progress], None]
+FEW = 3  # records that a network is tried at before its first step
+GPU_LAYER_BYTES = 256 << 20  # of a layer in a piece of a batch: those of all layers are kept
+HELD = 4  # a device holds inputs that take so small a part of its free memory
 
 
 def train_networks(
@@ -65,6 +56,8 @@ def train_networks(
     after_step: AfterStep = lambda _: None,
 ) -> list[str | None]:
     """Train networks in place, and leave them in evaluation mode.
+
+    MLPs that train on equally many records are trained as one, all others in turn.
 
     Args:
         networks: M of one architecture with fresh weights. What of their parameters asks for
@@ -81,124 +74,133 @@ def train_networks(
         for each network None, or why it was stopped: the others went on.
 
     Raises:
-        InputError: the batch is larger than the training set, or the network cannot be trained,
-            with the reason.
+        InputError: the batch is larger than the training set, the device has too little memory,
+            or the network cannot be trained, with the reason.
     """
     allow_tf32(False)  # whatever ran before
-    for indices in own:
-        if plan.batch_size > len(indices):
-            raise InputError(
-                f"`batch_size` must be at most the {len(indices)} records that a model trains on, "
-                f"got {plan.batch_size}."
-            )
-    stopped: list[str | None] = []
-    for row, network in enumerate(networks):
-        feed = _Feed(records, own[row], device)
-        model = _Model(row, network.to(device), feed, plan, privacy)
-        stopped.append(model.train(generators[row], after_step))
-    return stopped
+    _check(networks, own, plan)
+    shelf = _Shelf(records, own, device)
+    draws = [Draws(generator, device) for generator in generators]
+    for network in networks:
+        network.to(device).train()
+    try:
+        if _can_stack(networks, own, plan):
+            return _train_stacked(networks, shelf, plan, draws, privacy, after_step)
+        return _train_in_turn(networks, shelf, plan, draws, privacy, after_step)
+    finally:
+        for network in networks:
+            network.eval()
 
 
-class _Feed:
-    """A model's own records as batches on a device."""
-
-    def __init__(self, records: Records, own: Indices, device: torch.device) -> None:
-        self.records, self.own, self.device = records, torch.as_tensor(own), device
-
-    def __len__(self) -> int:
-        return len(self.own)
-
-    def at(self, positions: Tensor) -> tuple[Inputs, Tensor]:
-        """Inputs and labels at positions (B,) among the model's own records."""
-        wanted = self.own[positions]
-        labels = self.records.labels[wanted].to(self.device, non_blocking=True)
-        inputs = inputs_at(self.records, wanted)
-        if isinstance(inputs, Tensor):
-            return inputs.to(self.device, non_blocking=True), labels
-        return {k: v.to(self.device, non_blocking=True) for k, v in inputs.items()}, labels
-
-
-class _Model:
-    """One network in training."""
-
-    def __init__(
-        self, row: int, network: nn.Module, feed: _Feed, plan: Plan, privacy: Privacy | None
-    ) -> None:
-        self.row, self.network, self.feed = row, network, feed
-        self.plan, self.privacy = plan, privacy
-        self.parameters = trained(network)
-        self.way = way_for(network, self.parameters) if privacy else None
-        self.optimizer = Optimizer(plan, list(self.parameters.values()), len(feed))
-
-    def train(self, generator: torch.Generator, after_step: AfterStep) -> str | None:
-        """Make all steps; the reason if it was stopped before."""
-        noise, seed = self._sources(generator)
-        self.network.train()
-        with _seeded(seed, self.feed.device):
-            for step, positions in enumerate(self._batches(generator), start=1):
-                loss = self._step(positions, noise)
-                self._same_parameters()
-                if len(positions) and not bool(loss.isfinite()):
-                    self.network.eval()
-                    return f"its loss is {float(loss)} at step {step} of {self.plan.steps}"
-                after_step(Progress([self.row], step, loss))
-        self.network.eval()
-        return None
-
-    def _sources(self, generator: torch.Generator) -> tuple[torch.Generator, int]:
-        """A generator of noise on the device, and a seed for what networks draw themselves."""
-        drawn = torch.randint(SEEDS, (2,), generator=generator).tolist()
-        return torch.Generator(self.feed.device).manual_seed(drawn[0]), drawn[1]
-
-    def _batches(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """Positions (B,) of the records of each step in turn."""
-        size, records = self.plan.batch_size, len(self.feed)
-        if self.privacy:
-            drawn = poisson_batches(1, records, size / records, generator)
-        else:
-            drawn = shuffled_batches(1, records, size, generator)
-        for _, (indices, _) in zip(range(self.plan.steps), drawn, strict=False):
-            yield indices[0]
-
-    def _step(self, positions: Tensor, noise: torch.Generator) -> Tensor:
-        """Make a step; the mean loss of its batch."""
-        if self.privacy:
-            loss, sums = self._clipped(positions, self.privacy.clip_norm)
-            for parameter, one in zip(self.parameters.values(), sums, strict=True):
-                parameter.grad = privatise(one, self.privacy, self.plan.batch_size, noise)
-        else:
-            inputs, labels = self._batch(positions)
-            loss = loss_of(self.network, inputs, labels)
-            self.optimizer.inner.zero_grad()
-            loss.backward()
-        self.optimizer.step()
-        return loss.detach()
-
-    def _batch(self, positions: Tensor) -> tuple[Inputs, Tensor]:
-        inputs, labels = self.feed.at(positions)
-        return self.plan.augment(inputs) if self.plan.augment else inputs, labels
-
-    def _clipped(self, positions: Tensor, clip_norm: float) -> tuple[Tensor, list[Tensor]]:
-        """Mean loss and clipped sums of a batch, piece by piece; of an empty one NaN and zeros."""
-        assert self.way is not None
-        sums, losses = [torch.zeros_like(one) for one in self.parameters.values()], []
-        for some in positions.split(PHYSICAL) if len(positions) else ():
-            found = self.way(*self._batch(some), clip_norm)
-            sums = added(sums, found.sums)
-            losses.append(found.losses)
-        return torch.cat(losses or [sums[0].new_zeros(0)]).mean(), sums
-
-    def _same_parameters(self) -> None:
-        if trained(self.network).keys() != self.parameters.keys():
-            raise InputError(
-                f"Parameters of {type(self.network).__name__} were frozen or thawed while it "
-                "trained: what trains must be settled before."
-            )
+def _check(networks: Sequence[nn.Module], own: Sequence[Indices], plan: Plan) -> None:
+    least = min(map(len, own))
+    if plan.batch_size > least:
+        raise InputError(
+            f"`batch_size` must be at most the {least} records that a model trains on, "
+            f"got {plan.batch_size}."
+        )
+    for network in networks:
+        if not trained(network):
+            raise InputError(f"{type(network).__name__} has no parameters that ask for gradients.")
 
 
 def trained(network: nn.Module) -> dict[str, Tensor]:
     """Parameters of a network that train: those that ask for gradients, by name."""
     return {name: one for name, one in network.named_parameters() if one.requires_grad}
+
+
+class _Shelf:
+    """Records that models train on, as batches on a device.
+
+    A GPU holds them all where there is room, for to prepare and copy a batch takes longer than a
+    small network's step.
+    """
+
+    def __init__(self, records: Records, own: Sequence[Indices], device: torch.device) -> None:
+        self.records, self.device = records, device
+        self.own = [torch.as_tensor(np.asarray(one), dtype=torch.int64) for one in own]
+        self.held = self._held() if device.type == "cuda" else None
+
+    def _held(self) -> tuple[Tensor, Tensor] | None:
+        """Inputs and labels of all records, if the inputs are a tensor for which there is room."""
+        count = len(self.records.labels)
+        one = self.records.inputs(torch.zeros(1, dtype=torch.int64))
+        room = torch.cuda.mem_get_info(self.device)[0] // HELD
+        if not isinstance(one, Tensor) or one.nbytes * count > room:
+            return None
+        parts = torch.arange(count).split(4096)
+        inputs = [self._moved(inputs_at(self.records, some)) for some in parts]
+        return torch.cat(inputs), self.records.labels.to(self.device)
+
+    def at(self, wanted: Tensor) -> tuple[Inputs, Tensor]:
+        """Inputs and labels of the records `wanted`, whatever axes these have."""
+        if self.held is not None:
+            there = wanted.to(self.device, non_blocking=True)
+            return self.held[0][there], self.held[1][there]
+        labels, inputs = self.records.labels[wanted], inputs_at(self.records, wanted)
+        return self._moved(inputs), self._moved(labels)
+
+    def _moved(self, inputs: Any) -> Any:
+        if isinstance(inputs, Tensor):
+            return inputs.to(self.device, non_blocking=True)
+        return {name: self._moved(one) for name, one in inputs.items()}
+
+
+# ---------------------------------------------------------------- many as one
+
+
+def _can_stack(networks: Sequence[nn.Module], own: Sequence[Indices], plan: Plan) -> bool:
+    are_mlps = all(
+        type(one) is MLP and len(trained(one)) == 2 * len(one.widths) - 2 for one in networks
+    )
+    return are_mlps and len({*map(len, own)}) == 1 and plan.augment is None
+
+
+def _train_stacked(
+    networks: Sequence[nn.Module],
+    shelf: _Shelf,
+    plan: Plan,
+    draws: Sequence[Draws],
+    privacy: Privacy | None,
+    after_step: AfterStep,
+) -> list[str | None]:
+    mlp = networks[0]
+    assert isinstance(mlp, MLP)
+    mlps, own = mlp.stack([one.state_dict() for one in networks]), torch.stack(shelf.own)
+
+    def batch_at(positions: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, labels = shelf.at(own.gather(1, positions))
+        assert isinstance(inputs, Tensor)
+        return inputs, labels
+
+    with needs_memory(shelf.device, f"{len(networks)} models at once"):
+        done = stacked.train_each(mlps, batch_at, own.shape[1], plan, draws, privacy, after_step)
+    for network, state in zip(networks, mlps.states(), strict=True):
+        network.load_state_dict(state)
+    return done
+
+
+# ---------------------------------------------------------------- one after another
+
+
+def _train_in_turn(
+    networks: Sequence[nn.Module],
+    shelf: _Shelf,
+    plan: Plan,
+    draws: Sequence[Draws],
+    privacy: Privacy | None,
+    after_step: AfterStep,
+) -> list[str | None]:
+    clipping = None
+    if privacy:
+        with _seeded(0, shelf.device):
+            clipping = _Clipping.of(networks[0], shelf, privacy)
+    stopped = []
+    for row, (network, own) in enumerate(zip(networks, draws, strict=True)):
+        model = _Model(row, network, shelf, plan, clipping)
+        with _seeded(own.seed, shelf.device):
+            stopped.append(model.train(own, after_step))
+    return stopped
 
 
 @contextmanager
@@ -207,3 +209,124 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@dataclass(frozen=True, eq=False)
+class _Clipping:
+    """How gradients are clipped, for all networks of an architecture.
+
+    per_size: bytes that a piece of a batch takes for each token, or record, of its widest layer.
+    """
+
+    privacy: Privacy
+    make: Make
+    per_size: int
+    batches: Batches
+
+    @classmethod
+    def of(cls, network: nn.Module, shelf: _Shelf, privacy: Privacy) -> "_Clipping":
+        """Try a network at a few of its records, the longest first."""
+        own = shelf.own[0]
+        sizes = shelf.records.sizes(own.numpy())
+        order = np.argsort(-sizes, kind="stable")
+        few = order[np.linspace(0, len(order) - 1, min(FEW, len(order))).astype(int)]
+        inputs, labels = shelf.at(own[torch.from_numpy(few)])
+        with needs_memory(shelf.device, "a few records"):
+            parameters = trained(network)
+            make = study(network, parameters, inputs, labels)
+            with torch.no_grad():
+                widest = Alone(network).widest(inputs) // len(few)
+        written = make(network, parameters).bytes_each
+        per_size = max(1, max(widest, written) // int(sizes[few].max()))
+        batches = Batches(shelf.device, None)
+        if shelf.device.type == "cuda":
+            batches.layer_bytes = min(batches.layer_bytes, GPU_LAYER_BYTES)
+        return cls(privacy, make, per_size, batches)
+
+
+class _Model:
+    """One network in training."""
+
+    def __init__(
+        self,
+        row: int,
+        network: nn.Module,
+        shelf: _Shelf,
+        plan: Plan,
+        clipping: _Clipping | None,
+    ) -> None:
+        self.row, self.network, self.shelf = row, network, shelf
+        self.own, self.plan, self.clipping = shelf.own[row], plan, clipping
+        self.parameters = trained(network)
+        self.way = clipping.make(network, self.parameters) if clipping else None
+        self.optimizer = Optimizer(plan, list(self.parameters.values()), len(self.own))
+
+    def train(self, draws: Draws, after_step: AfterStep) -> str | None:
+        """Make all steps; the reason if it was stopped before."""
+        watch = Watch(1, self.plan.steps, self.shelf.device)
+        privacy = self.clipping.privacy if self.clipping else None
+        batches = draws.batches(self.plan, len(self.own), privacy)
+        for step, positions in enumerate(batches, start=1):
+            loss = self._step(self.own[positions], draws)
+            self._same_parameters()
+            watch.see(step, loss if len(positions) else torch.zeros_like(loss))
+            if not watch.going:
+                break
+            after_step(Progress([self.row], step, loss))
+        return watch.reasons()[0]
+
+    def _step(self, wanted: Tensor, draws: Draws) -> Tensor:
+        """Make a step with these records; the mean loss ()."""
+        if self.clipping is None:
+            loss = self._backward(wanted)
+        else:
+            loss, sums = self._clipped(wanted, self.clipping)
+            size, privacy = self.plan.batch_size, self.clipping.privacy
+            for parameter, one in zip(self.parameters.values(), sums, strict=True):
+                parameter.grad = privatise(one, privacy, size, draws.noise)
+        self.optimizer.step()
+        return loss
+
+    def _backward(self, wanted: Tensor) -> Tensor:
+        with needs_memory(self.shelf.device, f"a batch of {len(wanted)} records"):
+            loss = loss_of(self.network, *self._batch(wanted))
+            self.optimizer.inner.zero_grad()
+            loss.backward()
+        return loss.detach()
+
+    def _batch(self, wanted: Tensor) -> tuple[Inputs, Tensor]:
+        inputs, labels = self.shelf.at(wanted)
+        return self.plan.augment(inputs) if self.plan.augment else inputs, labels
+
+    def _clipped(self, wanted: Tensor, clipping: _Clipping) -> tuple[Tensor, list[Tensor]]:
+        """Mean loss and clipped sums of a batch; from the start again where memory runs out."""
+        sizes = self.shelf.records.sizes(wanted.numpy())
+        while True:
+            sums = [torch.zeros_like(one) for one in self.parameters.values()]
+            losses = [sums[0].new_zeros(0)]
+            for some in clipping.batches.cut(sizes, clipping.per_size):
+                found = self._piece(wanted[torch.from_numpy(some)], clipping, sums)
+                if isinstance(found, str):
+                    largest = clipping.per_size * int(sizes[some].max())
+                    clipping.batches.halve(largest, len(some), found)
+                    break
+                losses.append(found)
+            else:
+                return torch.cat(losses).mean(), sums
+
+    def _piece(self, wanted: Tensor, clipping: _Clipping, sums: list[Tensor]) -> Tensor | str:
+        """Losses of a piece, whose clipped gradients are added; the reason if memory ran out."""
+        assert self.way is not None
+        try:
+            return self.way(*self._batch(wanted), clipping.privacy.clip_norm, sums)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return first_line(error)
+
+    def _same_parameters(self) -> None:
+        if trained(self.network).keys() != self.parameters.keys():
+            raise InputError(
+                f"Parameters of {type(self.network).__name__} were frozen or thawed while it "
+                "trained: what trains must be settled before."
+            )

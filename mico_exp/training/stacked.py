@@ -17,13 +17,19 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from mico_exp.models.architectures import StackedMLP
 from mico_exp.models.devices import allow_tf32
 from mico_exp.training.steps import (
+    AfterStep,
+    Draws,
     Optimizer,
     Plan,
     Privacy,
+    Progress,
+    Watch,
     poisson_batches,
     privatise,
     shuffled_batches,
@@ -67,6 +73,13 @@ def gradients(
     Returns:
         one tensor for each of `mlps.parameters`, of the same shape.
     """
+    return _passes(mlps, inputs, labels, weight, clip_norm)[0]
+
+
+def _passes(
+    mlps: StackedMLP, inputs: Tensor, labels: Tensor, weight: Tensor, clip_norm: float
+) -> tuple[list[Tensor], Tensor]:
+    """What `gradients` gives, and the logits (M, B, C)."""
     *signals, logits = mlps.activations(inputs)
     delta = logits.softmax(dim=-1)
     delta.scatter_add_(2, labels.unsqueeze(2), -torch.ones_like(delta[..., :1]))
@@ -80,7 +93,7 @@ def gradients(
     for activation, signal in zip(signals, deltas, strict=True):
         scaled = signal * weight.unsqueeze(2)
         result += [torch.bmm(scaled.transpose(1, 2), activation), scaled.sum(dim=1)]
-    return result
+    return result, logits
 
 
 def _norms(activations: list[Tensor], deltas: list[Tensor]) -> Tensor:
@@ -132,3 +145,61 @@ def train(
             parameter.grad = step
         optimizer.step()
         after_step()
+
+
+def train_each(
+    mlps: StackedMLP,
+    batch_at: Callable[[Tensor], tuple[Tensor, Tensor]],
+    records: int,
+    plan: Plan,
+    draws: Sequence[Draws],
+    privacy: Privacy | None,
+    after_step: AfterStep,
+) -> list[str | None]:
+    """Train the stacked networks in place, each with batches and noise of its own.
+
+    Args:
+        mlps: M networks.
+        batch_at: inputs (M, B, F) and labels (M, B) at positions (M, B) among each model's own n
+            records, on the networks' device.
+        records: n.
+        plan: as of `train`.
+        draws: of each network.
+        privacy: as of `train`.
+        after_step: called after every step.
+
+    Returns:
+        for each network None, or why it counts no more: its loss was not finite.
+    """
+    optimizer, device = Optimizer(plan, mlps.parameters, records), mlps.parameters[0].device
+    watch = Watch(len(draws), plan.steps, device)
+    drawn = zip(*(one.batches(plan, records, privacy) for one in draws), strict=True)
+    clip_norm = privacy.clip_norm if privacy else math.inf
+    for step, positions in enumerate(drawn, start=1):
+        padded, present = _padded(positions, mlps.parameters[0])
+        inputs, labels = batch_at(padded)
+        size = present.sum(dim=1, keepdim=True)
+        weight = present if privacy else present / size
+        sums, logits = _passes(mlps, inputs, labels, weight, clip_norm)
+        for parameter, one in zip(mlps.parameters, sums, strict=True):
+            parameter.grad = _privatised(one, privacy, plan, draws) if privacy else one
+        optimizer.step()
+        losses = cross_entropy(logits.mT, labels, reduction="none").where(present > 0, 0.0)
+        losses = losses.sum(dim=1)
+        watch.see(step, losses)
+        after_step(Progress(watch.going, step, (losses / size[:, 0]).nanmean()))
+    return watch.reasons()
+
+
+def _padded(positions: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (M, B) of all models, and 1 where there is one, else 0, as `like` is."""
+    present = pad_sequence([torch.ones(len(one)) for one in positions], batch_first=True)
+    return pad_sequence(list(positions), batch_first=True), present.to(like)
+
+
+def _privatised(sums: Tensor, privacy: Privacy, plan: Plan, draws: Sequence[Draws]) -> Tensor:
+    each = [
+        privatise(one, privacy, plan.batch_size, own.noise)
+        for one, own in zip(sums, draws, strict=True)
+    ]
+    return torch.stack(each)

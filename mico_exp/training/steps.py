@@ -7,7 +7,7 @@ Axes: M models, B batch positions, n training records of a model.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from mico_exp.common import require
 from mico_exp.common.errors import InputError
 
 EPOCH, STEP = "epoch", "step"
+SEEDS = 2**63 - 1
+LOOKS_EVERY = 64  # steps
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,51 @@ class Optimizer:
             self.schedule.step()
 
 
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """A step that was done.
+
+    models: rows of the networks that made it. step: how many they have made. loss: () mean over
+    their batches, on the device, which `float` waits for; NaN of an empty batch.
+    """
+
+    models: Sequence[int]
+    step: int
+    loss: Tensor
+
+
+AfterStep = Callable[[Progress], None]
+
+
+class Watch:
+    """Watches whether the losses of models stay finite; a GPU is asked now and then only.
+
+    Args:
+        models: M.
+        steps: of all training.
+        device: that the losses are on.
+    """
+
+    def __init__(self, models: int, steps: int, device: torch.device) -> None:
+        self.steps, self.every = steps, 1 if device.type == "cpu" else LOOKS_EVERY
+        self.first = torch.zeros(models, dtype=torch.int64, device=device)
+        self.going = list(range(models))
+
+    def see(self, step: int, losses: Tensor) -> None:
+        """Take the losses (M,) of a step; of an empty batch 0."""
+        is_new = ~losses.isfinite() & (self.first == 0)
+        self.first = torch.where(is_new, step, self.first)
+        if step % self.every == 0:
+            self.going = [row for row, first in enumerate(self.first.tolist()) if first == 0]
+
+    def reasons(self) -> list[str | None]:
+        """For each model None, or what is wrong with it."""
+        return [
+            f"its loss is not finite at step {first} of {self.steps}" if first else None
+            for first in self.first.tolist()
+        ]
+
+
 def poisson_batches(
     models: int, records: int, rate: float, generator: torch.Generator
 ) -> Iterable[tuple[Tensor, Tensor]]:
@@ -108,6 +155,32 @@ def shuffled_batches(
         drawn = torch.rand(models, records, generator=generator, device=generator.device)
         for indices in drawn.argsort(dim=1).split(size, dim=1):
             yield indices, torch.ones(indices.shape, device=generator.device)
+
+
+class Draws:
+    """All that a model draws, from one generator on the CPU.
+
+    It gives the batches, which are the same on all devices, and seeds of two others: `noise`, on
+    the device, and `seed`, for what the network draws itself (dropout) and augmentation.
+
+    Args:
+        generator: of this model alone.
+        device: that the noise is drawn on: another draws other numbers of the same distribution.
+    """
+
+    def __init__(self, generator: torch.Generator, device: torch.device) -> None:
+        self.generator = generator
+        noise, self.seed = torch.randint(SEEDS, (2,), generator=generator).tolist()
+        self.noise = torch.Generator(device).manual_seed(noise)
+
+    def batches(self, plan: Plan, records: int, privacy: Privacy | None) -> Iterator[Tensor]:
+        """Positions (B,) among n records, of each step in turn."""
+        if privacy:
+            drawn = poisson_batches(1, records, plan.batch_size / records, self.generator)
+        else:
+            drawn = shuffled_batches(1, records, plan.batch_size, self.generator)
+        for _, (indices, _) in zip(range(plan.steps), drawn, strict=False):
+            yield indices[0]
 
 
 def privatise(
