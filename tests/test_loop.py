@@ -1,5 +1,6 @@
 """Training of any network: one semantics, whatever way its gradients are found."""
 
+import copy
 import functools
 import math
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from mico_exp.challenge.records import Features
 from mico_exp.common.errors import InputError
+from mico_exp.models.architectures import MLP
 from mico_exp.models.backprop import Plan as Seen
 from mico_exp.training import loop, per_sample, steps
 from mico_exp.training.loop import train_networks
@@ -160,3 +162,84 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(records):
     with pytest.raises(InputError, match="layer `1`, a BatchNorm1d, mixes"):
         train(mixing, records, Plan(1, 5, SGD), Privacy(1.0, 1.0))
     assert train(mixing, records, Plan(1, 5, SGD)) == [None]
+
+
+@pytest.mark.parametrize("privacy", [None, Privacy(0.7, 0.3)])
+def test_mlps_train_as_one_as_each_would_alone(records, privacy, monkeypatch):
+    """Their own batches and noise, also where one draws fewer records."""
+    torch.manual_seed(0)
+    together = [MLP([6, 5, 3]) for _ in range(3)]
+    apart = [copy.deepcopy(one) for one in together]
+    own, told = [range(6, 30), range(24), range(3, 27)], []
+    schedule = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    adam = functools.partial(torch.optim.Adam, lr=0.05)
+    plan = Plan(6, 5, adam, schedule)
+    stopped = train_networks(
+        together, records, own, plan, gens(1, 2, 3), privacy, CPU, after_step=told.append
+    )
+    assert stopped == [None] * 3
+    assert [one.step for one in told] == list(range(1, 7))
+    monkeypatch.setattr(loop, "_can_stack", lambda *_: False)
+    train_networks(apart, records, own, plan, gens(1, 2, 3), privacy, CPU)
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(weights(one), weights(other), rtol=1e-4, atol=1e-5)
+
+
+def test_of_mlps_as_one_those_that_break_alone_are_stopped(records):
+    torch.manual_seed(0)
+    models = [MLP([6, 5, 3]) for _ in range(3)]
+    with torch.no_grad():
+        models[1].mlp[0].weight[0, 0] = math.nan
+    told = []
+    stopped = train_networks(
+        models, records, [range(30)] * 3, Plan(3, 6, SGD), gens(1, 2, 3), Privacy(1.0, 1.0), CPU,
+        after_step=told.append,
+    )  # fmt: skip
+    assert stopped == [None, "its loss is not finite at step 1 of 3", None]
+    assert [list(one.models) for one in told] == [[0, 2]] * 3
+    assert all(math.isfinite(one.loss) for one in told)
+
+
+def test_a_batch_in_pieces_is_the_whole_batch(records, monkeypatch):
+    whole, cut, short = network(), network(), network()
+    plan = Plan(5, 12, SGD)
+    train(whole, records, plan, Privacy(0.5, 0.3))
+    monkeypatch.setattr(loop.Batches.__init__, "__defaults__", (60,))
+    seen = []
+    cut.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    train(cut, records, plan, Privacy(0.5, 0.3))
+    assert max(seen) == loop.FEW
+    torch.testing.assert_close(weights(cut), weights(whole), rtol=1e-5, atol=1e-6)
+    monkeypatch.undo()
+
+    def fails(_, given):  # where memory runs out it begins again, with fewer
+        if len(given[0]) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+
+    short.register_forward_pre_hook(fails)
+    train(short, records, plan, Privacy(0.5, 0.3))
+    torch.testing.assert_close(weights(short), weights(whole), rtol=1e-5, atol=1e-6)
+
+
+def test_what_trains_is_settled_before(records):
+    model = network()
+    model[0].weight.requires_grad_(False)
+    kept = model[0].weight.clone()
+    assert train(model, records, Plan(2, 6, SGD), Privacy(1.0, 1.0)) == [None]
+    assert torch.equal(model[0].weight, kept)
+    assert not model[0].weight.requires_grad
+
+    def thaw(_):
+        model[0].weight.requires_grad_(True)
+
+    with pytest.raises(InputError, match="Sequential were frozen or thawed while it trained"):
+        train(model, records, Plan(2, 6, SGD), Privacy(1.0, 1.0), after_step=thaw)
+    with pytest.raises(InputError, match="has no parameters that ask for gradients"):
+        train(network().requires_grad_(False), records, Plan(2, 6, SGD))
+
+
+def test_inputs_are_augmented_where_a_plan_says_so(records):
+    seen, model = [], network()
+    model.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    train(model, records, Plan(2, 6, SGD, augment=lambda inputs: inputs * 0 + 7))
+    assert all((one == 7).all() for one in seen)
