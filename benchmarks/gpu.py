@@ -40,12 +40,12 @@ from mico_exp.challenge.records import Records, inputs_at
 from mico_exp.challenge.tree import load_scenario, write_solution
 from mico_exp.models.architectures import CNN, MLP, Architecture, bare, roberta
 from mico_exp.models.devices import allow_tf32, describe, open_device
+from mico_exp.models.workers import Local
 from mico_exp.runs.provenance import code_version
 from mico_exp.scores import metrics
 from mico_exp.scores.extraction import MODELS_AT_ONCE, Extraction
 from mico_exp.scores.inference import PRECISIONS, Processor, Shard, Work, runner_on
 from mico_exp.scores.store import ScoreStore
-from mico_exp.scores.workers import Local
 from mico_exp.training import stacked
 from mico_exp.training.steps import Plan, Privacy
 

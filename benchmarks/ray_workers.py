@@ -14,9 +14,9 @@ import torch
 
 from mico_exp.challenge import datasets
 from mico_exp.models.architectures import CNN, Architecture
+from mico_exp.models.ray_workers import Ray
 from mico_exp.scores import metrics
 from mico_exp.scores.inference import Processor, Shard, Work
-from mico_exp.scores.ray_workers import Ray
 
 MODELS, IMAGES, REPEATS = 12, 1024, 3
 

@@ -17,7 +17,8 @@ from mico_exp.attacks import formulas
 from mico_exp.challenge import datasets
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.config.typed import OPTIONS
-from mico_exp.training.building import Recipe, build
+from mico_exp.training.building import build
+from mico_exp.training.recipe import Recipe
 from mico_exp.training.steps import Plan
 
 # Whoever starts the tests in the background ignores these, and so would every command of theirs.

@@ -7,19 +7,26 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from commands import run, start
-from conftest import SIZES
+from conftest import SIZES, tiny_recipe
 from listener import heard, listening
+from test_recipe import contents
+from torch import nn
 
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.errors import InputError, MetricError
+from mico_exp.models import ray_workers
 from mico_exp.models.architectures import MLP, Architecture
-from mico_exp.scores import metrics, ray_workers
+from mico_exp.models.ray_workers import Ray
+from mico_exp.scores import metrics
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Processor
-from mico_exp.scores.ray_workers import Ray
 from mico_exp.scores.store import ScoreStore
+from mico_exp.training.building import build
+from mico_exp.training.recipe import Fresh
+from mico_exp.training.steps import Plan
 
 ray = pytest.importorskip("ray")
 
@@ -182,7 +189,7 @@ def test_gpus_that_are_not_here():
     with pytest.raises(InputError, match=r"`compute\.num_gpus`: 99 are asked for"):
         Ray(num_gpus=99).check(Processor())
     with pytest.raises(InputError, match=r"`compute\.device` must be auto or cpu"):
-        Ray(num_workers=2).check(Processor("cuda"))
+        Ray(num_workers=2).check("cuda")
 
 
 def test_without_ray_it_says_what_to_install(tmp_path):
@@ -191,3 +198,30 @@ def test_without_ray_it_says_what_to_install(tmp_path):
         failed = run(command, "scenario=inf", "compute=ray", cwd=tmp_path, status=1).stderr
         assert "pip install 'mico_exp[ray]'" in failed
     assert not (tmp_path / "data").exists()
+
+
+class OnceDeadly(nn.Linear):
+    """A network whose first worker is killed while it trains, as by a machine that goes down."""
+
+    def __init__(self, marker):
+        super().__init__(64, 10)
+        self.marker = marker
+
+    def forward(self, inputs):
+        if self.training:
+            once_deadly(inputs, torch.zeros(len(inputs), dtype=torch.int64), self.marker)
+        return super().forward(inputs)
+
+
+def test_workers_build_what_this_process_builds_though_one_dies(digits, tmp_path):
+    def recipe_of(marker):
+        plan = Plan(20, 16, partial(torch.optim.SGD, lr=0.1))
+        begin = Fresh(partial(OnceDeadly, str(marker)), {"_target_": "Linear"})
+        models = {"train": 3, "dev": 1, "final": 0}
+        return tiny_recipe(widths=None, network=begin, plan=plan, models=models)
+
+    marker = tmp_path / "killed"
+    build(tmp_path / "there", recipe_of(marker), digits, "cpu", Ray(num_workers=2))
+    assert marker.exists()
+    build(tmp_path / "here", recipe_of(marker), digits)
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")

@@ -1,6 +1,7 @@
 """Bad trees, one fault at a time: the doctor names it, and so does the pipeline before its work."""
 
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -347,3 +348,17 @@ def test_a_sweep_warns_of_it_once_and_the_doctor_notes_it(tree):
     examined = run("mico_exp.doctor", "scenarios=[inf]", *option, cwd=tree.parent).stdout
     assert examined.count(f"Note: {told} `scenario.epsilon` is null") == 1
     assert "An attack can run." in examined
+
+
+def test_what_a_build_would_take(tmp_path):
+    small = ["dataset.phases={train: 60, dev: 1, final: 0}", "dataset.recipe.steps=30"]
+    told = run("mico_exp.doctor", "scenarios=[hi]", *small, cwd=tmp_path, status=1).stdout
+    line = next(one for one in told.splitlines() if one.startswith("digits_hi is not there. "))
+    assert re.fullmatch(
+        r".* To build it: 61 models, 30 steps of [0-9.e-]+ s; about [0-9]+ s on \w+, in [12] "
+        r"process\(es\), 1\.2 MB of disk\. python -m mico_exp\.build dataset=digits scenario=hi",
+        line,
+    )
+    other = ["dataset=sst2", "scenarios=[inf]"]
+    missing = run("mico_exp.doctor", *other, cwd=tmp_path, status=1).stdout
+    assert "to build it" not in missing.lower()  # its records are what is said first

@@ -15,11 +15,11 @@ from mico_exp.common.errors import InputError, MetricError
 from mico_exp.models.architectures import MLP, Architecture
 from mico_exp.models.devices import open_device
 from mico_exp.models.weights import load_state
+from mico_exp.models.workers import Local
 from mico_exp.scores import extraction, inference, metrics
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
-from mico_exp.scores.workers import Local
 
 METRICS = {name: getattr(metrics, name) for name in ("loss", "confidence", "mod_entropy")}
 

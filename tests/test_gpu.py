@@ -29,7 +29,8 @@ from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import PRECISIONS, ModelRunner, Processor, Shard, Work, runner_on
 from mico_exp.scores.store import ScoreStore
 from mico_exp.training import stacked
-from mico_exp.training.building import PrivacyTarget, build
+from mico_exp.training.building import build
+from mico_exp.training.recipe import PrivacyTarget
 from mico_exp.training.steps import Plan, Privacy, poisson_batches, privatise, shuffled_batches
 
 pytestmark = pytest.mark.gpu

@@ -11,10 +11,10 @@ from mico_exp.challenge.datasets import Features
 from mico_exp.common.errors import InputError
 from mico_exp.models.architectures import MLP, Alone, Architecture
 from mico_exp.models.batching import out_of_memory
+from mico_exp.models.workers import one_ahead
 from mico_exp.scores import metrics
 from mico_exp.scores.inference import ModelRunner, Processor, Shard, Work
 from mico_exp.scores.kept import KeptInputs
-from mico_exp.scores.workers import one_ahead
 
 LOSS = {"loss": metrics.loss}
 

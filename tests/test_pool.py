@@ -26,6 +26,7 @@ def write(path, tell):
     for _ in range(4):
         tell(0.25)
     path.write_text(str(os.getpid()))
+    return path.name
 
 
 def fail(path, tell):
@@ -38,7 +39,8 @@ def die(path, tell):
 
 def test_every_piece_is_done_once_and_told_of(method, tmp_path):
     told, pieces = [], [tmp_path / str(number) for number in range(5)]
-    pool.spread(write, pieces, 2, told.append)
+    done = list(pool.spread(write, pieces, 2, told.append))
+    assert sorted(done) == [(number, str(number)) for number in range(5)]
     assert sum(told) == 5
     by = {int(path.read_text()) for path in pieces}
     assert len(by - {os.getpid()}) == 2
@@ -49,14 +51,14 @@ def test_every_piece_is_done_once_and_told_of(method, tmp_path):
 @pytest.mark.parametrize(("processes", "count"), [(1, 3), (4, 1), (4, 0)])
 def test_where_there_is_little_to_share_nobody_else_is_asked(processes, count, tmp_path):
     pieces = [tmp_path / str(number) for number in range(count)]
-    pool.spread(write, pieces, processes, lambda _: None)
+    list(pool.spread(write, pieces, processes, lambda _: None))
     assert [int(path.read_text()) for path in pieces] == [os.getpid()] * count
 
 
 def test_what_pays_not_is_done_here(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "start_method", lambda: "spawn")
     pieces = [tmp_path / str(number) for number in range(5)]
-    pool.spread(write, pieces, 2, lambda _: None)
+    list(pool.spread(write, pieces, 2, lambda _: None))
     assert {int(path.read_text()) for path in pieces} == {os.getpid()}
 
 
@@ -71,7 +73,7 @@ def test_what_pays_not_is_done_here(tmp_path, monkeypatch):
 def test_what_goes_wrong_elsewhere_is_raised_here(work, name, error, said, tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "start_method", lambda: "fork")
     with pytest.raises(error) as caught:
-        pool.spread(work, [tmp_path / f"{name}{i}" for i in range(4)], 2, lambda _: None)
+        list(pool.spread(work, [tmp_path / f"{name}{i}" for i in range(4)], 2, lambda _: None))
     assert said in str(caught.value)
     assert not multiprocessing.active_children()
 
@@ -93,7 +95,7 @@ COMMAND = """
         time.sleep(60)
 
     with process.command():
-        pool.spread(wait, sys.argv[1:], 2, print)
+        list(pool.spread(wait, sys.argv[1:], 2, print))
 """
 
 
@@ -168,6 +170,7 @@ def test_one_of_a_pool_starts_no_others(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "start_method", lambda: "fork")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     pieces = [tmp_path / "a", tmp_path / "b"]
-    pool.spread(lambda path, _: path.write_text(str(cores.for_processes())), pieces, 2, print)
+    work = lambda path, _: path.write_text(str(cores.for_processes()))  # noqa: E731
+    list(pool.spread(work, pieces, 2, print))
     assert [path.read_text() for path in pieces] == ["1", "1"]
     assert cores.for_processes() == 2

@@ -23,10 +23,10 @@ from mico_exp.common import pool
 from mico_exp.common.errors import InputError
 from mico_exp.models.architectures import MLP
 from mico_exp.models.weights import load_state
-from mico_exp.training import building
-from mico_exp.training.building import PrivacyTarget, build
-
-CPU = torch.device("cpu")
+from mico_exp.training import building, making, recipe
+from mico_exp.training.building import build
+from mico_exp.training.making import Making, Piece
+from mico_exp.training.recipe import PrivacyTarget
 
 
 def contents(root):
@@ -117,15 +117,15 @@ def test_what_is_complete_is_left_alone(built, digits):
 
 def test_an_interrupted_build_goes_on_and_ends_the_same(built, digits, tmp_path, monkeypatch):
     written = []
-    real = building._write_model
+    real = building.Writer.write
 
-    def interrupted(root, how, chunk, number):
+    def interrupted(writer, made):
         if len(written) == 5:
             raise KeyboardInterrupt
-        written.append(number)
-        real(root, how, chunk, number)
+        written.append(made.number)
+        real(writer, made)
 
-    monkeypatch.setattr(building, "_write_model", interrupted)
+    monkeypatch.setattr(building.Writer, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, tiny_recipe(), digits)
     assert len(list((tmp_path / "digits" / "digits_inf" / "train").iterdir())) == 5
@@ -170,7 +170,7 @@ def spreading(monkeypatch):
     """Builds of small chunks in as many processes as are asked for, forked also by pytest-xdist."""
     monkeypatch.setattr(building, "MODELS_AT_ONCE", 4)
     monkeypatch.setattr(pool, "start_method", lambda: "fork")
-    monkeypatch.setattr(building, "noise_multiplier", lambda *_: 1.0)
+    monkeypatch.setattr(recipe, "noise_multiplier", lambda *_: 1.0)
 
     def build_with(processes, root, records):
         monkeypatch.setenv("OMP_NUM_THREADS", str(processes))
@@ -207,17 +207,17 @@ def test_processes_build_what_one_does_and_go_on_where_they_were_cut_off(
     first = contents(tmp_path / "cut")
     assert not list((tmp_path / "cut").rglob("*.tmp"))
     assert 0 < sum(name.endswith("model.pt") for name in first) < 17
-    write = building._write_model
+    write = building.Writer.write
 
-    def refused(root, how, chunk, number):
-        if number == 14:
+    def refused(writer, made):
+        if made.number == 14:
             raise InputError("`it` must be\nright.")
-        write(root, how, chunk, number)
+        write(writer, made)
 
-    monkeypatch.setattr(building, "_write_model", refused)
+    monkeypatch.setattr(building.Writer, "write", refused)
     with pytest.raises(InputError, match=r"^`it` must be\nright\.$"):
         spreading(2, tmp_path / "cut", digits)
-    monkeypatch.setattr(building, "_write_model", write)
+    monkeypatch.setattr(building.Writer, "write", write)
     assert expected.items() > contents(tmp_path / "cut").items() > first.items()
     spreading(2, tmp_path / "cut", digits)
     assert contents(tmp_path / "cut") == expected
@@ -247,25 +247,23 @@ def test_the_accountant_and_the_batches_have_the_same_rate(digits, monkeypatch):
     how = tiny_recipe("digits_lo", target, sizes=Sizes(1797, 300, 50))
     assert how.sample_rate == 16 / 300
     seen = []
-    monkeypatch.setattr(building, "noise_multiplier", lambda *asked: seen.append(asked) or 1.0)
-    building._privacy(how)
+    monkeypatch.setattr(recipe, "noise_multiplier", lambda *asked: seen.append(asked) or 1.0)
+    work = Making.of(how, digits, "cpu")
     assert seen == [(4.0, 1e-5, 16 / 300, 200)]
-    real = building.train
+    real = making.train
 
     def watched(mlps, inputs, labels, plan, generator, privacy, after_step):
         assert (plan.batch_size, labels.shape[1]) == (16, 300)
         assert privacy.noise_multiplier == 1.0
         return real(mlps, inputs, labels, plan, generator, privacy, after_step)
 
-    monkeypatch.setattr(building, "train", watched)
-    privacy = building._privacy(how)
-    spent = building._spent(how, privacy)
-    work = building._Training(None, how, digits, privacy, spent, CPU, frozenset())
-    chunk = work.chunk(range(2))
+    monkeypatch.setattr(making, "train", watched)
+    seed, models = next(building.planned_pieces(how)).piece
+    made, _ = work(Piece(seed, models[:2]))
     # At σ = 1 the accountant, asked afresh, tells what these 200 steps have spent.
     accountant = PRVAccountant()
     accountant.history = [(1.0, 16 / 300, 200)]
-    assert chunk.epsilon == pytest.approx(accountant.get_epsilon(1e-5), abs=0.01)
+    assert float(made.told["epsilon"]) == pytest.approx(accountant.get_epsilon(1e-5), abs=0.01)
 
 
 def test_the_noise_of_the_embedded_challenge():
@@ -275,7 +273,7 @@ def test_the_noise_of_the_embedded_challenge():
         target = PrivacyTarget(epsilon, 1e-5, 1.0)
         sizes = Sizes(1797, 300, 50)
         how = tiny_recipe("digits_lo", target, plan=plan, sizes=sizes)
-        assert building._privacy(how).noise_multiplier == sigma  # bit for bit, as its models are
+        assert how.privacy_for().noise_multiplier == sigma  # bit for bit, as its models are
 
 
 @pytest.mark.parametrize(
@@ -326,7 +324,7 @@ def test_the_record_names_every_device_but_not_a_lone_cpu(digits, tmp_path, monk
     how, folder = tiny_recipe(plan=plan), tmp_path / "digits" / "digits_inf"
 
     def built_on(card):
-        monkeypatch.setattr(building, "describe", lambda _: card)
+        monkeypatch.setattr(making, "describe", lambda _: card)
         shutil.rmtree(folder / "dev" / "model_13", ignore_errors=True)
         assert build(tmp_path, how, digits) is True
         return json.loads((folder / "build.json").read_text()).get("devices")

@@ -14,11 +14,11 @@ from mico_exp.challenge.datasets import purchase_like
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.common import require
 from mico_exp.common.errors import InputError
+from mico_exp.models.ray_workers import Ray
 from mico_exp.results.scoring import check_fpr
 from mico_exp.scores.gradients import GradAlignment, Kronecker, Representer
 from mico_exp.scores.inference import Processor
-from mico_exp.scores.ray_workers import Ray
-from mico_exp.training.building import PrivacyTarget
+from mico_exp.training.recipe import PrivacyTarget
 from mico_exp.training.steps import Plan
 
 NEVER = (True, False, None, "1", "0.9", "", [1], math.nan, 1j)  # what is no number at all

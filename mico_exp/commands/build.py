@@ -7,7 +7,6 @@ import logging
 
 from omegaconf import DictConfig
 
-from mico_exp.common.errors import InputError
 from mico_exp.config import compose
 
 log = logging.getLogger("mico_exp.build")
@@ -15,11 +14,6 @@ log = logging.getLogger("mico_exp.build")
 
 def command(cfg: DictConfig) -> None:
     """Build one scenario; Hydra calls this for each."""
-    setup = compose.setup(cfg)
-    if setup.recipe is None and cfg.dataset.get("outputs") is None:
-        raise InputError(
-            f"dataset `{setup.dataset}` has no recipe: it cannot be built here, its models come "
-            "from elsewhere."
-        )
-    done = setup.build()
+    setup = compose.building(cfg)
+    done = setup.build(asked=True)
     log.info("%s: %s", setup.folder, "built" if done else "complete, nothing to do")

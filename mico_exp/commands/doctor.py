@@ -69,7 +69,7 @@ class Seen:
 
 def command(cfg: DictConfig) -> None:
     """Examine all scenarios of a challenge."""
-    challenge = compose.challenge(cfg)
+    challenge = compose.challenge(cfg, recipes=True)
     title = f"Challenge {challenge.name} in {challenge.root}"
     overview = Table(title=title, title_justify="left")
     for title in ("scenario", "phase", "models", "expected", "sound", "weights", ""):
@@ -78,6 +78,7 @@ def command(cfg: DictConfig) -> None:
         )
     seen = Seen()
     costs: dict[str, Cost] = {}
+    builds: list[str] = []
     for name, setup in challenge.setups.items():
         reports, cost = _examine(setup, seen)
         for report in reports:
@@ -85,7 +86,10 @@ def command(cfg: DictConfig) -> None:
         overview.add_section()
         if cost:
             costs[name] = cost
+        elif not reports[0].found and (told := _build_cost(setup, seen)):
+            builds.append(told)
     show(overview)
+    print(*builds, sep="\n", end="\n" * bool(builds))
     if seen.facts:
         show(_data(seen.facts))
     if seen.near is not None:
@@ -101,6 +105,30 @@ def command(cfg: DictConfig) -> None:
             f"{_size(cost.store_bytes)} of disk"
         )
     sys.exit(_conclude(seen.findings))
+
+
+def _build_cost(setup: Setup, seen: Seen) -> str | None:
+    """Say what a scenario takes to build that is not there; None if it cannot be built here."""
+    try:
+        if setup.recipe is None or (found := setup.build_cost()) is None:
+            return None
+    except InputError as error:
+        seen.findings.append(Finding(setup.path, str(error)))
+        return None
+    dataset, scenario = setup.options
+    each = f"{found.steps:,} steps of {found.step_seconds:.3g} s"
+    where = f"{setup.processor.device}, in {found.processes} process(es)"
+    return (
+        f"{setup.name} is not there. To build it: {found.models} models, {each}; about "
+        f"{_hours(found.seconds)} on {where}, {_size(found.disk_bytes)} of disk. "
+        f"python -m mico_exp.build dataset={dataset} scenario={scenario}"
+    )
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.1f} hours"
 
 
 def _examine(setup: Setup, seen: Seen) -> tuple[list[PhaseReport], Cost | None]:

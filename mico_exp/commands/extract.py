@@ -18,7 +18,7 @@ def command(cfg: DictConfig) -> None:
     setup.build()
     setup.check_content()
     setup.source.check_steady()
-    where = setup.workers.describe(setup.processor)
+    where = setup.workers.describe(setup.processor.device)
     log.info("%s: models run on %s", setup.path, where)
     for line in setup.extraction.findings():
         log.warning("%s", line)

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -23,8 +23,9 @@ from mico_exp.common import process, signals
 from mico_exp.common.errors import InputError
 
 Piece = TypeVar("Piece")
-Hear = Callable[[float], Any]
-Work = Callable[[Piece, Hear], None]
+Result = TypeVar("Result")
+Hear = Callable[[Any], Any]  # of what can be added up
+Work = Callable[[Piece, Hear], Result]
 SECONDS_TO_START = 4.0  # of a process that imports all that it needs
 SECONDS_BETWEEN = 0.1  # what is told more often is told together
 
@@ -33,33 +34,41 @@ class PoolError(RuntimeError):
     """A defect in another process, with that one's traceback."""
 
 
-def spread(work: Work[Piece], pieces: Sequence[Piece], processes: int, hear: Hear) -> None:
+def spread(
+    work: Work[Piece, Result], pieces: Sequence[Piece], processes: int, hear: Hear
+) -> Generator[tuple[int, Result], None, None]:
     """Do `work(piece, tell)` of every piece, in so many processes.
 
     A forked process begins at once. Where none can be forked safely each would import everything
     anew, and so the first piece is done here, to see whether that pays.
 
     Args:
-        work: what is to be done; it tells of its progress in numbers.
+        work: what is to be done; it tells of its progress in what can be added up, as numbers.
         pieces: of which each is done once, in this order.
         processes: at once; with 1, or for a single piece, this one does it all.
         hear: called here with what is told.
+
+    Yields:
+        the position of each piece and its result, as they are finished. Whoever stops listening
+        closes this, which ends the processes.
 
     Raises:
         InputError: as `work` does, or a process was killed.
         PoolError: work has a defect.
     """
-    left = deque(pieces)
+    left = deque(enumerate(pieces))
     method = start_method()
     if processes > 1 and len(left) > 1 and method != "fork":
         started = time.monotonic()
-        work(left.popleft(), hear)
+        position, piece = left.popleft()
+        result = work(piece, hear)
         if (time.monotonic() - started) * len(left) / 2 < SECONDS_TO_START:
             processes = 1
+        yield position, result
     if processes > 1 and len(left) > 1:
-        _spread(work, left, min(processes, len(left)), hear, method)
-    while left:
-        work(left.popleft(), hear)
+        yield from _spread(work, left, min(processes, len(left)), hear, method)
+    for position, piece in left:
+        yield position, work(piece, hear)
 
 
 def is_worker() -> bool:
@@ -77,29 +86,46 @@ def start_method() -> str:
     return "fork" if sys.platform == "linux" and alone else "spawn"
 
 
-def _spread(work: Work[Piece], left: deque[Piece], processes: int, hear: Hear, method: str) -> None:
+def _spread(
+    work: Work[Piece, Result],
+    left: deque[tuple[int, Piece]],
+    processes: int,
+    hear: Hear,
+    method: str,
+) -> Generator[tuple[int, Result], None, None]:
     started: dict[Connection, BaseProcess] = {}
+    busy: dict[Connection, int] = {}  # the position of what each is at
     try:
         for _ in range(processes):
             with signals.whole():
                 here, one = _started(work, method)
                 started[here] = one
-            here.send(left.popleft())
-        busy = set(started)
+            busy[here] = _next(here, left)
         while busy:
-            for here in busy.intersection(wait(list(busy))):
-                if not _is_done(here, started[here], hear):
+            for here in set(busy).intersection(wait(list(busy))):
+                kind, told = _told(here, started[here])
+                if kind == "told":
+                    hear(told)
                     continue
+                position, (rest, result) = busy.pop(here), told
                 if left:
-                    here.send(left.popleft())
-                else:
-                    busy.remove(here)
+                    busy[here] = _next(here, left)
+                if rest is not None:
+                    hear(rest)
+                yield position, result
     finally:
         with signals.whole():
             _end(started)
 
 
-def _started(work: Work[Any], method: str) -> tuple[Connection, BaseProcess]:
+def _next(here: Connection, left: deque[tuple[int, Piece]]) -> int:
+    """Give a process its next piece; says the position of it."""
+    position, piece = left.popleft()
+    here.send(piece)
+    return position
+
+
+def _started(work: Work[Any, Any], method: str) -> tuple[Connection, BaseProcess]:
     context: Any = multiprocessing.get_context(method)
     here, there = context.Pipe()
     one = context.Process(target=_serve, args=(work, there), daemon=True)
@@ -116,8 +142,8 @@ def _end(started: Mapping[Connection, BaseProcess]) -> None:
         here.close()
 
 
-def _is_done(here: Connection, one: BaseProcess, hear: Hear) -> bool:
-    """Take in what a process tells; says whether that was that its piece is done."""
+def _told(here: Connection, one: BaseProcess) -> tuple[str, Any]:
+    """What a process has to say: of its progress, or that its piece is done."""
     try:
         kind, told = here.recv()
     except (EOFError, ConnectionResetError):
@@ -130,8 +156,7 @@ def _is_done(here: Connection, one: BaseProcess, hear: Hear) -> bool:
         raise InputError(told)
     if kind == "failed":
         raise PoolError(told)
-    hear(told)
-    return kind == "done"
+    return kind, told
 
 
 def _ending(status: int | None) -> str:
@@ -140,7 +165,7 @@ def _ending(status: int | None) -> str:
     return f"ended with status {status}"
 
 
-def _serve(work: Work[Any], head: Connection) -> None:
+def _serve(work: Work[Any, Any], head: Connection) -> None:
     """Do the pieces that come, until the head ends this process, or is no more."""
     signals.leave_to_head()
     threading.Thread(target=_end_with_head, daemon=True).start()
@@ -149,32 +174,33 @@ def _serve(work: Work[Any], head: Connection) -> None:
             head.send(_answer(work, head.recv(), _Telling(head)))
 
 
-def _answer(work: Work[Any], piece: Any, telling: "_Telling") -> tuple[str, Any]:
+def _answer(work: Work[Any, Any], piece: Any, telling: "_Telling") -> tuple[str, Any]:
     try:
-        work(piece, telling)
+        result = work(piece, telling)
     except Exception as error:
         message = process.one_line(error)
         if message is None or process.wants_everything():
             return "failed", f"in a process of its own:\n{traceback.format_exc()}"
         return "refused", message
-    return "done", telling.rest()
+    return "done", (telling.rest(), result)
 
 
 class _Telling:
     """Tells the head of progress, not too often."""
 
     def __init__(self, head: Connection) -> None:
-        self.head, self.sum, self.last = head, 0.0, time.monotonic()
+        self.head, self.last = head, time.monotonic()
+        self.sum: Any = None
 
-    def __call__(self, more: float) -> None:
-        self.sum += more
+    def __call__(self, more: Any) -> None:
+        self.sum = more if self.sum is None else self.sum + more
         if (now := time.monotonic()) - self.last >= SECONDS_BETWEEN:
             self.last = now
             self.head.send(("told", self.rest()))
 
-    def rest(self) -> float:
-        """What was not told yet."""
-        rest, self.sum = self.sum, 0.0
+    def rest(self) -> Any:
+        """What was not told yet; None where that is nothing."""
+        rest, self.sum = self.sum, None
         return rest
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from mico_exp.attacks.calibration import Formula
 from mico_exp.attacks.evidence import Attack
@@ -35,14 +36,19 @@ from mico_exp.runs import provenance
 from mico_exp.runs.record import USUAL_EXPOSURE, CellRecord
 from mico_exp.scores.inference import Metric, Processor
 from mico_exp.scores.store import ScoreStore
-from mico_exp.training.building import PrivacyTarget, Recipe
-from mico_exp.training.steps import Plan
+from mico_exp.training.recipe import Fresh, PrivacyTarget, Recipe, planned
 
 # Keys that no setup hangs on.
 OF_DATASET = (
     *("name", "scenarios", "records", "model", "outputs"),
     *("num_records", "len_training", "len_challenge", "phases", "recipe"),
 )
+OF_TRAINING = (  # keys of a recipe, and of its `private`
+    *("steps", "epochs", "batch_size", "optimizer", "schedule", "schedule_each", "augment"),
+    *("clip_norm", "accountant"),
+)
+OF_RECIPE = (*OF_TRAINING, "network", "private", "unasked")
+OF_ASKING = ("precision", "batch_size", "allow_nan", "allow_outliers")  # of `compute`
 OF_A_CELL = ("metric", "formula", "exposure", "metrics", "exposures", "sweep", "plots")
 _last_setup: dict[tuple[str, str | None], Setup] = {}  # at most one
 
@@ -152,7 +158,7 @@ def cell(cfg: DictConfig, metric: options.Choice, formula: options.Choice) -> Ce
     made = options.formula_of(formula)
     codes = options.code(metric, metrics), options.code(formula)
     drawn, found = plots(cfg), _setup_of_cell(cfg)
-    found.workers.check(found.processor)
+    found.workers.check(found.processor.device)
     named = options.named_metrics(cfg.metrics)
     seen = options.swept_exposures(cfg, metric.exposure)
     passed = options.pass_metrics(metrics, named, disclosed, seen)
@@ -162,8 +168,30 @@ def cell(cfg: DictConfig, metric: options.Choice, formula: options.Choice) -> Ce
 def extracting(cfg: DictConfig) -> tuple[Setup, Mapping[str, Metric]]:
     """Make what an extraction works with, and the metrics that it computes."""
     found = setup(cfg)
-    found.workers.check(found.processor)
+    found.workers.check(found.processor.device)
     return found, options.extracted_metrics(cfg)
+
+
+def building(cfg: DictConfig) -> Setup:
+    """Make what a build works with.
+
+    Raises:
+        InputError: there is no recipe, or something is set that a build has no use for.
+    """
+    typed = {text.lstrip("+").partition("=")[0] for text in HydraConfig.get().overrides.task}
+    for key in OF_ASKING:
+        if f"compute.{key}" in typed:
+            raise InputError(
+                f"`compute.{key}` is about models that are asked: a build, which trains them, has "
+                "no use for it."
+            )
+    found = setup(cfg)
+    if found.recipe is None and cfg.dataset.get("outputs") is None:
+        raise InputError(
+            f"dataset `{found.dataset}` has no recipe: it cannot be built here, its models come "
+            "from elsewhere."
+        )
+    return found
 
 
 def choosing(cfg: DictConfig, key: str) -> Choosing:
@@ -174,8 +202,10 @@ def choosing(cfg: DictConfig, key: str) -> Choosing:
     return Choosing(challenge(cfg), how, folder)
 
 
-def challenge(cfg: DictConfig) -> Challenge:
+def challenge(cfg: DictConfig, *, recipes: bool = False) -> Challenge:
     """Make the scenarios of a challenge, for the commands that look at a whole one.
+
+    With `recipes` they know how they are built, also where nothing of that was typed.
 
     ``ddp`` is one for several data sets, every other is that of its data set. What was given on
     the command line holds for all of them.
@@ -191,7 +221,7 @@ def challenge(cfg: DictConfig) -> Challenge:
         overrides = [*given, f"dataset={dataset}"]
         composed: Any = compose(config_name=job.job.config_name, overrides=overrides)
         for name in scenarios:
-            one = setup(composed, (dataset, name))
+            one = setup(composed, (dataset, name), recipes=recipes)
             found[one.name] = one
     return Challenge(cfg.challenge, root(cfg), found)
 
@@ -199,20 +229,21 @@ def challenge(cfg: DictConfig) -> Challenge:
 # ---------------------------------------------------------------- their parts
 
 
-def setup(cfg: DictConfig, named: tuple[str, str] | None = None) -> Setup:
+def setup(cfg: DictConfig, named: tuple[str, str] | None = None, *, recipes: bool = False) -> Setup:
     """Make a scenario as a command works with it.
 
     Args:
         cfg: of the command; its data set is the one that is meant.
         named: options of data set and scenario, of a command that looks at a whole challenge; None
             for the scenario that is chosen.
+        recipes: of such a command, that it asks how scenarios are built.
     """
     require.name("dataset.name", cfg.dataset.name)
     choices, typed = HydraConfig.get().runtime.choices, _typed()
     option: Any = cfg.scenario if named is None else _scenario(named[1])
     asked = named is None or "known_sample" in cfg  # other commands look at no sample
     members, nonmembers = _known_sample(cfg, option) if asked else (None, None)
-    built = named is None or any(key.startswith("recipe.") for key in typed)
+    built = named is None or recipes or any(key.startswith("recipe.") for key in typed)
     model = network(cfg)
     return Setup(
         challenge=cfg.challenge,
@@ -230,6 +261,7 @@ def setup(cfg: DictConfig, named: tuple[str, str] | None = None) -> Setup:
         known_nonmembers=nonmembers,
         expected=dict(cfg.dataset.get("phases") or {}),
         recipe=recipe(cfg, option, model) if built and option is not None else None,
+        unasked=bool((cfg.dataset.get("recipe") or {}).get("unasked", True)),
         options=named or (choices["dataset"], choices["scenario"]),
         typed=typed,
         **_computing(cfg),
@@ -257,8 +289,6 @@ def _computing(cfg: DictConfig) -> dict[str, Any]:
     if "compute" not in cfg:
         return {}
     how = cfg.compute
-    if "workers" not in how:  # of a command that trains models, and asks none
-        return {"processor": Processor(how.device)}
     return {
         "processor": Processor(how.device, how.precision, how.batch_size),
         "workers": make(how.workers),
@@ -367,24 +397,72 @@ def recipe(cfg: DictConfig, option: DictConfig, model: Any) -> Callable[..., Rec
     how = cfg.dataset.get("recipe")
     if how is None:
         return None
-    if not isinstance(model, MLP):
-        raise InputError(f"`dataset.model` must be an MLP to be built, got {type(model).__name__}.")
     phases = cfg.dataset.get("phases") or {}
     if set(phases) != set(PHASES):
         raise InputError(f"`dataset.phases` must name {PHASES}, got {list(phases)}.")
     asked = epsilon(option)
-    privacy = None if asked is None else PrivacyTarget(asked, option.delta, how.clip_norm)
+    told = _training(how, private=asked is not None)
+    accountant, clip_norm = told.pop("accountant", "prv"), told.pop("clip_norm", None)
+    privacy = None
+    if asked is not None:
+        privacy = PrivacyTarget(asked, option.delta, clip_norm, accountant)
+    stacked = isinstance(model, MLP) and how.get("network") is None
     return partial(
-        Recipe,
+        planned,
         challenge=cfg.challenge,
         scenario=f"{cfg.dataset.name}_{option.name}",
         seed=cfg.get("seed", 0),  # which other commands do not compare
         models={phase: phases[phase] for phase in PHASES},
-        widths=tuple(model.widths),
-        plan=Plan(how.steps, how.batch_size, make(how.optimizer)),
+        widths=tuple(model.widths) if stacked else None,
+        network=None if stacked else _fresh(cfg.dataset, model),
         privacy=privacy,
         disclose_training=option.disclose_training,
+        **told,
     )
+
+
+def _training(how: DictConfig, *, private: bool) -> dict[str, Any]:
+    """What a recipe tells of training; with privacy what its `private` tells in its place."""
+    plain = {str(key): value for key, value in how.items()}
+    other = {str(key): value for key, value in (how.get("private") or {}).items()}
+    _check_known("recipe", plain, OF_RECIPE)
+    _check_known("recipe.private", other, OF_TRAINING)
+    told = {key: plain[key] for key in OF_TRAINING if plain.get(key) is not None}
+    if private:
+        if "steps" in other or "epochs" in other:  # one takes the other's place
+            told = {key: value for key, value in told.items() if key not in ("steps", "epochs")}
+        told |= {key: value for key, value in other.items() if value is not None}
+    for key in ("batch_size", "optimizer"):
+        if key not in told:
+            raise InputError(f"`dataset.recipe.{key}` must be told, got null.")
+    made = ("optimizer", "schedule", "augment")
+    return {key: make(value) if key in made else value for key, value in told.items()}
+
+
+def _check_known(place: str, told: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    if unknown := [key for key in told if key not in known]:
+        alike = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Is `{alike[0]}` meant?" if alike else ""
+        raise InputError(f"`dataset.{place}.{unknown[0]}` must be one of {', '.join(known)}.{hint}")
+
+
+def _fresh(dataset: DictConfig, model: Any) -> Fresh:
+    """How a network begins: as the recipe says, or as `dataset.model` makes one."""
+    option = dataset.recipe.get("network")
+    if option is None and not isinstance(model, nn.Module):
+        raise InputError(
+            "`dataset.recipe.network` must say how a network begins where `dataset.model` is a "
+            "function of a model's folder, got null."
+        )
+    option = dataset.model if option is None else option
+    made = make(option) if OmegaConf.is_config(option) else option
+    if not callable(made):
+        raise InputError(
+            "`dataset.recipe.network` must be a torch module, or a function that makes one, got "
+            f"{made!r:.80}."
+        )
+    told: Any = OmegaConf.to_container(option, resolve=True)
+    return Fresh(partial(make, told) if isinstance(made, nn.Module) else made, told)
 
 
 def selection(cfg: DictConfig) -> Selection:

@@ -6,7 +6,7 @@ from typing import Any
 from mico_exp.common.errors import InputError
 
 MOVED = {  # old module → new one, of all that an option can name
-    "cluster": "scores.ray_workers",
+    "cluster": "models.ray_workers",
     "datasets": "challenge.datasets",
     "disclosure": "attacks.disclosure",
     "formulas": "attacks.formulas",
@@ -15,7 +15,9 @@ MOVED = {  # old module → new one, of all that an option can name
     "metrics": "scores.metrics",
     "models": "models.architectures",
     "sweep": "config.sweep",
-    "workers": "scores.workers",
+    "scores.ray_workers": "models.ray_workers",
+    "scores.workers": "models.workers",
+    "workers": "models.workers",
 }
 
 
@@ -34,6 +36,6 @@ def check_places(option: Any) -> None:
 
 def _check_place(target: str) -> None:
     module, _, name = target.rpartition(".")
-    package, _, old = module.rpartition(".")
+    package, _, old = module.partition(".")
     if package == "mico_exp" and old in MOVED:
         raise InputError(f"`_target_: {target}` has moved: write mico_exp.{MOVED[old]}.{name}.")

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from mico_exp.attacks.calibration import Calibrated
 from mico_exp.attacks.evidence import Evidence
 from mico_exp.challenge.outputs import Outputs
-from mico_exp.challenge.phases import SHADOW
+from mico_exp.challenge.phases import PHASES, SHADOW
 from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
@@ -28,6 +28,7 @@ from mico_exp.config.making import make
 from mico_exp.models.architectures import Architecture
 from mico_exp.models.folders import check_built_from
 from mico_exp.models.recorded import take_in
+from mico_exp.models.workers import Local, Workers
 from mico_exp.results.cell import evaluate
 from mico_exp.runs import provenance
 from mico_exp.scores.extraction import Extraction
@@ -35,14 +36,15 @@ from mico_exp.scores.inference import Metric, Processor
 from mico_exp.scores.soundness import check_records, check_training
 from mico_exp.scores.store import ScoreStore
 from mico_exp.scores.vitals import Vitals
-from mico_exp.scores.workers import Local, Workers
 from mico_exp.training.building import (
-    Recipe,
+    Cost,
     build,
     check_built_by,
+    cost,
     is_complete,
     untrained,
 )
+from mico_exp.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +148,7 @@ class Setup:
         sets are disclosed; None for no sample.
     expected: phase → models that there should be.
     recipe: how it is built, given its `sizes`; None where its models come from elsewhere.
+    unasked: whether a command that needs them builds models that are not there.
     options: names of the options of data set and scenario, as they are typed.
     typed: keys of the data set that were set on the command line, ``phases.train``: numbers of
         models and a recipe that were typed are compared with what is there.
@@ -168,6 +171,7 @@ class Setup:
     recipe: Callable[..., Recipe] | None
     options: tuple[str, str]
     typed: frozenset[str]
+    unasked: bool = True
     processor: Processor = field(default_factory=Processor)
     workers: Workers = field(default_factory=Local)
     allow_nan: bool = False
@@ -211,8 +215,11 @@ class Setup:
             )
         return Sizes(num_records, self.len_training, self.len_challenge)
 
-    def build(self) -> bool | None:
+    def build(self, *, asked: bool = False) -> bool | None:
         """Build what is missing; says whether anything was, None if it cannot be built here.
+
+        Args:
+            asked: also what takes too long to be built by the way.
 
         Raises:
             InputError: it was built from other records or otherwise, or cannot be built.
@@ -232,11 +239,36 @@ class Setup:
             raise
         if self.recipe is None:
             return None
+        if not (asked or self.unasked):
+            self._check_there()
+            return None
         how = self.recipe(sizes=self.sizes(len(loaded.labels)))
         if not is_complete(self.root, how):
             self.source.check_steady()
             check_training(untrained(how), loaded)
-        return build(self.root, how, loaded, self.processor.device)
+        return build(self.root, how, loaded, self.processor.device, self.workers)
+
+    def _check_there(self) -> None:
+        """Say how models come to be here that no other command builds."""
+        if not any((self.folder / phase).is_dir() for phase in PHASES):
+            dataset, scenario = self.options
+            raise InputError(
+                f"{self.folder} holds no models: `python -m mico_exp.download` fetches the "
+                f"competition's, and `python -m mico_exp.build dataset={dataset} "
+                f"scenario={scenario}` trains such models here."
+            )
+
+    def build_cost(self) -> Cost | None:
+        """What it will take to build, from a few steps; None if it cannot be built here.
+
+        Raises:
+            InputError: its records are not there, or models cannot be trained on them.
+        """
+        if self.recipe is None:
+            return None
+        how = self.recipe(sizes=self.sizes(len(self.records.labels)))
+        check_training(untrained(how), self.records)
+        return cost(how, self.records, self.processor.device)
 
     @cached_property
     def found(self) -> Scenario:

@@ -151,6 +151,60 @@ def _untrained(shape: dict[str, Any]) -> nn.Module:
     return network.float()
 
 
+class Pretrained:
+    """Makes sequence classifiers that begin as a pretrained network does, each with a fresh head.
+
+    Args:
+        folder: with its ``config.json`` and weights.
+        num_labels: classes of the head, where ``config.json`` says otherwise.
+    """
+
+    def __init__(self, folder: str, num_labels: int | None = None) -> None:
+        if num_labels is not None:
+            require.whole("dataset.recipe.network.num_labels", num_labels, 2, other="null")
+        self.folder, self.num_labels = folder, num_labels
+
+    def __call__(self) -> nn.Module:
+        """Make one; its head is drawn from PyTorch's own generator.
+
+        Raises:
+            InputError: the folder is not there, or does not hold such a network.
+        """
+        network = _untrained(dict(_described(self._place / "config.json", self._shape)))
+        body = f"{network.base_model_prefix}."
+        own = network.state_dict()
+        heads = {name.partition(".")[0] for name in own if not name.startswith(body)}
+        network.load_state_dict(_base_state(self._place, network, heads))
+        return SequenceClassifier(network)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What lies beside a model's weights: its ``config.json``."""
+        told = _described(self._place / "config.json", self._relabelled)
+        return {"config.json": json.dumps(told, indent=2)}
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What tells its networks from others, wherever the folder lies."""
+        return {"pretrained": _contents(self._place), "num_labels": self.num_labels}
+
+    @property
+    def _place(self) -> Path:
+        return require.folder("dataset.recipe.network.folder", self.folder)
+
+    def _shape(self, told: dict[str, Any]) -> dict[str, Any]:
+        return _shape(self._relabelled(told))
+
+    def _relabelled(self, told: dict[str, Any]) -> dict[str, Any]:
+        return told if self.num_labels is None else _with_labels(told, self.num_labels)
+
+
+def _with_labels(shape: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The same shape with so many classes."""
+    kept = {key: value for key, value in shape.items() if key not in ("id2label", "label2id")}
+    return {**kept, "num_labels": count}
+
+
 class LoRA:
     """Makes sequence classifiers of one base and of the LoRA adapters in models' folders.
 
@@ -286,8 +340,7 @@ def _adapted(base: str, num_labels: int | None, _weights: str, adapter: str) -> 
     told, folder = json.loads(adapter), Path(base)
     shape = _described(folder / "config.json", _shape)
     if num_labels is not None:
-        shape = {key: shape[key] for key in shape if key not in ("id2label", "label2id")}
-        shape["num_labels"] = num_labels
+        shape = _with_labels(shape, num_labels)
     network = _untrained(shape)
     heads = {"classifier", "score", *(told.get("modules_to_save") or ())}  # as peft has it
     fill(network, _base_state(folder, network, heads))

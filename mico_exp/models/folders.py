@@ -80,7 +80,7 @@ def write_model(
     truth: Path | None,
     seeds: ModelFolder,
     split: Split,
-    state: Mapping[str, torch.Tensor],
+    weights: bytes,
     told: Mapping[str, str],
     *,
     disclose_training: bool,
@@ -92,7 +92,7 @@ def write_model(
         truth: file of a dev or final model's solution; None for a train model, which discloses it.
         seeds: of its membership.
         split: what they mean.
-        state: its weights.
+        weights: its file of weights, as `packed` makes it.
         told: more files by their names, ``accuracy`` and ``epsilon``.
         disclose_training: also where there is a truth to be told.
     """
@@ -107,9 +107,14 @@ def write_model(
     if not truth:
         files["seed_membership"] = str(seeds.seed_membership)
         files["solution.csv"] = write_solution(split.solution).strip()
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
     with new_folder(folder) as unfinished:
-        (unfinished / "model.pt").write_bytes(buffer.getvalue())
+        (unfinished / "model.pt").write_bytes(weights)
         for name, content in files.items():
             (unfinished / name).write_text(content + "\n", encoding="utf-8")
+
+
+def packed(state: Mapping[str, torch.Tensor]) -> bytes:
+    """What a file of weights holds: a state dict, as `torch.save` writes it."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()

@@ -20,7 +20,7 @@ from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split
 from mico_exp.challenge.tree import ModelFolder, scenario_folder, truth_folder
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError
-from mico_exp.models.folders import begin, write_model
+from mico_exp.models.folders import begin, packed, write_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class OwnModel:
         files = {name: f"{value:g}" for name, value in told.items()}
         disclosed = self.disclose_training
         where = self.seeds.path, self.truth, self.seeds, self.split
-        write_model(*where, state, files, disclose_training=disclosed)
+        write_model(*where, packed(state), files, disclose_training=disclosed)
 
 
 def own_models(

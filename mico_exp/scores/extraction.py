@@ -40,6 +40,7 @@ from mico_exp.models.weights import (
     weights_bytes,
     weights_file,
 )
+from mico_exp.models.workers import Local, Workers
 from mico_exp.scores.gradients import GradientMetric
 from mico_exp.scores.inference import (
     GRADIENTS,
@@ -65,7 +66,6 @@ from mico_exp.scores.soundness import Trial, are_finite, check_records, trial_of
 from mico_exp.scores.store import Address, Column, ScoreStore, read_vitals, write_vitals
 from mico_exp.scores.table import Scores
 from mico_exp.scores.vitals import BEYOND, Vitals, findings
-from mico_exp.scores.workers import Local, Workers
 
 log = logging.getLogger(__name__)
 VITAL = {"logit": logit, "margin": margin}
@@ -239,7 +239,7 @@ class Extraction:
             tasks = list(zip(every, self._lacking(every, metrics), strict=True))
             missing = [(task, lacking) for task, lacking in tasks if len(lacking)]
             if missing:
-                self.workers.check(self.processor)
+                self.workers.check(self.processor.device)
                 folders = [task.folder.path for task, _ in missing]
                 self._check_models(folders)
                 for name, metric in metrics.items():
@@ -263,7 +263,8 @@ class Extraction:
         work = kind(self.architecture, self.records, metrics, self.processor)
         groups = [stack.pairs for stack in stacks]
         shards = (self._shard(stack.filled, metrics.values()) for stack in stacks)
-        title = f"Extracting {family} of {self.name} on {self.workers.describe(self.processor)}"
+        where = self.workers.describe(self.processor.device)
+        title = f"Extracting {family} of {self.name} on {where}"
         with progress(title, sum(map(len, groups))) as bar:
             started, points = time.perf_counter(), 0
             for i, scores in self.workers.map(work, shards):
@@ -349,7 +350,7 @@ class Extraction:
         Raises:
             InputError: as `compute`.
         """
-        self.workers.check(self.processor)
+        self.workers.check(self.processor.device)
         folders = [one.path for models in self.scenario.phases.values() for one in models]
         self._check_models(folders)
         vital = self.vital

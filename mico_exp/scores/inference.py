@@ -112,6 +112,11 @@ class Work:
         with needs_memory(runner.device, shard.folders[0]):
             return self._scores(runner, shard)
 
+    @property
+    def ahead(self) -> Callable[[Shard], Shard] | None:
+        """What may be done for a shard while the one before is: for a GPU models are read."""
+        return self.read if runner_on(self.processor).device.type == "cuda" else None
+
     def read(self, shard: Shard) -> Shard:
         """The shard with its models' weights, in memory that a GPU copies from by itself.
 

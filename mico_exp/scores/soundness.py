@@ -313,8 +313,8 @@ class Trial:
         return ""
 
 
-def check_training(mlps: Stacked, records: Records) -> None:
-    """Check a data set that networks, of which the first will do, are to be trained on.
+def check_training(network: nn.Module, records: Records) -> None:
+    """Check a data set that networks like one are to be trained on.
 
     Raises:
         InputError: names the first record that is not what it must be.
@@ -322,7 +322,8 @@ def check_training(mlps: Stacked, records: Records) -> None:
     every = np.arange(len(records.labels))
     check_records(records, every)
     points = handful(records, every)
-    _Model(runner_on(Processor("cpu")), mlps, records, "`dataset.model`").check(points)
+    models = Alone(network.eval())
+    _Model(runner_on(Processor("cpu")), models, records, "`dataset.model`").check(points)
 
 
 def are_finite(architecture: Architecture, folder: Path, records: Records, record: int) -> bool:

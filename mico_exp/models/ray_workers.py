@@ -1,7 +1,7 @@
-"""Shards of an extraction done by Ray actors: on the processors of this machine, or on a cluster.
+"""Pieces of work done by Ray actors: on the processors and GPUs of this machine, or of a cluster.
 
 Every machine must see the models under the same paths, and have this package installed. A worker
-that dies is replaced, and only its shard is done again.
+that dies is replaced, and only its piece is done again.
 """
 
 import logging
@@ -11,25 +11,27 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
 
 from mico_exp.common import require
 from mico_exp.common.errors import InputError, first_line
-from mico_exp.scores.inference import Processor, Shard
+from mico_exp.models.workers import Hear
 
+Piece = TypeVar("Piece")
 Result = TypeVar("Result")
-DEATHS = 3  # of a worker, until its shard counts as impossible
+DEATHS = 3  # of a worker, until its piece counts as impossible
 SECONDS_TO_ANSWER = 10
+SECONDS_TO_HEAR = 2.0  # of how far workers are
 SECONDS_TO_WAIT, SECONDS_TO_SETTLE, SECONDS_BETWEEN = 600.0, 5.0, 0.5  # for what others use
 log = logging.getLogger(__name__)
 
 
 class Ray:
-    """Ray actors, each of which does one shard after another.
+    """Ray actors, each of which does one piece after another.
 
     Args:
         num_gpus: GPUs to use; 0 for processors alone.
@@ -54,13 +56,13 @@ class Ray:
         self.num_workers = num_workers or num_gpus * jobs_per_gpu or os.cpu_count() or 1
         self.threads = max(1, (os.cpu_count() or 1) // self.num_workers)  # of each worker
 
-    def check(self, processor: Processor) -> None:
+    def check(self, device: str) -> None:
         """Find Ray, the cluster if one is named, and the GPUs if they are to be here."""
-        if processor.device not in ("auto", "cuda" if self.num_gpus else "cpu"):
+        if device not in ("auto", "cuda" if self.num_gpus else "cpu"):
             expected = "cuda" if self.num_gpus else "cpu"
             raise InputError(
                 f"`compute.device` must be auto or {expected} where Ray gives its workers "
-                f"{self.num_gpus} GPUs, got {processor.device}."
+                f"{self.num_gpus} GPUs, got {device}."
             )
         if self.address is None and self.num_gpus > (here := torch.cuda.device_count()):
             raise InputError(f"`compute.num_gpus`: {self.num_gpus} are asked for, here are {here}.")
@@ -73,16 +75,20 @@ class Ray:
         if self.address is not None and self.address != "auto":
             _knock(self.address)
 
-    def describe(self, processor: Processor) -> str:  # noqa: ARG002
+    def describe(self, device: str) -> str:  # noqa: ARG002
         """Name the workers."""
         where = self.address or "this machine"
         what = f"{self.num_gpus} GPUs × {self.jobs_per_gpu}" if self.num_gpus else ""
         return f"Ray on {where}, {what or f'{self.num_workers} workers'}"
 
     def map(
-        self, work: Callable[[Shard], Result], shards: Iterable[Shard]
-    ) -> Iterator[tuple[int, Result]]:
-        """Give each shard's position and result as they are finished.
+        self,
+        work: Callable[..., Result],
+        pieces: Iterable[Piece],
+        hear: Hear | None = None,
+        processes: int = 1,  # noqa: ARG002 (Ray has a number of its own)
+    ) -> Generator[tuple[int, Result], None, None]:
+        """Give each piece's position and result as they are finished.
 
         Raises:
             InputError: as the work itself does; or Ray cannot be reached, or its workers die.
@@ -97,13 +103,14 @@ class Ray:
             num_gpus=1 / self.jobs_per_gpu if self.num_gpus else 0,
             max_restarts=DEATHS,
             max_task_retries=DEATHS,
+            max_concurrency=2,  # so that one can be asked how far it is
         )
         shared = ray.put(work)
         threads = None if self.num_gpus else self.threads
         idle: list[Any] = []
         workers: list[Any] = []
         running: dict[Any, tuple[int, Any]] = {}
-        ahead = iter(enumerate(shards))
+        ahead = iter(enumerate(pieces))
         try:
             while True:
                 while len(running) < count and (one := next(ahead, None)):
@@ -111,10 +118,11 @@ class Ray:
                         idle.append(kind.remote(threads))
                         workers.append(idle[-1])
                     worker = idle.pop()
-                    running[worker.do.remote([shared], one[1])] = one[0], worker
+                    task = worker.do.remote([shared], one[1], hear is not None)
+                    running[task] = one[0], worker
                 if not running:
                     return
-                (done, *_), _ = ray.wait(list(running), num_returns=1)
+                done = _first(running, hear)
                 position, worker = running.pop(done)
                 result = _get(done)
                 idle.append(worker)
@@ -232,21 +240,59 @@ def _without_dashboard() -> Iterator[None]:
 
 
 class _Worker:
-    """An actor that does one shard after another, on the devices that Ray gave it."""
+    """An actor that does one piece after another, on the devices that Ray gave it."""
 
     def __init__(self, threads: int | None) -> None:
-        self.work: Callable[[Shard], Any] | None = None
-        if threads is not None:
-            torch.set_num_threads(threads)
+        self.work: Callable[..., Any] | None = None
+        self.untold: Any = None
+        self.lock = threading.Lock()
+        self.threads = threads
 
-    def do(self, reference: list[Any], shard: Shard) -> Any:
-        """Do a shard. The reference lies in a list so that what it names is fetched once only."""
+    def do(self, reference: list[Any], piece: Any, told: bool) -> Any:
+        """Do a piece. The reference lies in a list so that what it names is fetched once only."""
         import ray
 
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)  # of whichever thread does this
         if self.work is None:
             self.work = ray.get(reference[0])
         assert self.work is not None
-        return self.work(shard)
+        return self.work(piece, self._tell) if told else self.work(piece)
+
+    def _tell(self, more: Any) -> None:
+        with self.lock:
+            self.untold = more if self.untold is None else self.untold + more
+
+    def told(self) -> Any:
+        """What was not told yet; None where that is nothing."""
+        with self.lock:
+            told, self.untold = self.untold, None
+        return told
+
+
+def _first(running: Mapping[Any, tuple[int, Any]], hear: Hear | None) -> Any:
+    """Wait for the first piece that is done; meanwhile hear how far the workers are."""
+    import ray
+
+    while True:
+        patience = None if hear is None else SECONDS_TO_HEAR
+        done, _ = ray.wait(list(running), num_returns=1, timeout=patience)
+        if hear is not None:
+            _hear(hear, [running[one][1] for one in (done or running)])
+        if done:
+            return done[0]
+
+
+def _hear(hear: Hear, workers: Iterable[Any]) -> None:
+    """Hear what some workers have to tell; one that is busy or gone is heard the next time."""
+    import ray
+
+    asked = [worker.told.remote() for worker in workers]
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=SECONDS_TO_HEAR)
+    for one in answered:
+        with suppress(ray.exceptions.RayError):
+            if (told := ray.get(one)) is not None:
+                hear(told)
 
 
 def _knock(address: str) -> None:
@@ -270,4 +316,4 @@ def _get(done: Any) -> Any:
         raise error.cause from None
     except ray.exceptions.RayError as error:
         reason = first_line(error)
-        raise InputError(f"Ray could not finish a shard of models: {reason}") from error
+        raise InputError(f"Ray could not finish a piece of work: {reason}") from error

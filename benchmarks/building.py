@@ -1,0 +1,101 @@
+"""What a step of the competition's recipes takes, and builds by two Ray workers beside one.
+
+.venv/bin/python benchmarks/building.py [steps] [ray]
+"""
+
+import statistics
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import ray
+import torch
+
+from mico_exp.challenge import datasets
+from mico_exp.challenge.protocol import Sizes
+from mico_exp.challenge.records import Features, Records
+from mico_exp.models.architectures import CNN
+from mico_exp.models.ray_workers import Ray
+from mico_exp.training.building import planned_pieces
+from mico_exp.training.making import Making, step_seconds
+from mico_exp.training.recipe import Fresh, Recipe
+from mico_exp.training.steps import Plan, Privacy
+
+IMAGES, MODELS, REPEATS = 2048, 10, 3
+RAY_STEPS, RAY_BATCH = 10, 32
+SGD, ADAM = partial(torch.optim.SGD, lr=0.005), partial(torch.optim.Adam, lr=0.001)
+
+
+def images(count: int = IMAGES) -> Records:
+    random = np.random.default_rng(0)
+    pixels = random.integers(256, size=(count, 32, 32, 3), dtype=np.uint8)
+    labels = torch.from_numpy(random.integers(10, size=count))
+    return datasets.Images(pixels, labels, datasets.CIFAR10_MEAN, datasets.CIFAR10_STD)
+
+
+def purchases(count: int = 4096) -> Records:
+    random = np.random.default_rng(0)
+    bits = torch.from_numpy((random.random((count, 600)) < 0.2).astype(np.float32))
+    return Features(bits, torch.from_numpy(random.integers(100, size=count)))
+
+
+def making(records: Records, plan: Plan, private: Privacy | None, models: int) -> Making:
+    count = len(records.labels)
+    kind = {"network": Fresh(CNN)} if isinstance(records, datasets.Images) else {}
+    kind = kind or {"widths": (600, 128, 100)}
+    counts, sizes = {"train": models, "dev": 0, "final": 0}, Sizes(count, count * 3 // 4, 10)
+    recipe = Recipe("c", "c_s", 0, sizes, counts, plan, None, **kind)
+    return Making(recipe, plan, records, private, None, "auto")
+
+
+def steps() -> None:
+    rows = [
+        ("cifar10 inf, batch 32", images(), Plan(9, 32, SGD), None, 50 * 1563, 1),
+        ("cifar10 hi, batch 512", images(), Plan(9, 512, SGD), Privacy(0.7, 2.6), 50 * 98, 1),
+        ("purchase100 inf, 2 at once", purchases(), Plan(9, 512, ADAM), None, 30 * 293, 2),
+        (
+            "purchase100 hi, 2 at once",
+            purchases(),
+            Plan(9, 512, ADAM),
+            Privacy(0.5, 2.6),
+            30 * 293,
+            2,
+        ),
+    ]
+    for name, records, plan, private, whole, together in rows:
+        made = making(records, plan, private, together)
+        (piece,) = [one.piece for one in planned_pieces(made.recipe)][:1]
+        found = [step_seconds(made, piece) for _ in range(REPEATS)]
+        each = statistics.median(found)
+        spread = f"({min(found):.3g} - {max(found):.3g})"
+        hours = each * whole / together / 3600
+        print(f"{name:28}{each:8.3g} s/step {spread}   {hours:6.2f} h a model of {whole:,} steps")
+
+
+def workers() -> None:
+    made = making(images(512), Plan(RAY_STEPS, RAY_BATCH, SGD), None, MODELS)
+    pieces = [one.piece for one in planned_pieces(made.recipe)]
+    found: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(REPEATS):
+        for count in (1, 2):
+            asked = Ray(num_workers=count)
+            asked.threads = 1
+            done = [time.perf_counter() for _ in asked.map(made, pieces, lambda _: None)]
+            # The first piece of each worker waits for Ray and the imports.
+            found[count].append((MODELS - count) / (done[-1] - done[count - 1]))
+            ray.shutdown()
+    for count, rates in found.items():
+        spread = f"({min(rates):.2f} - {max(rates):.2f})"
+        print(f"{count} worker(s): {statistics.median(rates):5.2f} models/s {spread}")
+    ratios = [two / one for one, two in zip(found[1], found[2], strict=True)]
+    spread = f"({min(ratios):.2f} - {max(ratios):.2f})"
+    print(f"two / one: {statistics.median(ratios):.2f} {spread}   target 1.7")
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or ["steps", "ray"]
+    if "steps" in wanted:
+        steps()
+    if "ray" in wanted:
+        workers()
