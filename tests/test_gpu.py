@@ -17,6 +17,7 @@ import torch
 import worlds
 from conftest import SIZES, tiny_recipe
 from scipy.stats import ks_2samp
+from torch import nn
 
 from mico_exp.challenge import datasets
 from mico_exp.challenge.points import challenge_points
@@ -28,8 +29,10 @@ from mico_exp.scores import gradients, metrics
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import PRECISIONS, ModelRunner, Processor, Shard, Work, runner_on
 from mico_exp.scores.store import ScoreStore
-from mico_exp.training import stacked
+from mico_exp.training import loop, stacked
 from mico_exp.training.building import build
+from mico_exp.training.graphed import graphed
+from mico_exp.training.per_sample import loss_of
 from mico_exp.training.recipe import PrivacyTarget
 from mico_exp.training.steps import Plan, Privacy, poisson_batches, privatise, shuffled_batches
 
@@ -336,6 +339,84 @@ def test_trained_models_are_equal_in_distribution(digits, generator, privacy):
     for ours, theirs in pairs:
         assert ks_2samp(ours, theirs).pvalue > 1e-4
         assert ours.mean().item() == pytest.approx(theirs.mean().item(), abs=0.2)
+
+
+def small_cnn(dropout=0.0):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 5, stride=2),
+        nn.Tanh(),
+        nn.Dropout(dropout),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(8 * 14 * 14, 10),
+    )
+
+
+def trained_cnn(device, privacy=None, dropout=0.0):
+    """Weights after some steps, of batches and a start that are the same on all devices."""
+    torch.manual_seed(0)
+    network = small_cnn(dropout)
+    plan = Plan(12, 16, functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+    generator = torch.Generator().manual_seed(1)
+    where = torch.device(device)
+    own = [np.arange(60)]
+    assert loop.train_networks([network], images(), own, plan, [generator], privacy, where) == [
+        None
+    ]
+    return torch.cat([one.detach().cpu().flatten() for one in network.parameters()])
+
+
+@pytest.mark.parametrize("privacy", [None, Privacy(noise_multiplier=0.0, clip_norm=0.5)])
+def test_a_network_trains_as_on_the_cpu(privacy):
+    """Step by step the same but for rounding: with clipping too, where no noise is drawn."""
+    expected = trained_cnn("cpu", privacy)
+    assert torch.equal(trained_cnn(DEVICE, privacy), trained_cnn(DEVICE, privacy))
+    torch.testing.assert_close(trained_cnn(DEVICE, privacy), expected, rtol=1e-3, atol=1e-4)
+
+
+@real_gpu
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_step_that_is_played_back_is_that_of_the_network(monkeypatch, dropout):
+    made = []
+    real = loop.graphed
+    monkeypatch.setattr(loop, "graphed", lambda *args: made.append(real(*args)) or made[-1])
+    found = trained_cnn(DEVICE, dropout=dropout)
+    assert made[0] is not None
+    monkeypatch.setattr(loop, "graphed", lambda *_: None)
+    expected = trained_cnn(DEVICE, dropout=dropout)
+    if not dropout:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    # with dropout other records' outputs are left out, so that the weights lie as far apart as
+    # those of two seeds, and no further
+    assert (found - expected).norm() < 0.5 * expected.norm()
+
+
+class Deciding(nn.Module):
+    """A network that a graph would freeze: by its inputs, or by a number of the processor's."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by, self.layer, self.norm = by, nn.Linear(3 * 32 * 32, 10), nn.BatchNorm1d(10)
+
+    def forward(self, inputs):
+        there = {"inputs": lambda: inputs.sum() > 0, "draw": lambda: torch.rand(()) > 0.5}[self.by]
+        found = self.norm(self.layer(inputs.flatten(1)))
+        return found if there() else 2 * found
+
+
+@real_gpu
+@pytest.mark.parametrize("by", ["inputs", "draw"])
+def test_a_network_that_decides_is_not_played_back_and_is_left_as_it_was(by):
+    network = Deciding(by).to(DEVICE)
+    before = {name: one.clone() for name, one in network.state_dict().items()}
+    state = torch.get_rng_state()
+    inputs, labels = torch.randn(8, 3, 32, 32, device=DEVICE), torch.zeros(8, device=DEVICE).long()
+    parameters = dict(network.named_parameters())
+    assert graphed(network, parameters, loss_of, inputs, labels) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, one in network.state_dict().items():
+        assert torch.equal(one, before[name]), name
 
 
 @pytest.mark.parametrize("target", [None, PrivacyTarget(epsilon=8.0, delta=1e-5, clip_norm=1.0)])

@@ -27,6 +27,7 @@ from mico_exp.models.architectures import MLP, Alone
 from mico_exp.models.batching import Batches, needs_memory, out_of_memory
 from mico_exp.models.devices import allow_tf32
 from mico_exp.training import stacked
+from mico_exp.training.graphed import Graphed, graphed
 from mico_exp.training.per_sample import Make, loss_of, study
 from mico_exp.training.steps import (
     AfterStep,
@@ -260,12 +261,14 @@ class _Model:
         self.parameters = trained(network)
         self.way = clipping.make(network, self.parameters) if clipping else None
         self.optimizer = Optimizer(plan, list(self.parameters.values()), len(self.own))
+        self.graphed: Graphed | None = None
 
     def train(self, draws: Draws, after_step: AfterStep) -> str | None:
         """Make all steps; the reason if it was stopped before."""
         watch = Watch(1, self.plan.steps, self.shelf.device)
         privacy = self.clipping.privacy if self.clipping else None
         batches = draws.batches(self.plan, len(self.own), privacy)
+        self._record()
         for step, positions in enumerate(batches, start=1):
             loss = self._step(self.own[positions], draws)
             self._same_parameters()
@@ -287,9 +290,18 @@ class _Model:
         self.optimizer.step()
         return loss
 
+    def _record(self) -> None:
+        """Record the step on a GPU, where it is without privacy and can be."""
+        if self.shelf.device.type == "cuda" and self.clipping is None:
+            some = self._batch(self.own[: self.plan.batch_size])
+            self.graphed = graphed(self.network, self.parameters, loss_of, *some)
+
     def _backward(self, wanted: Tensor) -> Tensor:
         with needs_memory(self.shelf.device, f"a batch of {len(wanted)} records"):
-            loss = loss_of(self.network, *self._batch(wanted))
+            inputs, labels = self._batch(wanted)
+            if self.graphed is not None and self.graphed.fits(inputs):
+                return self.graphed(inputs, labels)
+            loss = loss_of(self.network, inputs, labels)
             self.optimizer.inner.zero_grad()
             loss.backward()
         return loss.detach()
