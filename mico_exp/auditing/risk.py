@@ -1,0 +1,279 @@
+"""Whose membership shows: each record's scores in models trained on it and in models that were not.
+
+A record that many models were asked about has an in and an out distribution of its own, and so a
+threshold of its own. What is said of single records is said of all of them at once: ranks have
+intervals that hold together, and a record is called exposed with the family-wise error controlled.
+
+Axes: L models that may have been asked about a record, R records, T target models of P points.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import hypergeom
+from scipy.stats import t as student
+
+from mico_exp.challenge.points import NONE
+from mico_exp.common.arrays import Floats, Indices, Mask
+from mico_exp.common.errors import InputError
+from mico_exp.results.scoring import check_fpr
+
+ERROR = 0.05  # family-wise
+RECORDS_AT_ONCE = 4096  # keeps (L, records) arrays small
+
+
+class Asked(NamedTuple):
+    """Models' scores (L, R) at records (R,), by index, and who was trained on each.
+
+    inside, outside: (L, R) True where a model was trained on the record, and where it was not;
+    neither where it has no score. plain: (L, R) scores that no calibration has touched; None where
+    there are none.
+    """
+
+    records: Indices
+    scores: Floats
+    inside: Mask
+    outside: Mask
+    plain: Floats | None = None
+
+
+def recurring(points: Indices, scores: Floats, solution: Mask) -> Asked:
+    """Gather the scores (T, P) of records that recur among models' challenge points (T, P).
+
+    L is the most models that any record has.
+    """
+    there = points != NONE
+    order = np.argsort(points[there], kind="stable")
+    records, first, counts = np.unique(points[there][order], return_index=True, return_counts=True)
+    row = np.arange(len(order)) - np.repeat(first, counts)
+    column = np.repeat(np.arange(len(records)), counts)
+    found = np.zeros((int(counts.max()), len(records)))
+    inside, outside = np.zeros(found.shape, dtype=bool), np.zeros(found.shape, dtype=bool)
+    found[row, column] = scores[there][order]
+    inside[row, column] = solution[there][order]
+    outside[row, column] = ~solution[there][order]
+    return Asked(records, found, inside, outside)
+
+
+@dataclass(frozen=True, eq=False)
+class Risks:
+    """What is known of every record (R,) that both kinds of models were asked about.
+
+    records: indices. models: (R,) how many were asked. in_mean, out_mean: of their scores.
+    tpr: share of in models above the lowest threshold whose FPR, over the record's own out
+        models, is strictly below `fpr`.
+    separation: how far in models lie above out models, in deviations of a score.
+    rank: 1 for the largest separation; equal ones share it. low, high: intervals of the true ranks
+        that hold for all records together in 95 % of cases.
+    exposed: `tpr` is above what chance gives, with at most 5 % chance of any false one among all.
+    left_out: how many records lack models of one kind.
+    """
+
+    records: Indices
+    models: Indices
+    in_mean: Floats
+    out_mean: Floats
+    tpr: Floats
+    separation: Floats
+    rank: Indices
+    low: Indices
+    high: Indices
+    exposed: Mask
+    fpr: float
+    left_out: int
+
+
+def judge_records(asked: Asked, fpr: float = 0.1) -> Risks:
+    """Judge every record by its own models.
+
+    The separation is (mean in − mean out)/s. s² is the mean of the record's own variance around
+    the two means and of that over all records: a deviation of few models is itself uncertain, and
+    half of each gives the most repeatable order (after Smyth 2004, doi 10.2202/1544-6115.1027,
+    whose weight is estimated). Its error is 1/n_in + 1/n_out, more where the own variance is above
+    s², and the deviation's own; Student's t at a level of 5 % shared among all records makes
+    intervals that hold together, and these make ranks (Klein, Wright & Wieczorek 2020, doi
+    10.1111/rssa.12521): as many records are certainly above as have their whole interval above.
+
+    Exposed is a record by an exact test of its TPR: over nothing, any order of its models' scores
+    is as likely as any other, and the number of in models above the k-th out model is negative
+    hypergeometric. Holm's procedure (1979) holds the family-wise error however records hang
+    together. The test looks at plain scores where it has them: to leave each model out of its own
+    calibration leaves a trace of its membership.
+
+    Raises:
+        InputError: no record has both kinds of models, all scores are equal, or `fpr` is not above
+            0.
+    """
+    check_fpr(fpr)
+    parts = [_sides(asked, some, fpr) for some in _blocks(len(asked.records))]
+    sides = _Sides(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    both = (sides.inside > 0) & (sides.outside > 0)
+    if not both.any():
+        raise InputError(
+            f"None of {len(both)} records has both models that were trained on it and models that "
+            "were not: members and non-members are needed."
+        )
+    sides = _Sides(*(values[both] for values in sides))
+    separation, error = _separation(sides)
+    rank, low, high = _ranks(separation, error, sides.inside + sides.outside - 2)
+    return Risks(
+        records=asked.records[both],
+        models=sides.inside + sides.outside,
+        in_mean=sides.in_mean,
+        out_mean=sides.out_mean,
+        tpr=sides.above / sides.inside,
+        separation=separation,
+        rank=rank,
+        low=low,
+        high=high,
+        exposed=_holm(_chance(sides, fpr)) <= ERROR,
+        fpr=fpr,
+        left_out=int(np.count_nonzero(~both)),
+    )
+
+
+def _blocks(records: int) -> Iterator[slice]:
+    starts = range(0, records, RECORDS_AT_ONCE)
+    return (slice(start, start + RECORDS_AT_ONCE) for start in starts)
+
+
+class _Sides(NamedTuple):
+    """Of each record (R,): models on each side, their means, squares around both, and counts.
+
+    above, plain_above: in models above the threshold, by scores and by plain ones.
+    """
+
+    inside: Indices
+    outside: Indices
+    in_mean: Floats
+    out_mean: Floats
+    squares: Floats
+    above: Indices
+    plain_above: Indices
+
+
+def _sides(asked: Asked, some: slice, fpr: float) -> _Sides:
+    """Look at some of the records."""
+    scores, inside, outside = asked.scores[:, some], asked.inside[:, some], asked.outside[:, some]
+    counts, means, squares = [], [], np.zeros(scores.shape[1])
+    for mask in (inside, outside):
+        count = np.count_nonzero(mask, axis=0)
+        # Relative to one of them, so that models that agree have no spread at all.
+        anchor = np.where(mask, scores, -np.inf).max(axis=0)
+        apart = np.where(mask, scores - np.where(count > 0, anchor, 0), 0)
+        mean = apart.sum(axis=0) / np.maximum(count, 1)
+        squares += np.where(mask, np.square(apart - mean), 0).sum(axis=0)
+        counts.append(count)
+        means.append(np.where(count > 0, anchor + mean, np.nan))
+    above = _above(scores, inside, outside, fpr)
+    plain = above
+    if asked.plain is not None:
+        plain = _above(asked.plain[:, some], inside, outside, fpr)
+    return _Sides(*counts, *means, squares, above, plain)
+
+
+def allowed(outside: Indices, fpr: float) -> Indices:
+    """The most out models (R,) that may be above a threshold whose FPR is strictly below `fpr`."""
+    found = np.minimum(np.floor(min(fpr, 1) * outside).astype(np.int64) + 1, outside)
+    for _ in range(2):  # by the same quotients that make a curve
+        found -= (found > 0) & (found / np.maximum(outside, 1) >= fpr)
+    return found
+
+
+def _above(scores: Floats, inside: Mask, outside: Mask, fpr: float) -> Indices:
+    """In models (R,) above the first out model, from the highest, that is one too many."""
+    count = np.count_nonzero(outside, axis=0)
+    most = allowed(count, fpr)
+    others = np.sort(np.where(outside, -scores, np.inf), axis=0)  # the highest first
+    place = np.minimum(most, len(scores) - 1)
+    first = -np.take_along_axis(others, place[np.newaxis], axis=0)
+    first = np.where(most < count, first, -np.inf)
+    found: Indices = np.count_nonzero(inside & (scores > first), axis=0)
+    return found
+
+
+def _separation(sides: _Sides) -> tuple[Floats, Floats]:
+    """Separation of every record (R,), and its error; infinite where there are but two models.
+
+    Raises:
+        InputError: no model differs from another at any record.
+    """
+    freedom = sides.inside + sides.outside - 2
+    gap = sides.in_mean - sides.out_mean
+    total = sides.squares.sum() / max(int(freedom.sum()), 1)
+    if total == 0 and not gap.any():
+        raise InputError(
+            f"All scores of each of {len(gap)} records are equal: they tell nothing of membership."
+        )
+    own = np.divide(sides.squares, freedom, out=np.full(gap.shape, total), where=freedom > 0)
+    shared = (own + total) / 2
+    shared = np.where(shared > 0, shared, 1)
+    found = gap / np.sqrt(shared)
+    error = np.maximum(own / shared, 1) * (1 / sides.inside + 1 / sides.outside)
+    error += np.square(found) / (4 * np.maximum(freedom, 1))
+    return found, np.where(freedom > 0, np.sqrt(error), np.inf)
+
+
+def _ranks(value: Floats, error: Floats, freedom: Indices) -> tuple[Indices, Indices, Indices]:
+    """Ranks (R,) of values, the largest first, with both ends of intervals that hold together."""
+    count = len(value)
+    different, place = np.unique(np.maximum(freedom, 1), return_inverse=True)
+    wide = student.isf(ERROR / (2 * count), different)[place]
+    low, high = value - wide * error, value + wide * error
+    rank = 1 + count - np.searchsorted(np.sort(value), value, side="right")
+    best = 1 + count - np.searchsorted(np.sort(low), high, side="right")
+    worst = count - np.searchsorted(np.sort(high), low, side="left")
+    return rank, best, worst
+
+
+def _chance(sides: _Sides, fpr: float) -> Floats:
+    """Chance (R,) over nothing of so many in models above the threshold, or of more.
+
+    They are so many exactly if among the first of all in a random order there are at most as many
+    out models as are allowed.
+    """
+    told = np.stack([sides.inside, sides.outside, sides.plain_above], axis=1)
+    different, place = np.unique(told, axis=0, return_inverse=True)
+    inside, outside, above = different.T
+    most = allowed(outside, fpr)
+    found = hypergeom.cdf(most, inside + outside, outside, above + most)
+    return np.where(above > 0, found, 1)[place.ravel()]
+
+
+def _holm(chance: Floats) -> Floats:
+    """Chances (R,) adjusted for their number by Holm's procedure."""
+    order = np.argsort(chance)
+    left = len(chance) - np.arange(len(chance))
+    adjusted = np.maximum.accumulate(np.minimum(chance[order] * left, 1))
+    found = np.empty(len(chance))
+    found[order] = adjusted
+    return found
+
+
+class Group(NamedTuple):
+    """Records of one class, or of one value of a column: how many, and how exposed.
+
+    tpr: mean over its records. exposed: how many. top: how many of the most exposed tenth.
+    """
+
+    name: str
+    records: int
+    tpr: float
+    exposed: int
+    top: int
+
+
+def by_group(risks: Risks, names: NDArray[Any]) -> list[Group]:
+    """Gather the records (R,) by a name of each, the groups of the highest mean TPR first."""
+    top = risks.rank <= max(len(risks.rank) // 10, 1)
+    different, place = np.unique(names, return_inverse=True)
+    found = []
+    for number, name in enumerate(different):
+        some = place == number
+        tpr, count = float(risks.tpr[some].mean()), int(some.sum())
+        exposed = int(risks.exposed[some].sum())
+        found.append(Group(str(name), count, tpr, exposed, int(top[some].sum())))
+    return sorted(found, key=lambda group: (-group.tpr, group.name))
