@@ -9,7 +9,8 @@ import importlib
 import logging
 import math
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from yaml import MarkedYAMLError
 
 from mico_exp.common import process
 from mico_exp.common.errors import UnreachableError
+from mico_exp.common.process import Refused
 from mico_exp.common.signals import end_if_told
 from mico_exp.config.typed import (
     OPTIONS,
@@ -42,20 +44,29 @@ class CommandError(CompactHydraException):
     """An `InputError` of a job elsewhere, in the form that Hydra prints without a traceback."""
 
 
+# Flags that take the next argument.
+TAKING = (
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--package", "-p", "--experimental-rerun"),
+)
 FOLLOW_SCENARIO = ("attack", "build", "extract")  # their challenge is that of their scenario
 _failed: dict[int, str] = {}  # jobs of this process, by their numbers, and why
 _unreachable: set[int] = set()  # jobs of this process whose server did not answer
 
 
-def launch(name: str, config: str | None = None, words: str | None = None) -> None:
+def launch(
+    name: str, config: str | None = None, words: Sequence[str] = (), error_status: int = 1
+) -> None:
     """Run ``mico_exp.commands.<name>`` over ``conf/<config>.yaml`` and the arguments given.
 
     Args:
         name: of the command.
         config: the command's own name if None.
-        words: key that a word which is no override stands for: ``list`` is ``action=list``.
+        words: keys that words which are no overrides stand for, in their order: of a command that
+            has ``("action",)``, ``list`` is ``action=list``.
+        error_status: exit status of every error, where `Refused` has a status of its own.
     """
-    with process.command():
+    with _errors_end_with(error_status), process.command():
         sys.argv[1:] = _arranged(sys.argv[1:], words, follows_scenario=name in FOLLOW_SCENARIO)
         app = hydra.main(version_base="1.3", config_path=str(OPTIONS), config_name=config or name)
         gc.disable()  # until all is imported, which stays
@@ -75,6 +86,23 @@ def launch(name: str, config: str | None = None, words: str | None = None) -> No
             print(f"Jobs {numbers} have failed, for what is said above.", file=sys.stderr)
         if _failed:
             sys.exit(1)
+
+
+@contextmanager
+def _errors_end_with(status: int) -> Iterator[None]:
+    """Let a command end with a status of its own where it fails, whatever fails."""
+    try:
+        yield
+    except SystemExit as ended:
+        killed = isinstance(ended.code, int) and ended.code > 128
+        if ended.code in (None, 0) or killed or isinstance(ended, Refused):
+            raise
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        sys.exit(status)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(status)
 
 
 @contextmanager
@@ -203,7 +231,7 @@ def _is_plain_sweep() -> bool:
 
 
 def _arranged(
-    arguments: list[str], words: str | None, *, follows_scenario: bool = False
+    arguments: list[str], words: Sequence[str], *, follows_scenario: bool = False
 ) -> list[str]:
     """Arguments as Hydra takes them.
 
@@ -212,15 +240,22 @@ def _arranged(
     Raises:
         InputError: an option is chosen in a way that cannot be.
     """
-    given = [
-        f"{words}={text}" if words and text.isidentifier() else quote_choices(text, groups())
-        for text in arguments
-    ]
+    given = [quote_choices(text, groups()) for text in _with_keys(arguments, words)]
     for text in given:
         check_choice(text)
     folders = [OPTIONS, *_config_dirs(arguments)]
     given = [name_challenge(text, follows_scenario, folders) for text in given]
     return sorted(given, key=lambda text: not _stands_alone(text))
+
+
+def _with_keys(arguments: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Arguments, where each of the first words that are no overrides has its key before it."""
+    keys, found, before = list(words), [], ""
+    for text in arguments:
+        is_word = "=" not in text and text[:1] not in ("", "-", "+", "~") and before not in TAKING
+        found.append(f"{keys.pop(0)}={text}" if is_word and keys else text)
+        before = text
+    return found
 
 
 def _config_dirs(arguments: list[str]) -> list[Path]:

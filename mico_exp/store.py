@@ -3,4 +3,4 @@
 from mico_exp.cli import launch
 
 if __name__ == "__main__":
-    launch("store", words="action")
+    launch("store", words=("action",))

@@ -108,7 +108,7 @@ def test_so_many_out_models_are_allowed(fpr):
 
 @pytest.mark.parametrize("kind", ["normal", "skewed", "coarse", "in mean left out"])
 def test_over_nothing_hardly_ever_is_any_record_exposed_or_above_another(kind):
-    """100 null pools: with an error of 5 % some 5 of them, and 14 in fewer than one of a thousand."""
+    """100 null pools: with an error of 5 % some 5 of them, and 14 in one of a thousand times."""
     random, exposed, ranked = np.random.default_rng(1), 0, 0
     for _ in range(100):
         inside = random.random((60, 30)) < 0.4

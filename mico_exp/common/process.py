@@ -9,6 +9,13 @@ from mico_exp.common import signals, streams
 from mico_exp.common.errors import InputError, of_system, refusal
 
 
+class Refused(SystemExit):
+    """What a command was asked for permission is refused: that is its answer, and no error."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
 @contextmanager
 def command() -> Iterator[None]:
     """Run a command: it can be told to stop, printing does not fail it, its errors are a line.
