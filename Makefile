@@ -37,7 +37,7 @@ findings: ## Try again what surprised us about others' packages, each in a folde
 	for script in findings/*.sh; do echo "$$script"; sh "$$script" || exit 1; done
 
 clean: ## Remove what runs have written: data, runs, scores, submissions
-	rm -rf data multirun mlruns mlflow.db .mlflow.db.lock submissions reports
+	rm -rf data multirun mlruns mlflow.db .mlflow.db.lock submissions reports audits
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

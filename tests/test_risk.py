@@ -106,23 +106,18 @@ def test_so_many_out_models_are_allowed(fpr):
     np.testing.assert_array_equal(allowed(counts, fpr), expected)
 
 
-@pytest.mark.parametrize("kind", ["normal", "skewed", "coarse", "in mean left out"])
+@pytest.mark.parametrize("kind", ["normal", "skewed", "coarse"])
 def test_over_nothing_hardly_ever_is_any_record_exposed_or_above_another(kind):
     """100 null pools: with an error of 5 % some 5 of them, and 14 in one of a thousand times."""
     random, exposed, ranked = np.random.default_rng(1), 0, 0
     for _ in range(100):
         inside = random.random((60, 30)) < 0.4
         scores = random.normal(size=inside.shape)
-        plain = None
         if kind == "skewed":
             scores = np.exp(1.5 * scores) * np.exp(random.normal(size=30))
         elif kind == "coarse":
             scores = scores.round(0)
-        elif kind == "in mean left out":  # formula 1
-            count, total = inside.sum(axis=0), np.where(inside, scores, 0).sum(axis=0)
-            plain, others = scores, (total - inside * scores) / (count - inside)
-            scores = scores - others
-        found = judge_records(Asked(np.arange(30), scores, inside, ~inside, plain))
+        found = judge_records(Asked(np.arange(30), scores, inside, ~inside))
         exposed += found.exposed.any()
         ranked += (found.low > 1).any() or (found.high < 30).any()
     assert exposed < 14
@@ -156,7 +151,7 @@ def test_a_pool_of_points_is_the_pool():
     asked = pool()
     points = np.tile(asked.records, (24, 1))
     found = recurring(points, asked.scores, asked.inside)
-    for mine, same in zip(found[:4], asked[:4], strict=True):
+    for mine, same in zip(found, asked, strict=True):
         np.testing.assert_array_equal(mine, same)
 
 

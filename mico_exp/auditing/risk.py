@@ -1,13 +1,16 @@
 """Whose membership shows: each record's scores in models trained on it and in models that were not.
 
 A record that many models were asked about has an in and an out distribution of its own, and so a
-threshold of its own. What is said of single records is said of all of them at once: ranks have
-intervals that hold together, and a record is called exposed with the family-wise error controlled.
+threshold of its own, which does within a record what a formula does between records. Scores that
+were calibrated with the model itself left out would not do here: in a record's narrow distribution
+what was left out shows, and tells members. What is said of single records is said of all of them
+at once: ranks have intervals that hold together, and a record is called exposed with the
+family-wise error controlled.
 
 Axes: L models that may have been asked about a record, R records, T target models of P points.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,10 +19,11 @@ from numpy.typing import NDArray
 from scipy.stats import hypergeom
 from scipy.stats import t as student
 
-from mico_exp.challenge.points import NONE
+from mico_exp.challenge.points import NONE, ChallengePoints
 from mico_exp.common.arrays import Floats, Indices, Mask
 from mico_exp.common.errors import InputError
 from mico_exp.results.scoring import check_fpr
+from mico_exp.scores.table import Scores
 
 ERROR = 0.05  # family-wise
 RECORDS_AT_ONCE = 4096  # keeps (L, records) arrays small
@@ -29,18 +33,26 @@ class Asked(NamedTuple):
     """Models' scores (L, R) at records (R,), by index, and who was trained on each.
 
     inside, outside: (L, R) True where a model was trained on the record, and where it was not;
-    neither where it has no score. plain: (L, R) scores that no calibration has touched; None where
-    there are none.
+    neither where it has no score.
     """
 
     records: Indices
     scores: Floats
     inside: Mask
     outside: Mask
-    plain: Floats | None = None
 
 
-def recurring(points: Indices, scores: Floats, solution: Mask) -> Asked:
+def everywhere(scores: Scores, points: ChallengePoints) -> Asked:
+    """Take all train models at all records of a scenario, by one metric.
+
+    Their training sets are known, so that their own challenge points are not all that there is.
+    """
+    known = np.isfinite(scores.shadow)
+    inside, outside = points.is_member & known, ~points.is_member & known
+    return Asked(points.unique, scores.shadow, inside, outside)
+
+
+def recurring(points: Indices, scores: NDArray[np.floating], solution: Mask) -> Asked:
     """Gather the scores (T, P) of records that recur among models' challenge points (T, P).
 
     L is the most models that any record has.
@@ -100,23 +112,21 @@ def judge_records(asked: Asked, fpr: float = 0.1) -> Risks:
     Exposed is a record by an exact test of its TPR: over nothing, any order of its models' scores
     is as likely as any other, and the number of in models above the k-th out model is negative
     hypergeometric. Holm's procedure (1979) holds the family-wise error however records hang
-    together. The test looks at plain scores where it has them: to leave each model out of its own
-    calibration leaves a trace of its membership.
+    together.
 
     Raises:
         InputError: no record has both kinds of models, all scores are equal, or `fpr` is not above
             0.
     """
     check_fpr(fpr)
-    parts = [_sides(asked, some, fpr) for some in _blocks(len(asked.records))]
-    sides = _Sides(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    sides = _Sides.of(_sides(asked, some, fpr) for some in _blocks(len(asked.records)))
     both = (sides.inside > 0) & (sides.outside > 0)
     if not both.any():
         raise InputError(
             f"None of {len(both)} records has both models that were trained on it and models that "
             "were not: members and non-members are needed."
         )
-    sides = _Sides(*(values[both] for values in sides))
+    sides = sides.at(both)
     separation, error = _separation(sides)
     rank, low, high = _ranks(separation, error, sides.inside + sides.outside - 2)
     return Risks(
@@ -141,10 +151,20 @@ def _blocks(records: int) -> Iterator[slice]:
 
 
 class _Sides(NamedTuple):
-    """Of each record (R,): models on each side, their means, squares around both, and counts.
+    """Of each record (R,): models on each side, their means, squares around both.
 
-    above, plain_above: in models above the threshold, by scores and by plain ones.
+    above: in models above the threshold.
     """
+
+    @classmethod
+    def of(cls, parts: Iterable[Sequence[NDArray[Any]]]) -> "_Sides":
+        """Take some that were made apart."""
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def at(self, mask: Mask) -> "_Sides":
+        """Take those of some records."""
+        values: Sequence[Any] = self
+        return _Sides(*(one[mask] for one in values))
 
     inside: Indices
     outside: Indices
@@ -152,7 +172,6 @@ class _Sides(NamedTuple):
     out_mean: Floats
     squares: Floats
     above: Indices
-    plain_above: Indices
 
 
 def _sides(asked: Asked, some: slice, fpr: float) -> _Sides:
@@ -169,10 +188,7 @@ def _sides(asked: Asked, some: slice, fpr: float) -> _Sides:
         counts.append(count)
         means.append(np.where(count > 0, anchor + mean, np.nan))
     above = _above(scores, inside, outside, fpr)
-    plain = above
-    if asked.plain is not None:
-        plain = _above(asked.plain[:, some], inside, outside, fpr)
-    return _Sides(*counts, *means, squares, above, plain)
+    return _Sides(counts[0], counts[1], means[0], means[1], squares, above)
 
 
 def allowed(outside: Indices, fpr: float) -> Indices:
@@ -235,7 +251,7 @@ def _chance(sides: _Sides, fpr: float) -> Floats:
     They are so many exactly if among the first of all in a random order there are at most as many
     out models as are allowed.
     """
-    told = np.stack([sides.inside, sides.outside, sides.plain_above], axis=1)
+    told = np.stack([sides.inside, sides.outside, sides.above], axis=1)
     different, place = np.unique(told, axis=0, return_inverse=True)
     inside, outside, above = different.T
     most = allowed(outside, fpr)

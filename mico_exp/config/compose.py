@@ -9,7 +9,7 @@ import difflib
 import math
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,18 @@ class Choosing:
     folder: Path
 
 
+@dataclass(frozen=True, eq=False)
+class Risking(Choosing):
+    """A choice, and how single records are judged by it.
+
+    fpr: of each record's own threshold. top: how many are listed. metadata: file of the user's.
+    """
+
+    fpr: float
+    top: int
+    metadata: Path | None
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -199,7 +211,27 @@ def choosing(cfg: DictConfig, key: str) -> Choosing:
     how = selection(cfg)  # what is wrong with it is said first
     folder = require.folder(key, cfg[key])
     check_writable(folder)
-    return Choosing(challenge(cfg), how, folder)
+    found = challenge(cfg)
+    return Choosing(found, of_cell(how, cfg.get("cell"), found), folder)
+
+
+def of_cell(how: Selection, cell: Any, found: Challenge) -> Selection:
+    """Take one cell in all scenarios instead of a choice, where one is typed: ``confidence/1``."""
+    if cell is None:
+        return how
+    if not isinstance(cell, str) or not all(cell.partition("/")):
+        raise InputError(f"`cell` must be null or a metric and a formula, loss/1, got {cell!r}.")
+    return replace(how, preset=f"cell={cell}", cells=dict.fromkeys(found.setups, cell))
+
+
+def risking(cfg: DictConfig) -> Risking:
+    """Make what a judgement of single records works with."""
+    require.between("fpr", cfg.fpr, 0, 1)
+    require.whole("top", cfg.top, 1)
+    told = cfg.metadata
+    metadata = None if told is None else require.existing_file("metadata", told)
+    how = choosing(cfg, "audits")
+    return Risking(how.challenge, how.selection, how.folder, cfg.fpr, cfg.top, metadata)
 
 
 def challenge(cfg: DictConfig, *, recipes: bool = False) -> Challenge:

@@ -689,3 +689,30 @@ def logged_code(
             f"it is called {printable(labelled, 80)}, but its changes make it {expected}"
         )
     return found
+
+
+def logged_metrics(
+    labelled: str, written: str, lacks: tuple[str, ...] = ()
+) -> dict[str, Metric] | None:
+    """Make the metric of a run that `logged_code` has taken; None where it stands for several.
+
+    Args:
+        labelled: its name.
+        written: its changes.
+        lacks: what the data set does not give.
+    """
+    name = labelled.partition("[")[0]
+    if _is_combined("metric", name):
+        return None
+    own, exposure = _exposed_by(json.loads(written))
+    usual = _function("metric", name)
+    function = variants.applied(usual, variants.read("metric", own, usual))
+    return replace(exposure, lacks=lacks).seen({name: make(function)})
+
+
+def logged_formula(labelled: str, written: str) -> Formula | Attack:
+    """Make the formula of a run that `logged_code` has taken."""
+    usual = _function("formula", labelled.partition("[")[0])
+    changes = variants.read("formula", json.loads(written), usual)
+    made: Formula | Attack = make(variants.applied(usual, changes))
+    return made

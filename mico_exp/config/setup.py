@@ -387,6 +387,15 @@ class Setup:
         labels = self.records.labels[self.points.unique].numpy()
         return Evidence(scores, self.points, labels, self.extraction.known)
 
+    def scored(self, metrics: Mapping[str, Metric]) -> Evidence:
+        """The same; scores that are missing are computed first."""
+        if (found := self.evidence(metrics)) is None:
+            self.source.check_steady()
+            self.extraction.compute(metrics)
+            found = self.evidence(metrics)
+        assert found is not None
+        return found
+
 
 @cache
 def package_code() -> str:

@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -334,4 +335,29 @@ def exposure_plot(title: str, best: Mapping[str, Mapping[str, Verdict]]) -> Figu
     )
     axes.legend(fontsize=7.5, frameon=False, loc="lower right")
     _grid(axes)
+    return plot
+
+
+@rc_context(STYLE)
+def risk_plot(title: str, tprs: Mapping[str, Floats], fpr: float) -> Figure:
+    """Draw how the records' own TPRs (R,) at an FPR lie, scenario by scenario.
+
+    The line stands where they would lie around if membership said nothing.
+    """
+    plot = new_plot(7.2, 4.0, title)
+    plot.set_layout_engine("constrained")
+    axes = plot.subplots()
+    _grid(axes)
+    bins = np.linspace(0, 1, 26).tolist()
+    for (name, values), style in zip(tprs.items(), cycle(SCENARIO_STYLES)):
+        weights = np.full(len(values), 1 / len(values))
+        axes.hist(
+            values, bins, weights=weights, histtype="step", linewidth=1.6, label=name, **style
+        )
+    axes.axvline(fpr, color="0.4", linewidth=1, label="over nothing, on average")
+    axes.set_yscale("log")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"TPR of a record at its own FPR {fpr:g}")
+    axes.set_ylabel("Share of the records")
+    axes.legend(fontsize=8)
     return plot
