@@ -103,9 +103,8 @@ class Ray:
             num_gpus=1 / self.jobs_per_gpu if self.num_gpus else 0,
             max_restarts=DEATHS,
             max_task_retries=DEATHS,
-            max_concurrency=2,  # so that one can be asked how far it is
         )
-        shared = ray.put(work)
+        shared, notes = ray.put(work), None if hear is None else _Notes(hear)
         threads = None if self.num_gpus else self.threads
         idle: list[Any] = []
         workers: list[Any] = []
@@ -118,17 +117,17 @@ class Ray:
                         idle.append(kind.remote(threads))
                         workers.append(idle[-1])
                     worker = idle.pop()
-                    task = worker.do.remote([shared], one[1], hear is not None)
+                    task = worker.do.remote([shared], one[1], notes and notes.tell)
                     running[task] = one[0], worker
                 if not running:
                     return
-                done = _first(running, hear)
+                done = _first(list(running), notes)
                 position, worker = running.pop(done)
                 result = _get(done)
                 idle.append(worker)
                 yield position, result
         finally:
-            for worker in workers:
+            for worker in [*workers, *([notes.actor] if notes else [])]:
                 ray.kill(worker)
 
     def _connect(self) -> None:
@@ -244,55 +243,69 @@ class _Worker:
 
     def __init__(self, threads: int | None) -> None:
         self.work: Callable[..., Any] | None = None
-        self.untold: Any = None
-        self.lock = threading.Lock()
-        self.threads = threads
+        if threads is not None:
+            torch.set_num_threads(threads)
 
-    def do(self, reference: list[Any], piece: Any, told: bool) -> Any:
+    def do(self, reference: list[Any], piece: Any, tell: Hear | None) -> Any:
         """Do a piece. The reference lies in a list so that what it names is fetched once only."""
         import ray
 
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)  # of whichever thread does this
         if self.work is None:
             self.work = ray.get(reference[0])
         assert self.work is not None
-        return self.work(piece, self._tell) if told else self.work(piece)
-
-    def _tell(self, more: Any) -> None:
-        with self.lock:
-            self.untold = more if self.untold is None else self.untold + more
-
-    def told(self) -> Any:
-        """What was not told yet; None where that is nothing."""
-        with self.lock:
-            told, self.untold = self.untold, None
-        return told
+        return self.work(piece) if tell is None else self.work(piece, tell)
 
 
-def _first(running: Mapping[Any, tuple[int, Any]], hear: Hear | None) -> Any:
+class _Notes:
+    """Where workers note how far they are: an actor that adds it up until somebody asks."""
+
+    def __init__(self, hear: Hear) -> None:
+        import ray
+
+        self.hear = hear
+        self.actor: Any = ray.remote(_Sum).options(num_cpus=0).remote()
+
+    @property
+    def tell(self) -> Hear:
+        """What a worker tells by; it does not wait."""
+        tell: Hear = self.actor.add.remote
+        return tell
+
+    def read(self) -> None:
+        """Hear what was noted; where the actor is busy or gone, the next time."""
+        import ray
+
+        with suppress(ray.exceptions.RayError):
+            if (told := ray.get(self.actor.rest.remote(), timeout=SECONDS_TO_HEAR)) is not None:
+                self.hear(told)
+
+
+class _Sum:
+    """What has been told since somebody asked."""
+
+    def __init__(self) -> None:
+        self.sum: Any = None
+
+    def add(self, more: Any) -> None:
+        """Take in more."""
+        self.sum = more if self.sum is None else self.sum + more
+
+    def rest(self) -> Any:
+        """What was not asked for yet; None where that is nothing."""
+        rest, self.sum = self.sum, None
+        return rest
+
+
+def _first(running: list[Any], notes: _Notes | None) -> Any:
     """Wait for the first piece that is done; meanwhile hear how far the workers are."""
     import ray
 
     while True:
-        patience = None if hear is None else SECONDS_TO_HEAR
-        done, _ = ray.wait(list(running), num_returns=1, timeout=patience)
-        if hear is not None:
-            _hear(hear, [running[one][1] for one in (done or running)])
+        done, _ = ray.wait(running, num_returns=1, timeout=SECONDS_TO_HEAR if notes else None)
+        if notes:
+            notes.read()
         if done:
             return done[0]
-
-
-def _hear(hear: Hear, workers: Iterable[Any]) -> None:
-    """Hear what some workers have to tell; one that is busy or gone is heard the next time."""
-    import ray
-
-    asked = [worker.told.remote() for worker in workers]
-    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=SECONDS_TO_HEAR)
-    for one in answered:
-        with suppress(ray.exceptions.RayError):
-            if (told := ray.get(one)) is not None:
-                hear(told)
 
 
 def _knock(address: str) -> None:

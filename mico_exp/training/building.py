@@ -173,12 +173,10 @@ def train_pieces(
     recipe, stopped = making.recipe, []
     here = isinstance(workers, Local)
     processes = _processes(recipe, len(pieces), open_device(making.device)) if here else 1
-    how = f"{processes} processes of one thread each"
-    log.info(
-        "%s: training %d models on %s",
-        *(recipe.path, progress.missing),
-        how if processes > 1 else workers.describe(making.device),
-    )
+    where = workers.describe(making.device)
+    if processes > 1:
+        where = f"{processes} processes of one thread each"
+    log.info("%s: training %d models on %s", recipe.path, progress.missing, where)
     if processes > 1:
         recipe.plan.optimizer([torch.zeros(1)])  # imports much, here once for all of them
     with closing(workers.map(making, pieces, progress.hear, processes)) as done:
