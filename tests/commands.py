@@ -33,6 +33,7 @@ IMPORTED = (  # by functions of ours and of libraries, once they are called
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.tracking",
     "opacus.accountants",
+    "pytest",  # by test modules of which a process calls a function
     "scipy.stats",
     "sklearn.datasets",
     "torchvision.datasets",

@@ -1,5 +1,6 @@
 """A tiny world that tests share: one small challenge of real models, built once a session."""
 
+import copy
 import functools
 import json
 import os
@@ -65,13 +66,19 @@ def built(tmp_path_factory, digits):
     return root
 
 
+@functools.cache
+def compose_once(_folder, *overrides):
+    """Compose the main configuration in a folder, which takes ten times as long as to copy it."""
+    return compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
 @pytest.fixture
 def composed():
     """Compose the main configuration as a job does."""
     with initialize_config_dir(str(OPTIONS), version_base="1.3"):
 
         def make(*overrides):
-            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+            cfg = copy.deepcopy(compose_once(os.getcwd(), *overrides))
             HydraConfig.instance().set_config(cfg)
             return cfg
 
@@ -112,7 +119,10 @@ def swept(tmp_path_factory):
 
 
 # Files that take longest, which begin first: so two workers end at about the same time.
-LONG = ("tracks", "pipeline", "cluster", "choosing", "null", "survival", "options", "report")
+LONG = (
+    *("tracks", "cluster", "pipeline", "null", "survival", "choosing", "examples", "options"),
+    *("field", "learning", "report", "exposure", "composing", "accountant", "configs"),
+)
 
 
 def pytest_collection_modifyitems(items):

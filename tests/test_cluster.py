@@ -1,6 +1,5 @@
 """Extraction by real Ray workers on this machine."""
 
-import os
 import signal
 import time
 from functools import partial
@@ -10,9 +9,9 @@ import pytest
 import torch
 from commands import run, start
 from conftest import SIZES, tiny_recipe
+from failing import OnceDeadly, broken, once_deadly
 from listener import heard, listening
 from test_recipe import contents
-from torch import nn
 
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.tree import load_scenario
@@ -52,20 +51,6 @@ def extraction_by(built, digits, tmp_path):
         )
 
     return make
-
-
-def once_deadly(logits, labels, marker):
-    """A metric whose first worker is killed, as by a machine that goes down."""
-    try:
-        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
-        os.kill(os.getpid(), signal.SIGKILL)
-    except FileExistsError:
-        pass
-    return metrics.loss(logits, labels)
-
-
-def broken(logits, labels):
-    raise ZeroDivisionError("as a user's metric may")
 
 
 def test_resources_that_ray_lacks_are_an_error_every_time(extraction_by):
@@ -198,19 +183,6 @@ def test_without_ray_it_says_what_to_install(tmp_path):
         failed = run(command, "scenario=inf", "compute=ray", cwd=tmp_path, status=1).stderr
         assert "pip install 'mico_exp[ray]'" in failed
     assert not (tmp_path / "data").exists()
-
-
-class OnceDeadly(nn.Linear):
-    """A network whose first worker is killed while it trains, as by a machine that goes down."""
-
-    def __init__(self, marker):
-        super().__init__(64, 10)
-        self.marker = marker
-
-    def forward(self, inputs):
-        if self.training:
-            once_deadly(inputs, torch.zeros(len(inputs), dtype=torch.int64), self.marker)
-        return super().forward(inputs)
 
 
 def test_workers_build_what_this_process_builds_though_one_dies(digits, tmp_path):

@@ -1,6 +1,7 @@
 """Every option file composes, and what it names can be made and used."""
 
 import inspect
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,13 @@ EVERY = [(group, option) for group, options in GROUPS.items() for option in opti
 @pytest.fixture
 def composed():
     with initialize_config_dir(str(OPTIONS), version_base="1.3"):
-        yield lambda *overrides, name="config": compose(name, overrides=list(overrides))
+        yield lambda *overrides, name="config": compose_once(name, *overrides)
+
+
+@cache
+def compose_once(name, *overrides):
+    """Each is looked at by several tests, which leave it as it is."""
+    return compose(name, overrides=list(overrides))
 
 
 def test_the_groups_are_those_the_user_asked_for():
@@ -50,7 +57,7 @@ def test_every_option_composes(composed, group, option):
 
 @pytest.mark.parametrize("option", sorted(set(GROUPS["metric"]) - {"all"}))
 def test_every_metric_gives_a_score_for_each_point(composed, option, digits):
-    cfg = composed(f"metric={option}")
+    cfg = composed(f"metric='{option}'")
     metric = instantiate(cfg.metric.function)
     assert cfg.metric.name == option
     torch.manual_seed(0)
@@ -99,13 +106,13 @@ def test_every_formula_is_a_function_of_arrays_or_an_attack(composed, option):
     [("midpoint", "0"), ("in_mean", "1"), ("standardized", "2"), ("uncalibrated", "none")],
 )
 def test_readable_names_are_the_same_formula(composed, readable, number):
-    assert composed(f"formula={readable}").formula == composed(f"formula='{number}'").formula
-    assert composed(f"formula={readable}").formula.name == number
+    assert composed(f"formula='{readable}'").formula == composed(f"formula='{number}'").formula
+    assert composed(f"formula='{readable}'").formula.name == number
 
 
 @pytest.mark.parametrize("option", ["digits"])
 def test_every_data_set_loads_and_fits_its_model(composed, option):
-    cfg = composed(f"dataset={option}")
+    cfg = composed(f"dataset='{option}'")
     records = instantiate(cfg.dataset.records)
     model = instantiate(cfg.dataset.model)
     logits = model(records.inputs(torch.arange(7)))

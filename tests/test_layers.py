@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ def room(name):
     return parts[1] if len(parts) > 2 else "doors"
 
 
+@cache
+def tree(path):
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(path, *, types_too=False):
     """Every dotted name that a module imports, at its top or within a function."""
     found = set()
@@ -42,7 +49,7 @@ def imports(path, *, types_too=False):
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(ast.parse(path.read_text()))
+    visit(tree(path))
     return found
 
 
@@ -107,11 +114,11 @@ def test_nobody_imports_a_door():
 def test_doors_are_three_lines():
     for name, path in MODULES.items():
         if room(name) == "doors" and name not in ("mico_exp.cli", "mico_exp.__init__"):
-            assert len(ast.parse(path.read_text()).body) <= 4, name
+            assert len(tree(path).body) <= 4, name
 
 
 def test_functions_fit_on_a_screen():
     for path in MODULES.values():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno <= 60, f"{path.name}: {node.name}"
