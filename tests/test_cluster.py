@@ -172,7 +172,7 @@ def test_a_cluster_that_others_keep_is_given_up(monkeypatch):
 
 def test_gpus_that_are_not_here():
     with pytest.raises(InputError, match=r"`compute\.num_gpus`: 99 are asked for"):
-        Ray(num_gpus=99).check(Processor())
+        Ray(num_gpus=99).check("auto")
     with pytest.raises(InputError, match=r"`compute\.device` must be auto or cpu"):
         Ray(num_workers=2).check("cuda")
 
