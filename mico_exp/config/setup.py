@@ -246,7 +246,8 @@ class Setup:
         if not is_complete(self.root, how):
             self.source.check_steady()
             check_training(untrained(how), loaded)
-        return build(self.root, how, loaded, self.processor.device, self.workers)
+        workers = self.workers if asked else None  # what is built by the way is soon done here
+        return build(self.root, how, loaded, self.processor.device, workers)
 
     def _check_there(self) -> None:
         """Say how models come to be here that no other command builds."""
