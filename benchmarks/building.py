@@ -22,8 +22,8 @@ from mico_exp.training.making import Making, step_seconds
 from mico_exp.training.recipe import Fresh, Recipe
 from mico_exp.training.steps import Plan, Privacy
 
-IMAGES, MODELS, REPEATS = 2048, 8, 3
-RAY_STEPS, RAY_BATCH = 6, 32
+IMAGES, MODELS, REPEATS = 2048, 10, 3
+RAY_STEPS, RAY_BATCH = 10, 32
 NOISE = Privacy(0.5, 2.6)
 EACH = partial(torch.optim.lr_scheduler.StepLR, step_size=5, gamma=0.9)
 SGD, ADAM = partial(torch.optim.SGD, lr=0.005), partial(torch.optim.Adam, lr=0.001)

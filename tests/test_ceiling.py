@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 from mico_exp.auditing import ceiling, curves, one_run
-from mico_exp.auditing.ceiling import ADD_REMOVE, REPLACE_ONE, Profile
+from mico_exp.auditing.ceiling import Profile
 from mico_exp.auditing.counts import Counts
+from mico_exp.auditing.games import ADD_REMOVE, REPLACE_ONE
 from mico_exp.common.errors import InputError
 from mico_exp.training.mechanism import Mechanism, of_build, told_by
 

@@ -71,17 +71,18 @@ def test_one_class_is_refused(game, only):
 def test_the_largest_margins_are_guessed_and_blank_ones_never(share, expected):
     """Of equal margins the wrong guess counts first, so that ties never make an attack better."""
     found = Bits(np.array([4.0, -4.0, 3.0, -2.5, 1.0, -1.0, 0.0, 0.5]), "replace_one")
-    assert found.guessed(share) == Counts(*expected)
+    assert found.guessed(share) == [Counts(*expected)]
+    assert found.guessed(0.5, share)[1:] == [Counts(*expected)]
 
 
 def test_tied_scores_leave_nothing_to_guess_by():
     assert Bits(np.zeros(5), "replace_one").blank
-    assert Bits(np.zeros(5), "replace_one").guessed(1.0) == (5, 1, 0)
+    assert Bits(np.zeros(5), "replace_one").guessed(1.0) == [(5, 1, 0)]
 
 
 def test_parts_of_other_scales_are_guessed_by_themselves():
     parts = [Bits(np.array([3.0, -2.0, 1.0, 0.5]), "a"), Bits(np.array([900.0, -100.0]), "a")]
-    assert games.pooled(parts, 0.5) == (6, 3, 2)
+    assert games.pooled(parts, 0.5, 1.0) == [(6, 3, 2), (6, 6, 4)]
 
 
 def test_rates_at_a_threshold():
@@ -98,7 +99,7 @@ def test_a_model_that_gives_nothing_away_is_never_contradicted():
         solution = g.permuted(np.tile(np.arange(40) < 20, (5, 1)), axis=1)
         scores = g.normal(size=40) + 3 * g.normal(size=(5, 1)) + g.normal(size=(5, 40)) / 9
         bits = games.paired(solution, scores, everywhere(solution), repetition)
-        found.append(bits.guessed(0.3))
+        found += bits.guessed(0.3)
     for bound in (lambda c: one_run.epsilon(c, 0.0, 0.05), lambda c: one_run.mu(c, 0.05)):
         assert (each(bound, *np.transpose(found)) > 0).mean() <= stats.binom.ppf(
             0.9999, 300, 0.05
@@ -113,7 +114,7 @@ def test_swapped_records_are_bounded_by_what_swapping_costs():
         honest = g.random(solution.shape) < 1 / (1 + np.exp(-epsilon / 2))
         scores = np.where(honest, solution, ~solution) + g.uniform(0, 1e-9, solution.shape)
         bits = games.paired(solution, scores, everywhere(solution), repetition)
-        found.append(bits.guessed(0.4))
+        found += bits.guessed(0.4)
     bound = each(lambda c: one_run.epsilon(c, 0.0, 0.05), *np.transpose(found))
     assert (bound > epsilon).mean() <= stats.binom.ppf(0.9999, 200, 0.05) / 200
     assert np.median(bound) > 0.6 * epsilon

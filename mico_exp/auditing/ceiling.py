@@ -15,13 +15,13 @@ from numpy.typing import ArrayLike
 
 from mico_exp.auditing.counts import Counts
 from mico_exp.auditing.curves import Inverse, epsilon_of_gaussian, piecewise
+from mico_exp.auditing.games import REPLACE_ONE
 from mico_exp.auditing.one_run import mu, refuses
 from mico_exp.common.arrays import Floats
 from mico_exp.results.scoring import OFFICIAL_FPRS
 from mico_exp.training import pld
 from mico_exp.training.mechanism import Mechanism
 
-ADD_REMOVE, REPLACE_ONE = "add_remove", "replace_one"
 LEAST_DELTA = 1e-8  # of a profile: what is less than that decides nothing at the FPRs that are seen
 NUMBER = 150  # of ε in a profile, which is finer than anybody sees
 MESH = 1e-3  # of its losses: TPRs are right to 1e-4, from above

@@ -26,6 +26,8 @@ from mico_exp.auditing.counts import Counts
 from mico_exp.common.arrays import Floats, Mask
 from mico_exp.common.errors import InputError
 
+ADD_REMOVE, REPLACE_ONE = "add_remove", "replace_one"  # what neighbouring sets of records are
+
 
 @dataclass(frozen=True, eq=False)
 class Bits:
@@ -37,13 +39,16 @@ class Bits:
     margin: Floats
     relation: str
 
-    def guessed(self, share: float) -> Counts:
-        """Guess that share of the bits whose margins are the largest, at least one.
+    def guessed(self, *shares: float) -> list[Counts]:
+        """For each share, guess that share of the bits whose margins are the largest, at least one.
 
-        Bits with a margin of 0 are not guessed, for nothing tells them apart. Of equal margins at
-        the end the right guess comes last.
+        Bits with a margin of 0 are not guessed, for nothing tells them apart. Of equal margins the
+        wrong guesses come first, so that ties make no attack better.
         """
-        return Counts(len(self.margin), *_best(self.margin, guesses_of(len(self.margin), share)))
+        ordered = self.margin[np.lexsort((self.margin, -np.abs(self.margin)))]
+        right, made = np.cumsum(ordered > 0), np.cumsum(ordered != 0)
+        ends = [guesses_of(len(ordered), share) - 1 for share in shares]
+        return [Counts(len(ordered), max(int(made[i]), 1), int(right[i])) for i in ends]
 
     @property
     def blank(self) -> bool:
@@ -54,14 +59,6 @@ class Bits:
 def guesses_of(bits: int, share: float) -> int:
     """How many guesses that share of bits is."""
     return min(max(round(share * bits), 1), bits)
-
-
-def _best(margin: Floats, guesses: int) -> tuple[int, int]:
-    """Guesses that are made, at most so many, and how many are right."""
-    size = np.abs(margin)
-    order = np.lexsort((margin, -size))[:guesses]  # of equal sizes the wrong ones come first
-    taken = margin[order]
-    return max(int((taken != 0).sum()), 1), int((taken > 0).sum())
 
 
 def paired(solution: Mask, scores: ArrayLike, there: Mask, seed: int) -> Bits:
@@ -87,7 +84,7 @@ def paired(solution: Mask, scores: ArrayLike, there: Mask, seed: int) -> Bits:
     margin = np.concatenate(margins)
     if not margin.size:
         raise InputError("Members and non-members are needed, got one class only.")
-    return Bits(margin, "replace_one")
+    return Bits(margin, REPLACE_ONE)
 
 
 def _matched(scores: Floats, is_member: Mask, random: np.random.Generator) -> Floats:
@@ -111,12 +108,13 @@ def independent(solution: Mask, scores: ArrayLike, there: Mask) -> Bits:
     if is_member.all() or not is_member.any():
         raise InputError("Members and non-members are needed, got one class only.")
     above = scored - np.median(scored)
-    return Bits(np.where(is_member, above, -above), "add_remove")
+    return Bits(np.where(is_member, above, -above), ADD_REMOVE)
 
 
-def pooled(parts: Sequence[Bits], share: float) -> Counts:
-    """Guess that share of the bits of each part, whose margins may be of other scales."""
-    return Counts(*map(sum, zip(*(part.guessed(share) for part in parts), strict=True)))
+def pooled(parts: Sequence[Bits], *shares: float) -> list[Counts]:
+    """For each share, guess that share of each part's bits; margins may be of other scales."""
+    of_parts = [part.guessed(*shares) for part in parts]
+    return [Counts(*map(sum, zip(*some, strict=True))) for some in zip(*of_parts, strict=True)]
 
 
 def rates(solution: Mask, scores: ArrayLike, there: Mask, threshold: float) -> tuple[int, ...]:

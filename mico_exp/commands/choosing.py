@@ -138,15 +138,28 @@ def _advice(setups: Sequence[Setup], selection: Selection) -> str:
     return advice([one.options for one in setups], wanted, selection.exposure)
 
 
-def choose(
+class Found(NamedTuple):
+    """The runs of a challenge that may be compared, by scenario.
+
+    every: cells of the present, of whatever exposure, in the order of the options; candidates:
+    those among which one is chosen. runs: all finished ones on what is there now, by their ids.
+    """
+
+    every: Mapping[str, Sequence[Candidate]]
+    candidates: Mapping[str, Sequence[Candidate]]
+    runs: Mapping[str, Cell]
+
+
+def find_cells(
     challenge: Challenge,
     selection: Selection,
     tracker: Tracker,
     scenarios: Mapping[str, Here],
-) -> dict[str, Chosen]:
-    """Choose a cell for every scenario among the runs of the present.
+) -> Found:
+    """Find the runs of the present in every scenario.
 
-    Without a preset by the rule on validation; with one the cell that it names.
+    Raises:
+        InputError: there is none in one of them.
     """
     by_id: dict[str, Cell] = {}
     every, present, missing, others, uncounted = {}, {}, [], 0, False
@@ -170,9 +183,23 @@ def choose(
     for name, here in scenarios.items():
         tags = cells_of(challenge.name) | of_content(here.identity.content)
         _tell_failed(name, cells(tracker.failed(tags)), present[name])
+    return Found(every, present, by_id)
+
+
+def choose(
+    challenge: Challenge,
+    selection: Selection,
+    tracker: Tracker,
+    scenarios: Mapping[str, Here],
+) -> dict[str, Chosen]:
+    """Choose a cell for every scenario among the runs of the present.
+
+    Without a preset by the rule on validation; with one the cell that it names.
+    """
+    found = find_cells(challenge, selection, tracker, scenarios)
     return {
-        name: _judged(selection, tracker, scenarios[name], some, every[name], by_id)
-        for name, some in present.items()
+        name: _judged(selection, tracker, scenarios[name], some, found.every[name], found.runs)
+        for name, some in found.candidates.items()
     }
 
 
@@ -243,7 +270,7 @@ def _judged(
     while True:
         selected = _compared(selection, tracker, here, left)
         try:
-            predictions = _predictions(tracker, selected.best, here.there)
+            predictions = predictions_of(tracker, selected.best, here.there)
         except InputError as error:
             told = f"{selected.best.scenario}/{selected.best.cell}, which was chosen"
             if not selection.allow_unreadable:
@@ -300,7 +327,7 @@ def best_of_exposures(
     }
 
 
-def _predictions(tracker: Tracker, best: Candidate, there: Mapping[str, Mask]) -> Predictions:
+def predictions_of(tracker: Tracker, best: Candidate, there: Mapping[str, Mask]) -> Predictions:
     """Fetch a run's predictions, and check that they are those of the scenario's models."""
     with tempfile.TemporaryDirectory() as folder:
         found = read_predictions(tracker.artifact(best.run_id, PREDICTIONS, Path(folder)))

@@ -8,7 +8,7 @@ configuration is said here, before anything is read or built.
 import difflib
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import nn
 
 from mico_exp.attacks.calibration import Formula
 from mico_exp.attacks.evidence import Attack
+from mico_exp.auditing.floor import GAMES
 from mico_exp.challenge.phases import PHASES
 from mico_exp.common import require
 from mico_exp.common.atomic import check_writable
@@ -36,6 +37,7 @@ from mico_exp.runs import provenance
 from mico_exp.runs.record import USUAL_EXPOSURE, CellRecord
 from mico_exp.scores.inference import Metric, Processor
 from mico_exp.scores.store import ScoreStore
+from mico_exp.training.mechanism import Mechanism, told_by
 from mico_exp.training.recipe import Fresh, PrivacyTarget, Recipe, planned
 
 # Keys that no setup hangs on.
@@ -50,6 +52,8 @@ OF_TRAINING = (  # keys of a recipe, and of its `private`
 OF_RECIPE = (*OF_TRAINING, "network", "private", "unasked")
 OF_ASKING = ("precision", "batch_size", "allow_nan", "allow_outliers")  # of `compute`
 OF_A_CELL = ("metric", "formula", "exposure", "metrics", "exposures", "sweep", "plots")
+OF_RULES = ("selection.rule", "selection.simplicity", "selection.resamples")
+USUAL_DELTA = 1e-5  # of bounds on scenarios without differential privacy: the competition's
 _last_setup: dict[tuple[str, str | None], Setup] = {}  # at most one
 
 
@@ -133,6 +137,29 @@ class Risking(Choosing):
     fpr: float
     top: int
     metadata: Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class Auditing:
+    """What an audit works with.
+
+    confidence: of each bound. deltas, claimed_deltas: scenario → δ of its bounds, and of its claim.
+    game: one of `floor.GAMES`; None where the points of the models say it.
+    guesses: how many are made of all bits; None where validation chooses.
+    mechanism: of DP-SGD, of models that were not built here; None where it is not told.
+    seed: of matchings and halves.
+    """
+
+    challenge: Challenge
+    selection: Selection
+    folder: Path
+    confidence: float
+    deltas: Mapping[str, float]
+    claimed_deltas: Mapping[str, float]
+    game: str | None
+    guesses: int | None
+    mechanism: Mechanism | None
+    seed: int
 
 
 # ---------------------------------------------------------------- commands
@@ -232,6 +259,60 @@ def risking(cfg: DictConfig) -> Risking:
     metadata = None if told is None else require.existing_file("metadata", told)
     how = choosing(cfg, "audits")
     return Risking(how.challenge, how.selection, how.folder, cfg.fpr, cfg.top, metadata)
+
+
+def auditing(cfg: DictConfig) -> Auditing:
+    """Make what an audit works with.
+
+    Raises:
+        InputError: something cannot be.
+    """
+    require.between("confidence", cfg.confidence, 0.5, 1)
+    if cfg.delta is not None:
+        require.between("delta", cfg.delta, 0, 1)
+    if cfg.game not in (None, *GAMES):
+        raise InputError(f"`game` must be null or one of {', '.join(GAMES)}, got {cfg.game}.")
+    if cfg.guesses is not None:
+        require.whole("guesses", cfg.guesses, 1)
+    require.whole("audit_seed", cfg.audit_seed, 0)
+    _check_unused("an audit, which chooses by what would be proven", OF_RULES)
+    told = None if cfg.mechanism is None else told_by(cfg.mechanism, "mechanism")
+    how = choosing(cfg, "audits")
+    setups = how.challenge.setups.values()
+    claimed = {one.name: delta(_scenario(one.scenario)) for one in setups}
+    return Auditing(
+        how.challenge,
+        how.selection,
+        how.folder,
+        cfg.confidence,
+        {name: one if cfg.delta is None else cfg.delta for name, one in claimed.items()},
+        claimed,
+        cfg.game,
+        cfg.guesses,
+        told,
+        cfg.audit_seed,
+    )
+
+
+def _check_unused(who: str, keys: Iterable[str]) -> None:
+    """Refuse keys that were typed and that a command has no use for."""
+    typed = {text.lstrip("+").partition("=")[0] for text in HydraConfig.get().overrides.task}
+    for key in typed:
+        if any(key == one or key.startswith(f"{one}.") for one in keys):
+            raise InputError(f"`{key}` is of no use to {who}.")
+
+
+def delta(option: DictConfig | None) -> float:
+    """δ of a scenario's claim; the usual one where it has none.
+
+    Raises:
+        InputError: it is none with which an ε can be bounded.
+    """
+    value = None if option is None else option.delta
+    if value is None:
+        return USUAL_DELTA
+    require.between("scenario.delta", value, 0, 1)
+    return float(value)
 
 
 def challenge(cfg: DictConfig, *, recipes: bool = False) -> Challenge:

@@ -471,6 +471,19 @@ def formula_of(chosen: Choice) -> Formula | Attack:
     return function
 
 
+def logged_choice(group: str, labelled: str, written: str, lacks: tuple[str, ...] = ()) -> Choice:
+    """Read the metric or formula of a run whose `logged_code` is that of the present."""
+    name = labelled.partition("[")[0]
+    texts: list[Any] = json.loads(written)
+    own, exposure = _exposed_by(texts) if group == "metric" else (texts, WEIGHTS)
+    exposure = replace(exposure, lacks=lacks)
+    if _is_combined(group, name):
+        return Choice(name, labelled, texts, None, _narrowed_by(own), exposure)
+    usual = _function(group, name)
+    function = variants.applied(usual, variants.read(group, own, usual))
+    return Choice(name, labelled, texts, function, None, exposure)
+
+
 def code(chosen: Choice, metrics: Iterable[str] = ()) -> str:
     """Hash of what a chosen metric or formula does, arguments included.
 

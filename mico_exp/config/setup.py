@@ -246,8 +246,7 @@ class Setup:
         if not is_complete(self.root, how):
             self.source.check_steady()
             check_training(untrained(how), loaded)
-        workers = self.workers if asked else None  # what is built by the way is soon done here
-        return build(self.root, how, loaded, self.processor.device, workers)
+        return build(self.root, how, loaded, self.processor.device, self.workers)
 
     def _check_there(self) -> None:
         """Say how models come to be here that no other command builds."""

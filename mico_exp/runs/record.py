@@ -6,7 +6,7 @@ what a field is by default: runs are somebody's word, and whoever needs more che
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ CONFIGURATION = "config.yaml"
 ROC_PLOT = "roc.png"
 SCORES_PLOT = "scores.png"
 TABLE = "selection.txt"  # of a selection
+AUDIT_TABLE = "audit.txt"  # of an audit
+AUDITED = "content/"  # start of the tags that tell the contents of its scenarios
 ERROR = "error"  # tag of a run that failed
 HOST, PROCESS = "host", "process"  # tags: where a run was made, and by which process
 VALIDATED_TPR = f"val/tpr_at_fpr_{RANKING_FPR}"
@@ -241,6 +243,78 @@ class SweepRecord:
         metrics = {f"{name}/tpr_at_fpr_{RANKING_FPR}": tpr for name, tpr in self.best.items()}
         tags = {"kind": "sweep", "challenge": self.challenge, "sweep": self.sweep}
         return Entries(params, metrics, {**tags, "code_version": self.code_version})
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """An audit: the run ``audit``.
+
+    contents: scenario → key of its models, records and membership.
+    scenarios: what is said of each, as `auditing.statement` tells it. A number is a metric and a
+        text a param, with the scenario before a slash and each key on the way to it after one more.
+    """
+
+    challenge: str
+    code_version: str
+    contents: Mapping[str, str]
+    scenarios: Sequence[Mapping[str, Any]]
+    name = "audit"
+
+    def told(self) -> dict[str, Any]:
+        """Write it for ``audits/<challenge>.json``."""
+        return {
+            "challenge": self.challenge,
+            "code_version": self.code_version,
+            "contents": dict(self.contents),
+            "scenarios": list(self.scenarios),
+        }
+
+    def to_run(self) -> Entries:
+        """Write it as params, metrics and tags; what is None is not written."""
+        params: dict[str, Any] = {}
+        metrics: dict[str, float] = {}
+        for one in self.scenarios:
+            for key, value in _leaves(one["scenario"], one):
+                if type(value) in (int, float):
+                    metrics[key] = value
+                else:
+                    params[key] = value
+        tags = audits_of(self.challenge) | {"code_version": self.code_version}
+        tags |= {f"{AUDITED}{name}": one for name, one in self.contents.items()}
+        return Entries(params, metrics, tags)
+
+    @classmethod
+    def from_run(cls, run: Entries) -> "AuditRecord":
+        """Read what `to_run` has written; whole numbers come as such."""
+        scenarios: dict[str, dict[str, Any]] = {}
+        numbers = {key: int(v) if float(v).is_integer() else v for key, v in run.metrics.items()}
+        for key, value in {**run.params, **numbers}.items():
+            name, *way = key.split("/")
+            place = scenarios.setdefault(name, {})
+            for step in way[:-1]:
+                place = place.setdefault(step, {})
+            place[way[-1]] = value == "True" if value in ("True", "False") else value
+        contents = {
+            key.removeprefix(AUDITED): text
+            for key, text in run.tags.items()
+            if key.startswith(AUDITED)
+        }
+        challenge, version = (run.tags.get(key, "") for key in ("challenge", "code_version"))
+        return cls(challenge, version, contents, list(scenarios.values()))
+
+
+def audits_of(challenge: str) -> dict[str, str]:
+    """Tags of a challenge's audits."""
+    return {"kind": "audit", "challenge": challenge}
+
+
+def _leaves(start: str, told: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """All values of nested mappings that are not None, by the way to them."""
+    for key, value in told.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(f"{start}/{key}", value)
+        elif value is not None:
+            yield f"{start}/{key}", value
 
 
 def cells_of(challenge: str, sweep: str | None = None) -> dict[str, str]:

@@ -177,7 +177,7 @@ class Making:
         with _threads(1 if device.type == "cpu" else None):
             networks = [self._fresh().network(of_weights) for of_weights, _ in seeds]
             generators = [torch.Generator().manual_seed(of_batches) for _, of_batches in seeds]
-            own = [one.own.copy() for one in piece.models]  # what Ray gives may not be written
+            own = [one.own for one in piece.models]
             run = networks, self.records, own, self.plan, generators, self.privacy
             stopped = train_networks(*run, device, telling.progress)
             telling.rest()

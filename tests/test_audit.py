@@ -1,0 +1,178 @@
+"""The command that sets what attacks prove beside what is claimed and allowed."""
+
+import json
+import shutil
+from dataclasses import replace
+from importlib.resources import files
+
+import pytest
+from commands import run
+from conftest import SWEPT_SIZES
+from jsonschema import Draft202012Validator
+from mlflow import MlflowClient
+
+from mico_exp.auditing.statement import Attack, Bounded, Claim, Estimated, Statement
+from mico_exp.runs.record import AuditRecord
+
+SCHEMA = json.loads((files("mico_exp") / "schemas" / "audit.schema.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def world(swept, tmp_path_factory):
+    """A sweep of a user's own, and what an audit of it prints."""
+    folder = tmp_path_factory.mktemp("audited") / "user"
+    shutil.copytree(swept[0], folder)
+    return folder, run("mico_exp.audit", *SWEPT_SIZES, cwd=folder).stdout
+
+
+def told(folder):
+    found = json.loads((folder / "audits" / "digits.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(SCHEMA)
+    Draft202012Validator(SCHEMA).validate(found)
+    return {one["scenario"]: one for one in found["scenarios"]}
+
+
+def test_claim_ceiling_and_floor_of_every_scenario(world):
+    folder, shown = world
+    found = told(folder)
+    assert [*found] == ["digits_inf", "digits_hi", "digits_lo"]
+    assert found["digits_inf"]["claimed"] is None
+    assert found["digits_inf"]["ceiling"] is None
+    for name, epsilon in (("digits_hi", 10), ("digits_lo", 4)):
+        one = found[name]
+        claim, lower = one["claimed"], one["lower"]
+        assert (claim["epsilon"], claim["delta"], claim["steps"]) == (epsilon, 1e-5, 200)
+        assert claim["accounted"] == pytest.approx(epsilon, abs=0.03)
+        assert 1.1 * epsilon < claim["replace_one"] < 2.2 * epsilon
+        assert one["ceiling"]["tpr_at_fpr_0.1"] < one["ceiling_replace_one"]["tpr_at_fpr_0.1"]
+        assert (lower["models"], lower["bits"], lower["tries"]) == (5, 50, 1)
+        assert 0 <= lower["right"] <= lower["guesses"] <= 50
+        assert 0 <= lower["epsilon"] < claim["replace_one"]
+        assert not one["contradicted"]
+        assert (one["attack"]["judged_on"], one["attack"]["chosen_on"]) == (
+            "dev, final",
+            "validation",
+        )
+        assert f"{name}: {one['verdict']}" in shown
+        assert one["verdict"].startswith(f"consistent with ε = {epsilon} (replace-one ")
+    assert "Audit: audits/digits.json" in shown
+    assert max(map(len, shown.splitlines()[:12])) <= 100
+
+
+def test_it_is_logged_as_a_run(world):
+    folder, _ = world
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("digits").experiment_id
+    found = client.search_runs([experiment], "tags.kind = 'audit'")[0]
+    told = json.loads((folder / "audits" / "digits.json").read_text(encoding="utf-8"))
+    record = AuditRecord.from_run(found.data)
+    assert record.contents == told["contents"]
+    logged = {one["scenario"]: one for one in record.scenarios}
+    for one in told["scenarios"]:
+        assert logged[one["scenario"]]["lower"] == one["lower"]
+        assert logged[one["scenario"]]["verdict"] == one["verdict"]
+
+
+def test_where_truth_is_not_known_halves_of_the_train_models_are_judged(world, tmp_path):
+    folder = tmp_path / "user"
+    shutil.copytree(world[0], folder)
+    shutil.rmtree(folder / "data" / "truth")
+    run("mico_exp.audit", *SWEPT_SIZES, "scenarios=[lo]", cwd=folder)
+    (one,) = told(folder).values()
+    assert one["attack"]["judged_on"] == "5 train models"
+    assert "Bonferroni" in one["attack"]["chosen_on"]  # five shadows are too few to choose by
+    assert (one["lower"]["models"], one["lower"]["bits"]) == (5, 50)
+    assert one["lower"]["tries"] == 6 * 13
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["guesses=51", "scenarios=[inf]"], "digits_inf: `guesses` must be at most the 50 bits"),
+        (["delta=0"], "`delta` must be a number in (0, 1), got 0."),
+        (["confidence=95"], "`confidence` must be a number in (0.5, 1), got 95."),
+        (["game=pairs"], "`game` must be null or one of paired, independent, one_per_model"),
+        (["game=one_per_model", "scenarios=[inf]"], "needs models with one challenge point each"),
+        (["mechanism={steps: 3}"], "`mechanism` must give noise_multiplier, sample_rate, steps"),
+        (["selection.rule=one_se"], "`selection.rule` is of no use to an audit"),
+        (["confidense=0.9"], "confidense"),
+    ],
+)
+def test_bad_input_is_one_line_and_ends_with_status_2(world, typed, named):
+    done = run("mico_exp.audit", *SWEPT_SIZES, *typed, cwd=world[0], status=2)
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_models_that_record_another_epsilon_are_named(world, tmp_path):
+    folder = tmp_path / "user"
+    shutil.copytree(world[0], folder)
+    place = folder / "data" / "digits" / "digits_lo" / "dev"
+    (next(place.iterdir()) / "epsilon").write_text("3.9\n")
+    done = run("mico_exp.audit", *SWEPT_SIZES, "scenarios=[lo]", cwd=folder, status=2)
+    assert "models record ε = 3.9–" in done.stderr
+    assert "but `scenario.epsilon` is 4: they must agree to 2%." in done.stderr
+
+
+def statement(**changes):
+    proven = Bounded("one_run", 0.31, None, "loss/1", 0.1, 100, 10, 8, 1)
+    curve = Bounded("one_run_gaussian", 0.4, 0.12, "loss/1", 0.1, 100, 10, 8, 1)
+    values = {
+        "scenario": "digits_lo",
+        "claimed": Claim(4.0, 1e-5, 3.98, 8.26, "3.9922", 2.48, 0.1, 400),
+        "confidence": 0.95,
+        "delta": 1e-5,
+        "relation": "replace_one",
+        "floor": proven,
+        "methods": (proven, curve),
+        "estimate": Estimated(0.2, 0.1, None),
+        "ceilings": {"add_remove": {"tpr_at_fpr_0.1": 0.349}},
+        "attack": Attack("loss/1", "paired", "validation", "dev, final", 2, 0.134),
+        "contradicted": False,
+    }
+    return Statement(**values | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        (
+            {},
+            "consistent with ε = 4 (replace-one 8.26 at the σ trained with); the attack proves "
+            "ε ≥ 0.31; at FPR 0.1 it gets 0.134 of the 0.349 that add/remove allows",
+        ),
+        (
+            {"claimed": None, "ceilings": {}},
+            "no ε is claimed; the attack proves ε ≥ 0.31; at FPR 0.1 it gets 0.134",
+        ),
+        (
+            {"claimed": Claim(0.1, 1e-5), "contradicted": True, "ceilings": {}},
+            "contradicts ε = 0.1 (σ is not known); the attack proves ε ≥ 0.31; at FPR 0.1 it gets "
+            "0.134",
+        ),
+        (
+            {"floor": Bounded("one_run", 0.0, None, "loss/1", 0.1, 100, 10, 5, 1), "ceilings": {}},
+            "consistent with ε = 4 (replace-one 8.26 at the σ trained with); the attack proves no "
+            "ε above 0; at FPR 0.1 it gets 0.134",
+        ),
+    ],
+)
+def test_verdict_is_one_line(changes, verdict):
+    assert statement(**changes).verdict == verdict
+
+
+def without_none(told):
+    if not isinstance(told, dict):
+        return told
+    return {key: without_none(value) for key, value in told.items() if value is not None}
+
+
+def test_a_record_is_read_back_as_it_was_written():
+    scenarios = [
+        statement().told(),
+        statement(scenario="digits_inf", claimed=None, contradicted=True).told(),
+    ]
+    written = AuditRecord("digits", "0.1", {"digits_lo": "a", "digits_inf": "b"}, scenarios)
+    Draft202012Validator(SCHEMA).validate(written.told())
+    found = AuditRecord.from_run(written.to_run())
+    assert found == replace(written, scenarios=[without_none(one) for one in scenarios])
