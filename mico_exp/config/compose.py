@@ -162,6 +162,17 @@ class Auditing:
     seed: int
 
 
+@dataclass(frozen=True, eq=False)
+class Gating(Choosing):
+    """A choice, and the limits that it must keep: None where there is none.
+
+    max_tpr: of TPR at FPR 0.1. max_epsilon: of the proven ε.
+    """
+
+    max_tpr: float | None
+    max_epsilon: float | None
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -325,9 +336,7 @@ def challenge(cfg: DictConfig, *, recipes: bool = False) -> Challenge:
     """
     job = HydraConfig.get()
     given = [text for text in job.overrides.task if not text.startswith("dataset=")]
-    scenarios = _names(cfg.get("scenarios"))
-    if not scenarios:
-        raise InputError("`scenarios` must name at least one scenario of the challenge, got none.")
+    scenarios = _scenarios(cfg)
     datasets = _names(cfg.get("datasets")) or [job.runtime.choices["dataset"]]
     found = {}
     for dataset in datasets:
@@ -339,7 +348,79 @@ def challenge(cfg: DictConfig, *, recipes: bool = False) -> Challenge:
     return Challenge(cfg.challenge, root(cfg), found)
 
 
+def comparing(cfg: DictConfig) -> list[Choosing]:
+    """Make what a comparison works with: two scenarios, or one challenge with all of its own."""
+    how, folder = selection(cfg), require.folder("audits", cfg.audits)
+    texts = [str(cfg[key]) for key in ("first", "second") if cfg[key] is not None]
+    wanted = "two scenarios, each as challenge/scenario, or one challenge"
+    if not texts or (len(texts) == 2) != all("/" in text for text in texts):
+        raise InputError(f"compare needs {wanted}, got {' and '.join(texts) or 'nothing'}.")
+    check_writable(folder)
+    found = [_named(text) for text in texts]
+    return [Choosing(one, of_cell(how, cfg.cell, one), folder) for one in found]
+
+
+def _named(text: str) -> Challenge:
+    """A challenge by its name, or one scenario of it: ``digits``, ``digits/digits_lo``.
+
+    Its name is that of a challenge's option, or of a data set's; or of neither, and then of a
+    challenge on the data set that is chosen.
+
+    Raises:
+        InputError: it has no such scenario.
+    """
+    name, _, wanted = text.partition("/")
+    job = HydraConfig.get()
+    sides = ("first=", "second=", "dataset=", "challenge=", "challenge_name=")
+    given = [one for one in job.overrides.task if not one.startswith(sides)]
+    data = job.runtime.choices["dataset"]
+    if name in options.option_names("challenge"):
+        given.append(f"challenge={name}")
+    elif name in options.option_names("dataset"):
+        data = name
+    else:
+        require.name("challenge", name)
+        given.append(f"challenge_name={name}")
+    cfg: Any = compose(job.job.config_name, overrides=[*given, f"dataset={data}"])
+    known, found = _scenarios(cfg), {}
+    datasets = _names(cfg.get("datasets")) or [data]
+    for dataset in datasets:
+        composed: Any = compose(job.job.config_name, overrides=[*given, f"dataset={dataset}"])
+        for one in [wanted.removeprefix(f"{dataset}_")] if wanted else known:
+            made = setup(composed, (dataset, one))
+            if one in known or made.folder.is_dir():
+                found[made.name] = made
+    if not found:
+        listed = ", ".join(f"{dataset}_{one}" for dataset in datasets for one in known)
+        raise InputError(f"{text}: {name} has no such scenario, only {listed}.")
+    return Challenge(cfg.challenge, root(cfg), found)
+
+
+def gating(cfg: DictConfig) -> Gating:
+    """Make what a gate works with."""
+    if cfg.max_tpr is None and cfg.max_epsilon is None:
+        raise InputError("A gate needs a limit, `max_tpr`, `max_epsilon` or both, got none.")
+    if cfg.max_tpr is not None:
+        require.within("max_tpr", cfg.max_tpr, 0, 1)
+    if cfg.max_epsilon is not None:
+        require.at_least("max_epsilon", cfg.max_epsilon, 0)
+    how, folder = selection(cfg), require.folder("audits", cfg.audits)
+    found = challenge(cfg)
+    return Gating(found, of_cell(how, cfg.cell, found), folder, cfg.max_tpr, cfg.max_epsilon)
+
+
 # ---------------------------------------------------------------- their parts
+
+
+def _scenarios(cfg: DictConfig) -> list[str]:
+    """Scenarios of a challenge.
+
+    Raises:
+        InputError: there is none.
+    """
+    if scenarios := _names(cfg.get("scenarios")):
+        return scenarios
+    raise InputError("`scenarios` must name at least one scenario of the challenge, got none.")
 
 
 def setup(cfg: DictConfig, named: tuple[str, str] | None = None, *, recipes: bool = False) -> Setup:

@@ -339,6 +339,37 @@ def exposure_plot(title: str, best: Mapping[str, Mapping[str, Verdict]]) -> Figu
 
 
 @rc_context(STYLE)
+def frontier_plot(
+    title: str, points: Mapping[str, tuple[float, float, tuple[float, float] | None]]
+) -> Figure:
+    """Draw risk against accuracy, one point a scenario with the 95 % interval of its TPR.
+
+    Args:
+        title: of the plot.
+        points: scenario's name and ε → accuracy, TPR, interval.
+    """
+    plot = new_plot(7.2, 4.4, title)
+    plot.set_layout_engine("constrained")
+    axes = plot.subplots()
+    _grid(axes)
+    along = sorted((accuracy, tpr) for accuracy, tpr, _ in points.values())
+    axes.plot(*zip(*along, strict=True), color="0.7", zorder=1)
+    markers = zip(cycle(SCENARIO_STYLES), cycle("osD^v"))
+    for (name, (accuracy, tpr, ends)), (style, marker) in zip(
+        points.items(), markers, strict=False
+    ):
+        low, high = ends or (tpr, tpr)
+        apart = [[max(tpr - low, 0)], [max(high - tpr, 0)]]
+        look = {"color": style["color"], "marker": marker, "capsize": 3, "linestyle": "none"}
+        axes.errorbar([accuracy], [tpr], yerr=apart, label=name, **look)
+    axes.axhline(RANKING_FPR, color="0.5", linewidth=1, linestyle=":", label="guessing")
+    axes.set_xlabel("Accuracy on records that were not trained on")
+    axes.set_ylabel(f"TPR at FPR {RANKING_FPR}")
+    axes.legend(fontsize=8)
+    return plot
+
+
+@rc_context(STYLE)
 def risk_plot(title: str, tprs: Mapping[str, Floats], fpr: float) -> Figure:
     """Draw how the records' own TPRs (R,) at an FPR lie, scenario by scenario.
 

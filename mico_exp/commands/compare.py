@@ -1,0 +1,187 @@
+"""Says how far two scenarios differ, and lays those of a challenge side by side.
+
+``python -m mico_exp.compare digits/digits_inf digits/digits_lo`` prints TPR and AUC of both with
+intervals of the difference. ``python -m mico_exp.compare digits`` prints accuracy beside risk of
+every scenario, and draws them: what a defence costs and what it gains.
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.table import Table
+
+from mico_exp.auditing.difference import (
+    FIGURES,
+    Difference,
+    by_models,
+    check_tells,
+    differences,
+    mean_figure,
+)
+from mico_exp.challenge.tree import ModelFolder
+from mico_exp.commands.known import Known, find_known, named
+from mico_exp.commands.report import privacy
+from mico_exp.common.atomic import write_bytes
+from mico_exp.common.errors import InputError
+from mico_exp.common.terminal import show
+from mico_exp.config import compose
+from mico_exp.results.plots import frontier_plot, png
+from mico_exp.results.scoring import RANKING_FPR
+from mico_exp.results.statistics import Interval, interval
+
+SHOWN = dict(zip(FIGURES, (f"TPR@{RANKING_FPR}", "AUC"), strict=True))
+
+
+def command(cfg: DictConfig) -> None:
+    """Compare two scenarios, or lay a challenge's side by side."""
+    sides = compose.comparing(cfg)
+    if len(sides) == 1:
+        (how,) = sides
+        _lay_out(how.challenge.name, find_known(how), how.folder)
+        return
+    first, second = (find_known(how)[0] for how in sides)
+    check_comparable(first, second)
+    phases = [phase for phase in first.phases if phase in second.phases] or ["train"]
+    try:
+        found = differences(first.samples(phases), second.samples(phases))
+    except InputError as error:
+        paths = " and ".join(one.setup.path for one in (first, second))
+        raise InputError(f"{paths}, {named(phases)}: {error}") from error
+    show(_table(first, second, phases, found))
+    print(_told(first, second, found[0]))
+
+
+def check_comparable(first: Known, second: Known) -> None:
+    """Want two scenarios of the same records.
+
+    Raises:
+        InputError: they are of others.
+    """
+    one, other = (known.setup.records.labels.numpy() for known in (first, second))
+    if not np.array_equal(one, other):
+        raise InputError(
+            f"{first.setup.path} and {second.setup.path} are of different records ({len(one):,} "
+            f"and {len(other):,}): a difference of their figures has no meaning."
+        )
+
+
+def _table(
+    first: Known, second: Known, phases: Sequence[str], found: Sequence[Difference]
+) -> Table:
+    drawn = "drawn in pairs" if found[0].paired else "drawn by themselves"
+    counts = [sum(len(one.solution) for one in side.samples(phases)) for side in (first, second)]
+    caption = (
+        f"Figures of {named(phases)}, {counts[0]} and {counts[1]} models, {drawn}; 95 % intervals "
+        "of the difference. Cells: "
+        f"{first.cell} and {second.cell}."
+    )
+    result = Table(
+        title=f"{first.setup.path} less {second.setup.path}",
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+    )
+    for title in ("figure", "first", "second", "difference", "over models", "over records"):
+        result.add_column(title, justify="left" if title == "figure" else "right")
+    for one in found:
+        values = (f"{one.first:.4f}", f"{one.second:.4f}", f"{one.value:+.4f}")
+        result.add_row(SHOWN[one.figure], *values, _ends(one.over_models), _ends(one.over_points))
+    return result
+
+
+def _ends(one: Interval | None) -> str:
+    return "–" if one is None else f"{one.low:+.4f} to {one.high:+.4f}"
+
+
+def _told(first: Known, second: Known, one: Difference) -> str:
+    what = f"{SHOWN[one.figure]} of {first.setup.path}"
+    if not one.differs:
+        return f"{what} cannot be told from that of {second.setup.path}."
+    side = "higher" if one.value > 0 else "lower"
+    return f"{what} is {side} than that of {second.setup.path}."
+
+
+class Point(NamedTuple):
+    """A scenario on the frontier; accuracy is None where no model records it."""
+
+    name: str
+    privacy: str
+    accuracy: float | None
+    tpr: float
+    tpr_interval: Interval | None
+    auc: float
+    phases: str
+
+
+def _lay_out(challenge: str, found: Sequence[Known], folder: Path) -> None:
+    """Print accuracy beside risk, and draw it where accuracy is known."""
+    points = [_point(known) for known in found]
+    show(_frontier(challenge, points))
+    drawn = {
+        f"{one.name}: {one.privacy}": (one.accuracy, one.tpr, one.tpr_interval)
+        for one in points
+        if one.accuracy is not None
+    }
+    if drawn:
+        path = folder / f"{challenge}_frontier.png"
+        write_bytes(path, png(frontier_plot(f"{challenge}: accuracy beside risk", drawn)))
+        print(f"Plot: {path}")
+
+
+def _point(known: Known) -> Point:
+    samples = known.samples(known.phases)
+    for one in samples:
+        check_tells(one)
+    found = by_models(samples)
+    ends = interval(found[FIGURES[0]].draws) if found else None
+    models = [model for phase in known.phases for model in known.here.scenario.phases[phase]]
+    record = known.chosen.runs[known.chosen.selected.best.run_id].record
+    shown = privacy(known.here.scenario, record.epsilon)
+    accuracy = _accuracy(models)
+    tpr, auc = (mean_figure(samples, name) for name in FIGURES)
+    return Point(known.setup.name, shown, accuracy, tpr, ends, auc, named(known.phases))
+
+
+def _accuracy(models: Iterable[ModelFolder]) -> float | None:
+    """Mean accuracy of the models that record theirs; None where none does.
+
+    Raises:
+        InputError: one is no number from 0 to 1.
+    """
+    found = []
+    for model in models:
+        path = model.path / "accuracy"
+        if not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1
+        if not 0 <= value <= 1:
+            raise InputError(f"{path}: accuracy must be a number in [0, 1], got {text[:40]!r}.")
+        found.append(value)
+    return statistics.fmean(found) if found else None
+
+
+def _frontier(challenge: str, points: Sequence[Point]) -> Table:
+    result = Table(
+        title=f"{challenge}: accuracy beside risk",
+        title_justify="left",
+        caption="TPR at FPR 0.1 of the chosen cells with 95 % intervals over models.",
+        caption_justify="left",
+    )
+    for title in ("scenario", "privacy", "figures of"):
+        result.add_column(title, overflow="fold")
+    for title in ("accuracy", SHOWN[FIGURES[0]], "95 %", "AUC"):
+        result.add_column(title, justify="right")
+    for one in points:
+        accuracy = "–" if one.accuracy is None else f"{one.accuracy:.4f}"
+        ends = "–" if one.tpr_interval is None else "{:.3f}–{:.3f}".format(*one.tpr_interval)
+        numbers = (accuracy, f"{one.tpr:.4f}", ends, f"{one.auc:.4f}")
+        result.add_row(one.name, one.privacy, one.phases, *numbers)
+    return result

@@ -1,0 +1,133 @@
+"""Lets a release pass or not: by what an attack got, and by what it proves of ε.
+
+``python -m mico_exp.gate max_tpr=0.15 max_epsilon=4`` ends with status 0 if every scenario keeps
+both limits, with 1 if one does not, and with 2 if that cannot be said. The worst scenario decides.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from mico_exp.auditing.difference import upper_limit
+from mico_exp.commands.known import Known, find_known, named
+from mico_exp.common.errors import InputError, first_line
+from mico_exp.common.process import Refused
+from mico_exp.config import advice, compose
+from mico_exp.config.compose import Gating
+from mico_exp.results.scoring import RANKING_FPR
+
+
+class Verdict(NamedTuple):
+    """One limit on one scenario: how far the figure is beyond it, as their quotient, in words."""
+
+    excess: float
+    told: str
+
+    @property
+    def passes(self) -> bool:
+        """The limit is kept."""
+        return self.excess <= 1
+
+
+def command(cfg: DictConfig) -> None:
+    """Look at every scenario, print the worst, and refuse if it does not keep a limit.
+
+    Raises:
+        Refused: one does not.
+    """
+    how = compose.gating(cfg)
+    audit = None if how.max_epsilon is None else read_audit(how)
+    found = find_known(how)
+    verdicts = [one for known in found for one in _verdicts(how, known, audit)]
+    worst = max(verdicts, key=lambda one: one.excess)
+    count = f"the worst of {len(found)} scenarios" if len(found) > 1 else "one scenario"
+    print(f"{'Passed' if worst.passes else 'Refused'}: {count}, {worst.told}.")
+    if not worst.passes:
+        raise Refused
+
+
+def _verdicts(how: Gating, known: Known, audit: Mapping[str, Any] | None) -> list[Verdict]:
+    found = []
+    if how.max_tpr is not None:
+        found.append(_on_tpr(known, how.max_tpr))
+    if how.max_epsilon is not None and audit is not None:
+        content = known.here.identity.content
+        found.append(on_epsilon(known.setup.name, content, audit, how))
+    return found
+
+
+def _on_tpr(known: Known, most: float) -> Verdict:
+    name, phases = known.setup.name, named(known.phases)
+    try:
+        upper = upper_limit(known.samples(known.phases))
+    except InputError as error:
+        raise InputError(f"{name}, {known.cell}, {phases}: {error}") from error
+    told = (
+        f"{name} ({known.cell}, {phases}, {upper.of}): TPR at FPR {RANKING_FPR} is "
+        f"{upper.tpr:.4f}, at most {upper.limit:.4f} (one-sided 95 %), "
+        f"{_against(upper.limit, most)} max_tpr={most:g}"
+    )
+    return Verdict(_quotient(upper.limit, most), told)
+
+
+def on_epsilon(name: str, content: str, audit: Mapping[str, Any], how: Gating) -> Verdict:
+    """Hold what an audit proves of a scenario against the limit.
+
+    Raises:
+        InputError: it says nothing of the scenario, or of other models than have this content.
+    """
+    assert how.max_epsilon is not None
+    most = how.max_epsilon
+    if audit["contents"].get(name) != content:
+        raise InputError(
+            f"{_path(how)}: {name} was not audited, or with other models. Run: {_command()}"
+        )
+    try:
+        (told,) = (one for one in audit["scenarios"] if one["scenario"] == name)
+        lower, claimed = float(told["lower"]["epsilon"]), told["claimed"]
+        claim = "none" if claimed is None else f"{float(claimed['epsilon']):g}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{_path(how)}: is no audit of {name}. Run: {_command()}") from error
+    text = f"{name}: the attack proves ε ≥ {lower:.4g} (claimed: {claim}), {_against(lower, most)}"
+    return Verdict(_quotient(lower, most), f"{text} max_epsilon={most:g}")
+
+
+def _against(value: float, most: float) -> str:
+    return "above" if value > most else "within"
+
+
+def _quotient(value: float, most: float) -> float:
+    """How many times the limit; a limit of 0 is kept by 0 alone."""
+    if most == 0:
+        return math.inf if value > 0 else 0.0
+    return value / most
+
+
+def _path(how: Gating) -> Path:
+    return how.folder / f"{how.challenge.name}.json"
+
+
+def _command() -> str:
+    return advice.command("mico_exp.audit", *advice.given())
+
+
+def read_audit(how: Gating) -> Mapping[str, Any]:
+    """Read what `python -m mico_exp.audit` has written.
+
+    Raises:
+        InputError: it is not there, or nothing like that.
+    """
+    path = _path(how)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing, which tells proven ε. Run: {_command()}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {first_line(error)}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("contents"), dict):
+        raise InputError(f"{path}: is no audit. Run: {_command()}")
+    return found
