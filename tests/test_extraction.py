@@ -18,7 +18,6 @@ from mico_exp.models.weights import load_state
 from mico_exp.models.workers import Local
 from mico_exp.scores import extraction, inference, metrics
 from mico_exp.scores.extraction import Extraction
-from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
 
 METRICS = {name: getattr(metrics, name) for name in ("loss", "confidence", "mod_entropy")}
@@ -400,7 +399,7 @@ def test_threads_are_as_many_as_there_are_cores_for_and_it_is_said(given, used, 
     monkeypatch.setattr("mico_exp.common.cores.usable", lambda: given)
     try:
         torch.set_num_threads(2)
-        Local().check(Processor("cpu"))
-        assert Local().describe(Processor("cpu")) == f"cpu, threads: {used}"
+        Local().check("cpu")
+        assert Local().describe("cpu") == f"cpu, threads: {used}"
     finally:
         torch.set_num_threads(before)

@@ -20,6 +20,7 @@ from mico_exp.config.typed import OPTIONS
         ("mico_exp.metrics.loss", "mico_exp.scores.metrics.loss"),
         ("mico_exp.models.MLP", "mico_exp.models.architectures.MLP"),
         ("mico_exp.learning.Stack", "mico_exp.attacks.learned.Stack"),
+        ("mico_exp.scores.workers.Local", "mico_exp.models.workers.Local"),
     ],
 )
 def test_an_old_place(old, new):
