@@ -49,7 +49,8 @@ TAKING = (
     *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
     *("--package", "-p", "--experimental-rerun"),
 )
-FOLLOW_SCENARIO = ("attack", "build", "extract")  # their challenge is that of their scenario
+# Commands whose challenge is that of their scenario.
+FOLLOW_SCENARIO = ("attack", "build", "extract", "shadow")
 _failed: dict[int, str] = {}  # jobs of this process, by their numbers, and why
 _unreachable: set[int] = set()  # jobs of this process whose server did not answer
 

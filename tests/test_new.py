@@ -43,12 +43,14 @@ def fill_in(folder, kind):
     np.save(folder / "labels.npy", labels)
     place = folder / "data" / "mine_own" / "mine_own_inf"
     for number, one in enumerate(weights):
-        single = kind == "single" and number == MODELS
-        path = place / ("final/model_0" if single else f"train/model_{number}")
+        if kind == "single" and number < MODELS:
+            continue
+        path = place / ("final/model_0" if kind == "single" else f"train/model_{number}")
         path.mkdir(parents=True)
         state = {"1.weight": torch.tensor(one), "1.bias": torch.zeros(CLASSES)}
         torch.save(state, path / "model.pt")
-    np.save(place / "train" / "keep.npy", keep[:-1] if kind == "single" else keep)
+    if kind == "models":
+        np.save(place / "train" / "keep.npy", keep)
     if kind == "single":
         np.save(place / "challenge.npy", np.arange(RECORDS))
         truth = folder / "data" / "truth" / "mine_own" / "mine_own_inf" / "final" / "model_0"
@@ -60,12 +62,15 @@ def fill_in(folder, kind):
 def test_what_is_written_composes_once_its_files_are_there(tmp_path, kind):
     """And the commands that are shown run as they are."""
     shown = run("mico_exp.new", "mine_own", f"kind={kind}", cwd=tmp_path).stdout
-    doctor, sweep, report = (
+    *shadow, doctor, sweep, report = (
         shlex.split(line)[2:] for line in shown.splitlines() if line.startswith("python -m ")
     )
     missing = run(*doctor, cwd=tmp_path, status=1)
     assert "Traceback" not in missing.stdout + missing.stderr
     fill_in(tmp_path, kind)
+    assert len(shadow) == (kind == "single")
+    for words in shadow:
+        run(*words, f"models={MODELS}", "dataset.recipe.epochs=9", cwd=tmp_path)
     examined = run(*doctor, cwd=tmp_path).stdout
     assert "An attack can run." in examined
     if kind == "single":

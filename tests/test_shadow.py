@@ -1,29 +1,37 @@
 """Reference models: beside the train models, asked about all points, attacked by nobody."""
 
+import json
 import shutil
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SIZES, WINNER
+from conftest import SIZES, WINNER, tiny_recipe
 
 from mico_exp.attacks.folds import NO_FOLD, Folds, FoldSides
 from mico_exp.attacks.sides import side
 from mico_exp.challenge.phases import SHADOW
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
-from mico_exp.challenge.tree import LEFT_OUT, load_scenario, read_truth
+from mico_exp.challenge.tree import LEFT_OUT, find_scenario, load_scenario, read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints
 from mico_exp.models.architectures import MLP, Architecture
+from mico_exp.models.workers import Local
 from mico_exp.results.cell import evaluate
 from mico_exp.runs.provenance import content
 from mico_exp.scores import metrics
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
+from mico_exp.training.recipe import PrivacyTarget
+from mico_exp.training.shadow import Among, Draw, Pool, Run, check_asked, groups_for
+from mico_exp.training.steps import Plan
 
 NETWORK = MLP([64, 16, 10])
+PLAN = Plan(steps=60, batch_size=32, optimizer=partial(torch.optim.Adam, lr=0.02))
 COUNT = 5
 
 
@@ -221,3 +229,180 @@ def test_without_anything_to_compare_with_the_command_is_named(tree, place):
     shutil.rmtree(place / "train")
     with pytest.raises(InputError, match=r"mico_exp\.shadow"):
         load(tree)
+
+
+# ---------------------------------------------------------------- trained by the command's parts
+
+
+def add(
+    root,
+    digits,
+    kind,
+    models,
+    target=None,
+    among=None,
+    rest="out",
+    scenario="digits_inf",
+    **changes,
+):
+    """Train references as the command does."""
+    found = find_scenario(root, "digits", scenario, SIZES)
+    drawn = Among.of(SIZES.records, among, rest)
+    how = partial(tiny_recipe, **{"scenario": scenario, "plan": PLAN} | changes)
+    asked = Run(kind, None, check_asked(kind, target, models))
+    groups = groups_for(found, asked, target, drawn, how)
+    pool = Pool(root / "digits" / scenario, changes.get("seed", 0))
+    return pool.train(groups, digits, "cpu", Local())
+
+
+def contents(folder):
+    """Every file below a folder."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def members(folder):
+    return np.load(folder / "members.npy")
+
+
+def test_a_pool_is_of_independent_halves():
+    """How many are in, and how often two records are together, is binomial; no design balances."""
+    draw = Draw("pool", Among.of(61, np.arange(10, 60), "in"))
+    random = np.random.default_rng(1)
+    drawn = np.zeros((4000, 61), dtype=bool)
+    for row in drawn:
+        row[draw.own(random)] = True
+    inside = drawn[:, 10:60]
+    assert drawn[:, [*range(10), 60]].all()
+    assert abs(inside.mean() - 0.5) < 0.005
+    assert abs(inside.sum(axis=1).var() - 50 / 4) < 1.2
+    together = np.cov(inside.T.astype(float)) - np.eye(50) / 4
+    assert np.abs(together).max() < 5 * 0.25 / np.sqrt(4000)
+
+
+def test_more_references_keep_those_that_are_there(tree, place, digits, tmp_path):
+    """3, then 5: as 5 at once, and as 5 of which some were lost."""
+    shutil.copytree(tree, tmp_path / "other")
+    assert add(tree, digits, "pool", 3) == 3
+    before = contents(place / SHADOW)
+    assert add(tree, digits, "pool", 5) == 2
+    after = contents(place / SHADOW)
+    assert {name: after[name] for name in before if name != "build.json"} == {
+        name: one for name, one in before.items() if name != "build.json"
+    }
+    assert add(tree, digits, "pool", 5) == 0
+    for number in (1, 4):
+        shutil.rmtree(place / SHADOW / f"model_{number}")
+    (place / SHADOW / ".model_1.half").mkdir()
+    assert add(tree, digits, "pool", 5) == 2
+    (place / SHADOW / ".model_1.half").rmdir()
+    assert contents(place / SHADOW) == after
+    add(tmp_path / "other", digits, "pool", 5)
+    assert contents(tmp_path / "other" / "digits" / "digits_inf" / SHADOW) == after
+
+
+def test_references_of_several_kinds(tree, place, digits):
+    """What each was trained on, that it was, and what the challenge's own models make of them."""
+    add(tree, digits, "pool", 2)
+    add(tree, digits, "like_train", 1)
+    assert add(tree, digits, "leave_out", 1, target="final") == 2
+    add(tree, digits, "pool", 3)
+    runs = json.loads((place / SHADOW / "build.json").read_text())["runs"]
+    assert [(run["kind"], run["target"], run["count"]) for run in runs] == [
+        ("pool", None, 2),
+        ("like_train", None, 1),
+        ("leave_out", "final/model_15", 1),
+        ("leave_out", "final/model_16", 1),
+        ("pool", None, 1),
+    ]
+    scenario = load(tree)
+    masks = [members(one.path) for one in scenario.shadow]
+    assert masks[2].sum() == SIZES.training
+    for number, target in ((3, 0), (4, 1)):
+        points = scenario.phases["final"][target].split(SIZES).challenge
+        assert np.array_equal(np.flatnonzero(~masks[number]), np.sort(points))
+        told = (place / SHADOW / f"model_{number}" / LEFT_OUT).read_text()
+        assert told == f"final/{scenario.phases['final'][target].path.name}\n"
+    halves = [masks[number] for number in (0, 1, 5)]
+    assert len({half.sum() for half in halves}) > 1
+    assert all(abs(half.mean() - 0.5) < 0.06 for half in halves)
+    assert (halves[0] & halves[1]).mean() < 0.3
+    for one, mask in zip(scenario.shadow, masks, strict=True):
+        network = MLP([64, 16, 10])
+        network.load_state_dict(torch.load(one.path / "model.pt", weights_only=True))
+        right = (network(digits.features).argmax(1) == digits.labels).numpy()
+        assert right[mask].mean() > 0.6
+        assert f"{right[~mask].mean():.4f}\n" == (one.path / "accuracy").read_text()
+    assert challenge_points(scenario).is_member.shape[0] == 12 + 6
+
+
+def test_what_references_were_trained_on_hangs_on_nothing_else(tree, place, digits, tmp_path):
+    """Not on how they are trained, nor on which others there are."""
+    shutil.copytree(tree, tmp_path / "other")
+    add(tree, digits, "like_train", 1)
+    add(tree, digits, "pool", 1)
+    add(tmp_path / "other", digits, "pool", 1, widths=(64, 8, 10))
+    other = tmp_path / "other" / "digits" / "digits_inf" / SHADOW / "model_0"
+    assert np.array_equal(members(place / SHADOW / "model_1"), members(other))
+
+
+def test_references_with_privacy_tell_what_they_spent(tree, digits):
+    """Each by its own number of records, as Opacus's accountant has it."""
+    shutil.copytree(tree / "digits" / "digits_inf", tree / "digits" / "digits_hi")
+    target = PrivacyTarget(epsilon=10.0, delta=1e-5, clip_norm=1.0)
+    add(tree, digits, "pool", 2, scenario="digits_hi", privacy=target)
+    spent = []
+    for folder in sorted((tree / "digits" / "digits_hi" / SHADOW).glob("model_*")):
+        assert all(key.startswith("_module.") for key in torch.load(folder / "model.pt"))
+        spent.append((members(folder).sum(), float((folder / "epsilon").read_text())))
+    (few, high), (many, low) = sorted(spent)
+    assert low < high
+    assert abs(high - 10) < 0.7
+    assert abs(low - 10) < 0.7
+    assert few < many
+
+
+NOT_SO = {
+    "a kind": (("some", 3), {}, r"`kind` must be one of pool, like_train, leave_out, got 'some'"),
+    "none": (("pool", 0), {}, "`models` must be a whole number"),
+    "fewer": (("pool", 1), {}, "`models` must be at least 2, as so many reference models of kin"),
+    "no target": (("leave_out", 1), {}, "`target` must name the model .* There are train/model_0"),
+    "a target": (("leave_out", 1), {"target": "model_99"}, "must be a model of digits/digits_inf"),
+    "a target of a pool": (("pool", 3), {"target": "model_0"}, "`target` must be null but for"),
+    "another recipe": (("pool", 3), {"widths": (64, 8, 10)}, r"widths = \[64, 16, 10\], but"),
+    "another seed": (("pool", 3), {"seed": 1}, "built with seed = 0, but 1 is asked for"),
+    "others": (
+        ("pool", 3),
+        {"among": np.arange(1, 1797)},
+        "for the 2 reference models of kind=pool",
+    ),
+    "few": (("like_train", 3), {"among": np.arange(50)}, "as many records as a train model"),
+    "rest": (("like_train", 3), {"among": np.arange(500), "rest": "in"}, "`rest` must be out but"),
+    "a rest": (("pool", 3), {"rest": "no"}, "`rest` must be one of out, in, got 'no'"),
+    "without points": (("pool", 3), {"among": np.arange(50)}, "`among` must have all challenge"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_SO)
+def test_references_that_cannot_be(tree, digits, what):
+    asked, changes, said = NOT_SO[what]
+    if what in ("fewer", "another recipe", "another seed", "others"):
+        add(tree, digits, "pool", 2)
+    with pytest.raises(InputError, match=said):
+        add(tree, digits, *asked, **changes)
+
+
+def test_references_of_other_records_or_of_somebody_else(tree, place, digits):
+    add(tree, digits, "pool", 1)
+    changed = type(digits)(digits.features * 2, digits.labels)
+    with pytest.raises(InputError, match="records_fingerprint"):
+        add(tree, changed, "pool", 2)
+    (place / SHADOW / "build.json").unlink()
+    with pytest.raises(InputError, match=r"`mico_exp\.shadow` did not make"):
+        add(tree, digits, "pool", 2)
+
+
+def test_a_target_that_two_phases_have(tree, place, digits):
+    shutil.copytree(place / "final" / "model_15", place / "dev" / "model_15")
+    with pytest.raises(InputError, match="dev/model_15 or final/model_15"):
+        add(tree, digits, "leave_out", 1, target="model_15")

@@ -18,7 +18,7 @@ from mico_exp.config.typed import OPTIONS
 
 KINDS = {
     "models": "many models, and for each the records that it was trained on",
-    "single": "one model whose privacy is asked about, and reference models to compare it with",
+    "single": "one model whose privacy is asked about, and reference models yet to be trained",
     "outputs": "no model, but what models gave for each record",
 }
 FORMULAS = "0,1,2,lira_online"
@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     told = f"--config-dir={shlex.quote(str(folder))} dataset={name}"
     cells = f"metric={METRICS[kind]} formula={FORMULAS}"
     print(f"{path} is for {KINDS[kind]}. Fill it in, put the files where it says, and then:\n")
+    if kind == "single":
+        print(f"python -m mico_exp.shadow {told} kind=pool models=64")
     print(f"python -m mico_exp.doctor {told}")
     print(f"python -m mico_exp {told} {cells} -m")
     print(f"python -m mico_exp.report {told}")

@@ -228,6 +228,37 @@ def building(cfg: DictConfig) -> Setup:
     Raises:
         InputError: there is no recipe, or something is set that a build has no use for.
     """
+    found = training(cfg)
+    if cfg.dataset.get("outputs") is not None:
+        return found
+    if found.recipe is None:
+        raise InputError(
+            f"dataset `{found.dataset}` has no recipe: it cannot be built here, its models come "
+            "from elsewhere."
+        )
+    if not found.expected:
+        raise InputError(
+            f"`dataset.phases` must name {PHASES}, got none: there is nothing to build."
+        )
+    return found
+
+
+def referring(cfg: DictConfig) -> tuple[Setup, dict[str, Any]]:
+    """Make what the training of reference models works with, and what is asked for.
+
+    Raises:
+        InputError: something is set that it has no use for.
+    """
+    asked = ("kind", "target", "models", "among", "rest")
+    return training(cfg), {key: cfg[key] for key in asked}
+
+
+def training(cfg: DictConfig) -> Setup:
+    """Make a scenario for a command that trains models.
+
+    Raises:
+        InputError: something is set that such a command has no use for.
+    """
     typed = {text.lstrip("+").partition("=")[0] for text in HydraConfig.get().overrides.task}
     for key in OF_ASKING:
         if f"compute.{key}" in typed:
@@ -235,13 +266,7 @@ def building(cfg: DictConfig) -> Setup:
                 f"`compute.{key}` is about models that are asked: a build, which trains them, has "
                 "no use for it."
             )
-    found = setup(cfg)
-    if found.recipe is None and cfg.dataset.get("outputs") is None:
-        raise InputError(
-            f"dataset `{found.dataset}` has no recipe: it cannot be built here, its models come "
-            "from elsewhere."
-        )
-    return found
+    return setup(cfg)
 
 
 def choosing(cfg: DictConfig, key: str) -> Choosing:
@@ -591,8 +616,8 @@ def recipe(cfg: DictConfig, option: DictConfig, model: Any) -> Callable[..., Rec
     how = cfg.dataset.get("recipe")
     if how is None:
         return None
-    phases = cfg.dataset.get("phases") or {}
-    if set(phases) != set(PHASES):
+    phases = cfg.dataset.get("phases") or {}  # without any it is for reference models alone
+    if phases and set(phases) != set(PHASES):
         raise InputError(f"`dataset.phases` must name {PHASES}, got {list(phases)}.")
     asked = epsilon(option)
     told = _training(how, private=asked is not None)
@@ -606,7 +631,7 @@ def recipe(cfg: DictConfig, option: DictConfig, model: Any) -> Callable[..., Rec
         challenge=cfg.challenge,
         scenario=f"{cfg.dataset.name}_{option.name}",
         seed=cfg.get("seed", 0),  # which other commands do not compare
-        models={phase: phases[phase] for phase in PHASES},
+        models={phase: phases.get(phase, 0) for phase in PHASES},
         widths=tuple(model.widths) if stacked else None,
         network=None if stacked else _fresh(cfg.dataset, model),
         privacy=privacy,

@@ -14,12 +14,19 @@ from omegaconf import OmegaConf
 
 from mico_exp.attacks.calibration import Calibrated
 from mico_exp.attacks.evidence import Evidence
+from mico_exp.challenge.lists import read_indices
 from mico_exp.challenge.outputs import Outputs
 from mico_exp.challenge.phases import PHASES, SHADOW
 from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
-from mico_exp.challenge.tree import Scenario, load_scenario, scenario_folder, truth_folder
+from mico_exp.challenge.tree import (
+    Scenario,
+    find_scenario,
+    load_scenario,
+    scenario_folder,
+    truth_folder,
+)
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 from mico_exp.common.identity import CellIdentity
@@ -45,6 +52,7 @@ from mico_exp.training.building import (
     untrained,
 )
 from mico_exp.training.recipe import Recipe
+from mico_exp.training.shadow import POINTS, Among, Pool, Run, check_asked, groups_for, points_of
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +155,8 @@ class Setup:
     known_members, known_nonmembers: how many known records of each kind are drawn where training
         sets are disclosed; None for no sample.
     expected: phase → models that there should be.
-    recipe: how it is built, given its `sizes`; None where its models come from elsewhere.
+    recipe: how it is built, given its `sizes`; None where its models come from elsewhere. Where
+        none are `expected`, how reference models are trained.
     unasked: whether a command that needs them builds models that are not there.
     options: names of the options of data set and scenario, as they are typed.
     typed: keys of the data set that were set on the command line, ``phases.train``: numbers of
@@ -237,7 +246,7 @@ class Setup:
         except InputError:
             self.source.check_steady()  # which says more, if it is not
             raise
-        if self.recipe is None:
+        if self.recipe is None or not self.expected:
             return None
         if not (asked or self.unasked):
             self._check_there()
@@ -264,7 +273,7 @@ class Setup:
         Raises:
             InputError: its records are not there, or models cannot be trained on them.
         """
-        if self.recipe is None:
+        if self.recipe is None or not self.expected:
             return None
         how = self.recipe(sizes=self.sizes(len(self.records.labels)))
         check_training(untrained(how), self.records)
@@ -289,9 +298,61 @@ class Setup:
         Raises:
             InputError: they were made otherwise, or that is not recorded.
         """
-        if self.recipe is not None and any(key.startswith("recipe.") for key in self.typed):
+        if self.recipe is None or not any(key.startswith("recipe.") for key in self.typed):
+            return
+        if self.expected:
             sizes = self.sizes(len(self.records.labels))
             check_built_by(self.folder, self.recipe(sizes=sizes), self.records)
+        else:
+            self._pool.check(self._half(), self.records)
+
+    def train_references(
+        self, kind: str, target: str | None, models: int | None, among: str | None, rest: str
+    ) -> int:
+        """Train what is missing of its reference models; says how many there were.
+
+        Args:
+            kind: of `training.shadow.KINDS`.
+            target: of leave_out, the model or the phase whose challenge points are left out.
+            models: how many of the kind, or for each target, in all; None for the usual number.
+            among: list of the records that they are drawn from, or ``points``; None for all.
+            rest: whether all other records are ``in`` each of them or ``out``.
+
+        Raises:
+            InputError: nothing says how they are trained, or none can be like that.
+        """
+        asked = Run(kind, None, check_asked(kind, target, models))
+        self.build()
+        if self.recipe is None or self.source.outputs is not None:
+            raise InputError(
+                f"dataset `{self.dataset}` has no recipe: nothing says how its reference models "
+                "are to be trained."
+            )
+        if not self.folder.is_dir():
+            raise InputError(
+                f"{self.folder} does not exist: reference models are for a scenario that is there."
+            )
+        records = self.records
+        self.source.check_steady()
+        sizes = self.sizes(len(records.labels))
+        found = find_scenario(self.root, self.challenge, self.name, sizes)
+        some = points_of(found) if among == POINTS else None
+        if among is not None and among != POINTS:
+            some = read_indices(Path(among), sizes.records)
+        drawn = Among.of(sizes.records, some, rest)
+        groups = groups_for(found, asked, target, drawn, self.recipe)
+        check_training(untrained(groups[0].recipe), records)
+        return self._pool.train(groups, records, self.processor.device, self.workers)
+
+    @property
+    def _pool(self) -> Pool:
+        return Pool(self.folder, self._half().seed)
+
+    def _half(self) -> Recipe:
+        """How models are trained on half of the records."""
+        assert self.recipe is not None
+        count = len(self.records.labels)
+        return self.recipe(sizes=Sizes(count, count // 2, 1), models={})
 
     def _check_phases(self, found: Scenario) -> None:
         """Compare the numbers of models that were typed with those that are there."""

@@ -176,7 +176,7 @@ def train_pieces(
     where = workers.describe(making.device)
     if processes > 1:
         where = f"{processes} processes of one thread each"
-    log.info("%s: training %d models on %s", recipe.path, progress.missing, where)
+    log.info("%s: training %d models on %s", progress.name, progress.missing, where)
     if processes > 1:
         recipe.plan.optimizer([torch.zeros(1)])  # imports much, here once for all of them
     with closing(workers.map(making, pieces, progress.hear, processes)) as done:
@@ -189,7 +189,7 @@ def train_pieces(
                 progress.done(made)
     if stopped:
         raise InputError(
-            f"{len(stopped)} of {recipe.path}'s models could not be trained, all others are "
+            f"{len(stopped)} of {progress.name}'s models could not be trained, all others are "
             f"written: {'; '.join(stopped[:5])}{' …' if len(stopped) > 5 else ''}. The same "
             "command trains them alike; a smaller learning rate makes another challenge, in "
             "another `paths.data`."
@@ -286,6 +286,7 @@ class Progress:
     """A bar of models with their training so far: steps a second, the time left, a loss by now."""
 
     def __init__(self, name: str, total: int, there: int) -> None:
+        self.name = name
         self.started, self.steps, self.finished = time.monotonic(), 0, there
         self.missing = total - there
         self.loss: float | None = None
@@ -339,10 +340,10 @@ def _devices(folder: Path) -> dict[str, list[str]]:
     return {} if found in ([], ["cpu"]) else {DEVICES: found}
 
 
-def note_device(folder: Path, device: str) -> None:
+def note_device(folder: Path, device: str, phases: Sequence[str] = PHASES) -> None:
     """Record beside a scenario's models what one is trained on, if that is new."""
     record = read_record(folder / RECORD)
-    begun = any(model_folders(folder / phase) for phase in PHASES)
+    begun = any(model_folders(folder / phase) for phase in phases)
     before = record.get(DEVICES, ["cpu"] if begun else [])
     found = sorted({*map(str, before), device})
     if found not in (["cpu"], record.get(DEVICES)):

@@ -1,0 +1,457 @@
+"""Reference models for a scenario that is there: which there are to be, on what each is trained.
+
+All hangs on the seed, the scenario, the kind and target of a reference and its place among those of
+its kind: that there are more of them, or others, changes none.
+
+Axes: N records, n records that a model trains on, K records that references are trained among.
+"""
+
+import hashlib
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mico_exp.challenge.lists import MEMBERS
+from mico_exp.challenge.phases import SHADOW
+from mico_exp.challenge.protocol import MAX_SEED, Sizes
+from mico_exp.challenge.records import Records
+from mico_exp.challenge.tree import LEFT_OUT, ModelFolder, Scenario, model_folders
+from mico_exp.common import require
+from mico_exp.common.arrays import Indices
+from mico_exp.common.atomic import exclusive, new_folder, remove_leftovers, write_text
+from mico_exp.common.errors import InputError, printable
+from mico_exp.models.folders import RECORD, compare, read_record
+from mico_exp.models.workers import Workers
+from mico_exp.training.building import DEVICES, Progress, note_device, train_pieces
+from mico_exp.training.making import Made, Making, Piece, Wanted
+from mico_exp.training.recipe import OF_LATE, Recipe
+
+POOL, LIKE_TRAIN, LEAVE_OUT = "pool", "like_train", "leave_out"
+KINDS = (POOL, LIKE_TRAIN, LEAVE_OUT)
+RESTS = ("out", "in")
+POINTS = "points"  # stands for all challenge points
+USUAL = {POOL: 64, LIKE_TRAIN: 64, LEAVE_OUT: 1}  # how many, where that is not told
+RUNS = "runs"  # in the record
+OF_SCENARIO = ("len_training", "len_challenge", "models", "steps", "disclose_training")
+
+
+@dataclass(frozen=True)
+class Run:
+    """References that were asked for together, numbered one after another.
+
+    kind: one of `KINDS`. target: ``final/model_0``, whose points are left out; None of other kinds.
+    count: of models. among: what tells the records that they are drawn from; None of all.
+    """
+
+    kind: str
+    target: str | None
+    count: int
+    among: str | None = None
+
+    def is_like(self, other: "Run") -> bool:
+        """Tell whether both are of the same kind and target."""
+        return (self.kind, self.target) == (other.kind, other.target)
+
+
+def with_more(runs: Sequence[Run], asked: Run) -> list[Run]:
+    """Runs with so many of a kind and target in all; those that are there keep their numbers.
+
+    Raises:
+        InputError: there are more already, or they were trained among other records.
+    """
+    alike = [one for one in runs if one.is_like(asked)]
+    there, what = sum(one.count for one in alike), f"kind={asked.kind}"
+    what += f" target={asked.target}" if asked.target else ""
+    if alike and alike[0].among != asked.among:
+        known, got = (one.among or "all records" for one in (alike[0], asked))
+        raise InputError(
+            f"`among` must be what it was for the {there} reference models of {what} that are "
+            f"there, {known}, got {got}: choose another `paths.data`, or delete their folder."
+        )
+    if asked.count < there:
+        raise InputError(
+            f"`models` must be at least {there}, as so many reference models of {what} are there, "
+            f"got {asked.count}."
+        )
+    more = replace(asked, count=asked.count - there)
+    if not more.count:
+        return list(runs)
+    if runs and runs[-1].is_like(asked):
+        return [*runs[:-1], replace(more, count=runs[-1].count + more.count)]
+    return [*runs, more]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One of them: its number, what it is, and its place among those that are the same."""
+
+    number: int
+    kind: str
+    target: str | None
+    place: int
+
+
+def references(runs: Iterable[Run]) -> Iterator[Reference]:
+    """All references of some runs in the order of their numbers."""
+    places: Counter[tuple[str, str | None]] = Counter()
+    number = 0
+    for run in runs:
+        for _ in range(run.count):
+            key = run.kind, run.target
+            yield Reference(number, *key, places[key])
+            places[key] += 1
+            number += 1
+
+
+@dataclass(frozen=True, eq=False)
+class Among:
+    """Records that references are drawn from.
+
+    some: (K,) of them, ascending. rest: (N − K,) those that all references have beside them, or
+    none. is_all: these are all records.
+    """
+
+    some: Indices
+    rest: Indices
+    is_all: bool = False
+
+    @classmethod
+    def of(cls, records: int, some: Indices | None, rest: str) -> "Among":
+        """Read what is asked for; None are all records.
+
+        Raises:
+            InputError: what is to be done with the rest is none of `RESTS`.
+        """
+        if rest not in RESTS:
+            raise InputError(f"`rest` must be one of {', '.join(RESTS)}, got {rest!r:.80}.")
+        every = np.arange(records)
+        chosen = every if some is None else np.unique(some)
+        others = np.setdiff1d(every, chosen) if rest == "in" else every[:0]
+        return cls(chosen, others, len(chosen) == records)
+
+    @property
+    def told(self) -> str | None:
+        """What tells it from others; None of all records."""
+        if self.is_all:
+            return None
+        digest = hashlib.sha256(self.some.astype("<i8").tobytes()).hexdigest()
+        rest = f", {len(self.rest)} more in all" if len(self.rest) else ""
+        return f"{len(self.some)} records {digest[:12]}{rest}"
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Draws what references of one kind are trained on.
+
+    counts: of like_train, how many records the train models have. left_out: of leave_out, the
+    target's challenge points.
+    """
+
+    kind: str
+    among: Among
+    counts: Sequence[int] = ()
+    left_out: Indices | None = None
+
+    @property
+    def usual(self) -> int:
+        """How many records a reference is expected to have."""
+        if self.kind == POOL:
+            return len(self.among.rest) + len(self.among.some) // 2
+        if self.kind == LIKE_TRAIN:
+            return round(sum(self.counts) / len(self.counts))
+        return len(self._others)
+
+    @property
+    def _others(self) -> Indices:
+        assert self.left_out is not None
+        return np.setdiff1d(self.among.some, self.left_out)
+
+    def own(self, random: np.random.Generator) -> Indices:
+        """Records (n,) of one, ascending.
+
+        - pool: each is in with probability ½, independently of all others (a design with as many
+          in as out would tell a record's membership by that of others).
+        - like_train: so many of all, each set of them as likely as any other, which is what the
+          competition's permutations come to.
+        - leave_out: all but the target's challenge points.
+        """
+        some = self.among.some
+        if self.kind == POOL:
+            return np.union1d(some[random.random(len(some)) < 0.5], self.among.rest)
+        if self.kind == LIKE_TRAIN:
+            count = self.counts[int(random.integers(len(self.counts)))]
+            return np.sort(random.permutation(some)[:count])
+        return self._others
+
+
+def points_of(scenario: Scenario) -> Indices:
+    """Challenge points (U,) of all models that are attacked, ascending."""
+    targets = [one for models in scenario.phases.values() for one in models]
+    asked = [one.split(scenario.sizes).challenge for one in targets if not _is_reference(one)]
+    return np.unique(np.concatenate(asked)) if asked else np.empty(0, dtype=np.int64)
+
+
+def _is_reference(model: ModelFolder) -> bool:
+    return model.path.parent.name == SHADOW
+
+
+def draw_for(scenario: Scenario, kind: str, target: ModelFolder | None, among: Among) -> Draw:
+    """Find out how references of a kind are drawn for a scenario.
+
+    Raises:
+        InputError: records that references must or must not have are not among these, or there is
+            nothing to be like.
+    """
+    sizes = scenario.sizes
+    if len(among.rest) and kind != POOL:
+        raise InputError(f"`rest` must be out but for kind={POOL}, got in.")
+    if target is not None:
+        return Draw(kind, among, left_out=target.split(sizes).challenge)
+    train = [one for one in scenario.phases.get("train", ()) if not _is_reference(one)]
+    if kind == LIKE_TRAIN:
+        if not train:
+            raise InputError("kind=like_train must be like train models, of which there are none.")
+        counts = [one.num_training(sizes) or 0 for one in train]
+        if max(counts) > len(among.some):
+            raise InputError(
+                f"`among` must have as many records as a train model was trained on, "
+                f"{max(counts)}, got {len(among.some)}."
+            )
+        return Draw(kind, among, counts=counts)
+    if len(missing := np.setdiff1d(points_of(scenario), among.some)):
+        raise InputError(
+            f"`among` must have all challenge points, got none of {len(missing)}, the first record "
+            f"{missing[0]}: nothing would tell members from others there."
+        )
+    return Draw(kind, among)
+
+
+def targets_of(scenario: Scenario, told: str | None) -> dict[str, ModelFolder]:
+    """Targets of a name, ``model_100`` or ``final/model_0``, or all of a phase.
+
+    Raises:
+        InputError: there is none, or there are several of a model's name.
+    """
+    every = {
+        f"{phase}/{one.path.name}": one
+        for phase, models in scenario.phases.items()
+        for one in models
+        if not _is_reference(one)
+    }
+    if not told:
+        raise InputError(
+            "`target` must name the model whose challenge points are left out, or a phase, got "
+            f"{told!r}. {_known(every)}"
+        )
+    found = {
+        name: one
+        for name, one in every.items()
+        if told in (name, one.path.name, name.partition("/")[0])
+    }
+    if not found:
+        raise InputError(
+            f"`target` must be a model of {scenario.path}, got {printable(told, 80)!r}. "
+            f"{_known(every)}"
+        )
+    if len(found) > 1 and told not in scenario.phases:
+        raise InputError(f"`target` must say which is meant, {' or '.join(found)}, got {told!r}.")
+    return found
+
+
+def _known(every: Mapping[str, ModelFolder]) -> str:
+    names = list(every)
+    shown = ", ".join(names[:3]) + (f", … {names[-1]}" if len(names) > 3 else "")
+    return f"There are {shown}." if names else "There is none."
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """References of one kind and target, in all, and how they are drawn and trained."""
+
+    asked: Run
+    draw: Draw
+    recipe: Recipe
+
+
+class Pool:
+    """The reference models of a scenario, as they lie in its folder ``shadow``.
+
+    Args:
+        folder: of the scenario.
+        seed: that all is drawn by.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed = folder / SHADOW, seed
+        self.name = f"{folder.parent.name}/{folder.name}/{SHADOW}"
+
+    def train(
+        self, groups: Sequence[Group], records: Records, device: str, workers: Workers
+    ) -> int:
+        """Train what is missing of some groups; says how many there were.
+
+        Raises:
+            InputError: those that are there were trained otherwise or from other records, or are
+                more; or as `Making`, and `train_pieces`.
+        """
+        lock = self.folder.parent.with_name(f".{self.folder.parent.name}.lock")
+        with exclusive(lock, f"training {self.folder}"):
+            runs = self._runs(groups, records)
+            missing = [self._plan(one, runs) for one in groups]
+            if not any(missing):
+                return 0
+            makings = [
+                Making.of(group.recipe, records, device) if some else None
+                for group, some in zip(groups, missing, strict=True)
+            ]
+            workers.check(device)
+            self._write_record(groups[0].recipe, records, runs)
+            remove_leftovers(self.folder)
+            for group, making, some in zip(groups, makings, missing, strict=True):
+                if making is not None:
+                    self._train(group, making, some, workers)
+        return sum(map(len, missing))
+
+    def check(self, recipe: Recipe, records: Records) -> None:
+        """Compare a recipe with how the references that are there were trained.
+
+        Raises:
+            InputError: they were trained otherwise, or from other records.
+        """
+        told = self._description(recipe, records)
+        compare(self.folder, read_record(self.folder / RECORD), dict.fromkeys(OF_LATE) | told)
+
+    def _runs(self, groups: Sequence[Group], records: Records) -> list[Run]:
+        """All runs with those that are asked for."""
+        path = self.folder / RECORD
+        there = model_folders(self.folder)
+        if there and not path.exists():
+            raise InputError(
+                f"{self.folder} holds models but no {RECORD}, so `mico_exp.shadow` did not make "
+                "them: it can add none."
+            )
+        found = read_record(path) if there else {}
+        if there:
+            self.check(groups[0].recipe, records)
+        runs = [Run(**one) for one in found.get(RUNS, ())]
+        for group in groups:
+            runs = with_more(runs, group.asked)
+        return runs
+
+    def _description(self, recipe: Recipe, records: Records) -> dict[str, Any]:
+        told = {k: v for k, v in recipe.description(records).items() if k not in OF_SCENARIO}
+        steps = None if recipe.epochs else recipe.plan.steps
+        return told | {"steps": steps, "epochs": recipe.epochs, "seed": self.seed}
+
+    def _write_record(self, recipe: Recipe, records: Records, runs: Sequence[Run]) -> None:
+        path, told = self.folder / RECORD, self._description(recipe, records)
+        before = read_record(path) if path.exists() else {}
+        told |= {name: one for name, one in before.items() if name == DEVICES}
+        told[RUNS] = [asdict(one) for one in runs]
+        write_text(path, json.dumps(told, indent=2) + "\n")
+
+    def _place(self, number: int) -> Path:
+        return self.folder / f"model_{number}"
+
+    def _plan(self, group: Group, runs: Sequence[Run]) -> list[Reference]:
+        """References of a group that are not there."""
+        every = (one for one in references(runs) if _is_of(one, group.asked))
+        return [one for one in every if not self._place(one.number).is_dir()]
+
+    def _train(
+        self, group: Group, making: Making, missing: Sequence[Reference], workers: Workers
+    ) -> None:
+        pieces = [self._piece(one, group.draw, len(making.records.labels)) for one in missing]
+        wanted = {one.number: one for piece in pieces for one in piece.models}
+        with Progress(self.name, len(pieces), 0) as progress:
+            write = self._writer(group, making, wanted)
+            train_pieces(making, pieces, workers, progress, write)
+
+    def _piece(self, one: Reference, draw: Draw, records: int) -> Piece:
+        """What a reference is trained on, and its seed."""
+        name = zlib.crc32(f"{self.name}/{one.kind}/{one.target}".encode())
+        random = np.random.default_rng(np.random.SeedSequence([self.seed, name, one.place]))
+        seed, own = int(random.integers(MAX_SEED)), draw.own(random)
+        unseen = np.setdiff1d(np.arange(records), own)
+        if not len(unseen):
+            raise InputError(f"kind={one.kind} must leave some record out, got all {records}.")
+        return Piece(seed, (Wanted(one.number, own, unseen),))
+
+    def _writer(
+        self, group: Group, making: Making, wanted: Mapping[int, Wanted]
+    ) -> Callable[[Made], None]:
+        """Writes a model's folder, whole or not at all."""
+        count = len(making.records.labels)
+
+        def write(made: Made) -> None:
+            note_device(self.folder, made.device, phases=("",))
+            own, told = wanted[made.number].own, dict(made.told)
+            if making.epsilon is not None:  # its own number of records, its own ε
+                told["epsilon"] = f"{group.recipe.spent(making.privacy, len(own)):.4f}"
+            if group.asked.target is not None:
+                told[LEFT_OUT] = group.asked.target
+            mask = np.zeros(count, dtype=bool)
+            mask[own] = True
+            with new_folder(self._place(made.number)) as unfinished:
+                (unfinished / "model.pt").write_bytes(made.weights)
+                np.save(unfinished / f"{MEMBERS}.npy", mask)
+                for name, content in told.items():
+                    (unfinished / name).write_text(content + "\n", encoding="utf-8")
+
+        return write
+
+
+def _is_of(one: Reference, run: Run) -> bool:
+    return (one.kind, one.target) == (run.kind, run.target)
+
+
+def groups_for(
+    scenario: Scenario,
+    asked: Run,
+    target: str | None,
+    among: Among,
+    recipe: Callable[..., Recipe],
+) -> list[Group]:
+    """What references are asked for: one group, or of leave_out one for each target.
+
+    Args:
+        scenario: that they are for, as far as it is there.
+        asked: their kind and how many there are to be, of each group.
+        target: name of the targets, of leave_out.
+        among: records that they are drawn from.
+        recipe: how models are trained that have as many records as `sizes` says.
+
+    Raises:
+        InputError: as `targets_of` and `draw_for`, or no model can be trained so.
+    """
+    chosen: dict[str | None, ModelFolder | None] = {None: None}
+    if asked.kind == LEAVE_OUT:
+        chosen = dict(targets_of(scenario, target).items())
+    found = []
+    for name, model in chosen.items():
+        draw = draw_for(scenario, asked.kind, model, among)
+        sizes = Sizes(scenario.sizes.records, draw.usual, 1)
+        one = replace(asked, target=name, among=among.told)
+        found.append(Group(one, draw, recipe(sizes=sizes, models={})))
+    return found
+
+
+def check_asked(kind: str, target: str | None, models: int | None) -> int:
+    """Check what references are asked for; says how many.
+
+    Raises:
+        InputError: there is no such kind, a target is named for another one, or it is no number.
+    """
+    if kind not in KINDS:
+        raise InputError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r:.80}.")
+    if target is not None and kind != LEAVE_OUT:
+        raise InputError(f"`target` must be null but for kind={LEAVE_OUT}, got {target!r:.80}.")
+    count = USUAL[kind] if models is None else models
+    require.whole("models", count, 1)
+    return count
