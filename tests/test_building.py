@@ -30,6 +30,7 @@ from mico_exp.config import compose
 from mico_exp.models.architectures import roberta
 from mico_exp.models.classifiers import Pretrained
 from mico_exp.models.weights import load_state
+from mico_exp.scores.soundness import check_training
 from mico_exp.training import building
 from mico_exp.training.building import build, is_complete
 from mico_exp.training.making import Making, step_seconds
@@ -232,6 +233,18 @@ def test_a_network_that_is_no_new_one_is_refused(digits):
         building.untrained(recipe_of(network=Fresh(lambda: shared.forward)))
 
 
+class Silent(Pictures):
+    """Gives something, but no logits."""
+
+    def forward(self, inputs):
+        return {"hidden": super().forward(inputs)}
+
+
+def test_a_network_that_gives_no_logits_is_refused_before_any_work(digits):
+    with pytest.raises(InputError, match=r"`dataset\.model`.* a network must give logits"):
+        check_training(building.untrained(recipe_of(Silent)), pictures(digits))
+
+
 def test_the_time_of_a_step(digits):
     plan = Plan(400, 16, SGD)
     piece = next(building.planned_pieces(recipe_of(plan=plan))).piece
@@ -393,12 +406,12 @@ def test_a_function_of_folders_makes_no_fresh_network(composed):
 def test_a_progress_bar_tells_how_far_it_is(caplog):
     caplog.set_level(logging.INFO)
     with building.Progress("a/b", 5, 1) as progress:
-        progress.started -= 2
+        progress.started -= 400
         progress.hear(building.Told(0.5, 30, None))
         progress.hear(building.Told(0.25, 10, 0.125))
         made = {"accuracy": "0.5", "accuracy_members": "0.75", "epsilon": "3.99"}
         progress.done(building.Made(3, b"", made, None, "cpu"))
         assert progress.bar.n == 1.75 or progress.bar.disable
-        assert progress.described.startswith("2 done, 2")
-        assert progress.described.endswith(" steps/s, loss 0.125")
+        assert progress.described.startswith("2 done, 0.1 steps/s")
+        assert progress.described.endswith(", loss 0.125")
     assert "model_3: accuracy 0.75 on its members, 0.5 on others, epsilon 3.99" in caplog.text
