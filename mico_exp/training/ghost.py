@@ -13,6 +13,7 @@ Axes: P records, T positions, G groups, F inputs of a layer, O outputs, V rows o
 numbers of all parameters of a module, flat.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,6 +138,29 @@ class Convolution:
         found = unfold(self.inputs, kernel, dilation, padding, stride)
         return found.view(-1, self.shape[2], found.shape[2])
 
+    def pairs(self) -> Tensor:
+        """Inner products (P·G, T, T) of what the weights are multiplied with.
+
+        Of two patches they are sums, over the places of the kernel, of inner products of pixels,
+        which overlapping patches share.
+        """
+        kernel, stride, padding, dilation = self.window
+        down, across = padding
+        inputs = pad(self.inputs, (across, across, down, down)) if down or across else self.inputs
+        height, width = self.signals.shape[2:]
+        pixels, positions = math.prod(inputs.shape[2:]), height * width
+        if pixels**2 >= positions**2 * math.prod(kernel):
+            patches = self.patches()
+            return patches.mT @ patches
+        flat = inputs.reshape(len(inputs) * self.groups, -1, pixels)
+        products = (flat.mT @ flat).view(-1, *inputs.shape[2:], *inputs.shape[2:])
+        found = products.new_zeros(len(flat), height, width, height, width)
+        for y, x in itertools.product(*map(range, kernel)):
+            rows = _strided(y * dilation[0], stride[0], height)
+            columns = _strided(x * dilation[1], stride[1], width)
+            found += products[:, rows, columns, rows, columns]
+        return found.view(len(flat), positions, positions)
+
     @property
     def sent(self) -> Tensor:
         """Signals as (P·G, O, T)."""
@@ -153,8 +177,7 @@ class Convolution:
         if self.small:
             found = _squares(self.rows)
         else:
-            patches, sent = self.patches(), self.sent
-            pairs = (patches.mT @ patches).mul_(sent.mT @ sent)
+            pairs = self.pairs().mul_(self.sent.mT @ self.sent)
             found = pairs.view(len(self.signals), -1).sum(dim=1).clamp(min=0)
         return found + _squares(self.signals.sum(dim=(2, 3))) if self.bias else found
 
@@ -184,6 +207,10 @@ class Convolution:
         weights += found[1]
         if self.bias:
             sums[1] += scaled.sum(dim=(0, 2, 3))
+
+
+def _strided(start: int, step: int, count: int) -> slice:
+    return slice(start, start + step * (count - 1) + 1, step)
 
 
 @dataclass(frozen=True, eq=False)
