@@ -25,7 +25,9 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -47,12 +49,15 @@ from mico_exp.scores.extraction import MODELS_AT_ONCE, Extraction
 from mico_exp.scores.inference import PRECISIONS, Processor, Shard, Work, runner_on
 from mico_exp.scores.store import ScoreStore
 from mico_exp.training import stacked
+from mico_exp.training.loop import train_networks
 from mico_exp.training.steps import Plan, Privacy
 
 ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = 77  # the exit status that Automake and Meson take for it
 LIMIT, TESTS_LIMIT = 300.0, 140.0  # seconds
 ROUNDS, MODELS, TRACK = 3, 4, 100
+RECIPE, EVERY = 20.0, 20  # seconds of a recipe, and steps between looks at the card's clock
+COMPETITION = 4.0  # models an hour: 15 minutes of a GPU each
 SECONDS_A_MODEL = 2.0  # with slower cards, fewer points
 METRICS = {"loss": metrics.loss, "confidence": metrics.confidence}
 CIFAR10, SMALL_TRACK = Sizes(60_000, 50_000, 100), Sizes(60, 30, 2)
@@ -153,6 +158,27 @@ class Training:
 
 
 @dataclass
+class Recipe:
+    """MICO's CNN trained by the competition's recipe, some steps of it.
+
+    rate: models an hour, of steps like these; to be set beside the competition's 15 minutes of a
+    GPU for each model. track_h: hours that 200 models take.
+    """
+
+    scenario: str
+    precision: str
+    measured: int
+    steps: int
+    steps_a_second: float
+    rate: float
+    ratio: float
+    track_h: float
+    peak_bytes: int
+    target: float | None
+    unit: str = "models/h"
+
+
+@dataclass
 class Report:
     """All of it, as it is written; stages: seconds of each."""
 
@@ -166,6 +192,7 @@ class Report:
     layouts: list[Layout] = field(default_factory=list)
     track: Track | None = None
     training: list[Training] = field(default_factory=list)
+    recipes: list[Recipe] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
@@ -508,6 +535,46 @@ def trained(device: torch.device, small: bool) -> list[Training]:
     return found
 
 
+def recipe(device: torch.device, private: bool, limit: float, small: bool) -> Recipe:
+    """Train MICO's CNN by its recipe, `inf` or `hi`, for so many seconds at most."""
+    records = images(40 if small else 60_000)
+    n, epochs, batch = (32, 1, 4) if small else (50_000, 50, 512 if private else 32)
+    whole = -(-n // batch) * epochs
+    ticks: list[float] = []
+
+    def tick(_: Any) -> None:
+        if len(ticks) % EVERY == 0:
+            wait(device)
+        ticks.append(time.perf_counter())
+        if ticks[-1] - ticks[0] > limit and not small:
+            raise TimeoutError
+
+    rate = partial(torch.optim.SGD, lr=0.5 if private else 0.005)
+    schedule = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.96)
+    plan = Plan(4 if small else whole, batch, rate, schedule)
+    asked = records, [np.arange(n)], plan, [torch.Generator().manual_seed(0)]
+    torch.manual_seed(0)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(TimeoutError):
+        train_networks([CNN()], *asked, Privacy(0.698, 2.6) if private else None, device, tick)
+    wait(device)
+    warm = min(EVERY, len(ticks) // 2)
+    speed = (len(ticks) - 1 - warm) / (time.perf_counter() - ticks[warm])
+    an_hour = 3600 * speed / whole
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    found = Recipe(
+        *("hi" if private else "inf", "float32", len(ticks), whole, speed, an_hour),
+        *(an_hour / COMPETITION, 200 / an_hour, peak, None if small else 10.0),
+    )
+    late = missed(found.target is not None and found.ratio < found.target)
+    print(
+        f"MICO's CNN, {found.scenario}: {speed:.1f} steps/s, {an_hour:.1f} models/h of {whole:,} "
+        f"steps, {found.ratio:.1f} times the competition's; 200 in {found.track_h:.1f} h{late}"
+    )
+    return found
+
+
 # ---------------------------------------------------------------- all of it
 
 
@@ -562,6 +629,12 @@ def measure(report: Report, device: str, small: bool, tests: bool) -> None:
         )
     stages.run("track", 30, whole)
     stages.run("training", 10, lambda: report.training.extend(trained(place, small)))
+    for private in (False, True):
+        stages.run(
+            f"recipe {'hi' if private else 'inf'}",
+            RECIPE + 5,
+            lambda: report.recipes.append(recipe(place, private, RECIPE, small)),  # noqa: B023
+        )
     stages.run("layouts", 10, lambda: report.layouts.extend(layouts(place, small)))
     for precision in PRECISIONS[1 : 2 if small else None]:
         for family in others:

@@ -45,6 +45,11 @@ def test_all_of_it_small_on_a_processor(tmp_path, capsys):
     assert found["MICO's CNN", "float32"]["target"] == found["RoBERTa-base", "float32"]["target"]
     assert (report["track"]["models"], report["track"]["target_s"]) == (6, None)
     assert [one["privacy"] for one in report["training"]] == [False, True]
+    assert [one["scenario"] for one in report["recipes"]] == ["inf", "hi"]
+    for one in report["recipes"]:
+        assert (one["measured"], one["steps"]) == (4, 8)
+        assert one["rate"] == pytest.approx(3600 * one["steps_a_second"] / 8)
+        assert one["track_h"] == pytest.approx(200 / one["rate"])
     assert "ratio" in capsys.readouterr().out
 
 
