@@ -81,6 +81,7 @@ def workers() -> None:
             done = [time.perf_counter() for _ in asked.map(made, pieces, lambda _: None)]
             # The first piece of each worker waits for Ray and the imports.
             found[count].append((MODELS - count) / (done[-1] - done[count - 1]))
+            print(f"{count} worker(s): {found[count][-1]:.3f} models/s", flush=True)
             ray.shutdown()
     for count, rates in found.items():
         spread = f"({min(rates):.2f} - {max(rates):.2f})"
