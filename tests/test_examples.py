@@ -12,7 +12,7 @@ import pytest
 from commands import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-FEW = {"MODELS": "4", "EPOCHS": "1", "RECORDS": "120"}
+FEW = {"MODELS": "4", "EPOCHS": "1", "RECORDS": "120", "ASKED": "40", "FASHION": "nowhere"}
 PAGE = (EXAMPLES / "README.md").read_text()
 SECTIONS = re.findall(r"^## (\w+)\n\n```bash\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL)
 
@@ -27,6 +27,8 @@ def test_an_example_as_it_is_typed(tmp_path, name, typed):
             module, *arguments = words[1:]
             if module == "mico_exp":
                 arguments.append("plots=off")
+            if module == "mico_exp.shadow":
+                arguments += ["models=3", "dataset.recipe.epochs=1"]
             shown = run(module, *arguments, cwd=tmp_path / name).stdout
         else:
             environment = {**os.environ, **FEW}
