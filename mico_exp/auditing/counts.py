@@ -45,8 +45,9 @@ def each(bound: Callable[[Counts], float], bits: ArrayLike, guesses: ArrayLike,
     not looked at with fewer.
     """
     columns = np.broadcast_arrays(bits, guesses, right)
-    rows = np.stack([one.ravel() for one in columns], axis=1)
-    distinct, places = np.unique(rows, axis=0, return_inverse=True)
+    sizes = tuple(int(np.max(one)) + 1 for one in columns)
+    keys, places = np.unique(np.ravel_multi_index(columns, sizes), return_inverse=True)
+    distinct = np.transpose(np.unravel_index(keys, sizes))
     found = np.zeros(len(distinct))
     nothing: tuple[int, int] | None = None
     for place in range(len(distinct) - 1, -1, -1):  # of the same game, the most right ones first
