@@ -10,6 +10,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import DictConfig
 
+from mico_exp.auditing.limits import limits_of
 from mico_exp.challenge.phases import CALLED, PHASES
 from mico_exp.challenge.tree import Scenario
 from mico_exp.commands.choosing import (
@@ -45,7 +47,7 @@ from mico_exp.results.scoring import roc
 from mico_exp.results.selection import Selected, Verdict
 from mico_exp.runs import provenance
 from mico_exp.runs.cells_alike import order_of, sizes_of
-from mico_exp.runs.record import CellRecord
+from mico_exp.runs.record import AuditRecord, CellRecord, audits_of
 from mico_exp.runs.tracking import Tracker
 from mico_exp.scores.estimate import check_epsilon
 
@@ -80,10 +82,11 @@ def command(cfg: DictConfig) -> None:
         "commands": _commands(challenge, chosen, exposed),
         "limits": list(LIMITS),
     }
-    plots = _rocs(challenge.name, scenarios, chosen), _exposures(challenge.name, exposed)
+    audited = _audited(challenge.name, scenarios, tracker)
+    plots = _rocs(challenge.name, scenarios, chosen, audited), _exposures(challenge.name, exposed)
     path = how.folder / f"{challenge.name}.html"
-    write_text(path, _page(facts, shown, documents, *plots))
-    write_text(path.with_suffix(".json"), facts_of(facts, chosen, shown, documents))
+    write_text(path, _page(facts, shown, documents, audited, *plots))
+    write_text(path.with_suffix(".json"), facts_of(facts, chosen, shown, documents, audited))
     print(f"Report: {path.absolute().as_uri()}")
 
 
@@ -91,6 +94,7 @@ def _page(
     facts: Mapping[str, Any],
     scenarios: Sequence[Mapping[str, Any]],
     documents: Sequence[Documented],
+    audited: Mapping[str, Mapping[str, Any]],
     rocs: Sequence[Mapping[str, str]],
     exposures: Mapping[str, Any] | None,
 ) -> str:
@@ -108,6 +112,7 @@ def _page(
         adversaries=adversaries(documents),
         phases=[p for p in ("dev", "final") if any(p in one["came_out"] for one in scenarios)],
         rocs=rocs,
+        audited=audited,
         exposures=exposures,
         versions=[pair for one in scenarios for pair in one["versions"]],
     )
@@ -118,10 +123,12 @@ def facts_of(
     chosen: Mapping[str, Chosen],
     scenarios: Sequence[Mapping[str, Any]],
     documents: Sequence[Documented],
+    audited: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """The report as JSON, by the schema ``mico_exp/schemas/report.schema.json``."""
     told = [
         _facts(chosen[document.name].selected, shown, document)
+        | {"audit": audited.get(document.name)}
         for shown, document in zip(scenarios, documents, strict=True)
     ]
     return json.dumps({**facts, "scenarios": told}, indent=2, allow_nan=False) + "\n"
@@ -270,11 +277,28 @@ def _heatmap(name: str, selected: Selected, here: Here) -> tuple[str, str]:
     return _embedded(png(figure)), f"{alt}Chosen: {selected.verdict.cell}."
 
 
+def _audited(
+    challenge: str, scenarios: Mapping[str, Here], tracker: Tracker
+) -> dict[str, Mapping[str, Any]]:
+    """What the newest audit of each scenario told that was of what is there now."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for run in tracker.finished(audits_of(challenge)):
+        record = AuditRecord.from_run(run)
+        for name, one in record.by_scenario().items():
+            if name in scenarios and record.contents.get(name) == scenarios[name].identity.content:
+                found.setdefault(name, one)
+    return {name: found[name] for name in scenarios if name in found}
+
+
 def _rocs(
-    challenge: str, scenarios: Mapping[str, Here], chosen: Mapping[str, Chosen]
+    challenge: str,
+    scenarios: Mapping[str, Here],
+    chosen: Mapping[str, Chosen],
+    audited: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, str]]:
     """Draw the chosen cells of all scenarios, in validation and where final is known."""
     curves: dict[str, list[Curve]] = {"train": [], "final": []}
+    limits = {name: limits_of(one) for name, one in audited.items()}
     for place, (name, one) in enumerate(chosen.items()):
         label, here = f"{name}, {one.selected.best.cell}", scenarios[name]
         known = {"train": here.solution}
@@ -282,7 +306,7 @@ def _rocs(
         for phase, solution in known.items():
             predictions = one.predictions[phase]
             curve = _curve(label, place, solution, predictions, here.there[phase])
-            curves[phase].append(curve)
+            curves[phase].append(replace(curve, limits=limits.get(name, ())))
     return [_roc(challenge, CALLED[phase], group) for phase, group in curves.items() if group]
 
 

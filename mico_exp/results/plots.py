@@ -53,11 +53,21 @@ TPR_LABEL, FPR_LABEL = "True positive rate (of members)", "False positive rate (
 
 
 @dataclass(frozen=True, eq=False)
+class Limit:
+    """A line about a ROC curve: FPR (K,) ascending, and the TPR (K,) that is allowed or proven."""
+
+    label: str
+    fpr: Floats
+    tpr: Floats
+    linestyle: str
+
+
+@dataclass(frozen=True, eq=False)
 class Curve:
     """One ROC curve to draw: its label, its style, and how it came about.
 
     solution, predictions: (T, P), for the interval band; None draws none. there: (T, P) False where
-        a model has no point. points: pooled in it.
+        a model has no point. points: pooled in it. limits: lines about it, in its colour.
     """
 
     label: str
@@ -67,6 +77,7 @@ class Curve:
     solution: NDArray[np.bool_] | None = None
     predictions: NDArray[np.float32] | None = None
     there: Mask | None = None
+    limits: Sequence[Limit] = ()
 
 
 def new_plot(width: float, height: float, title: str) -> Figure:
@@ -88,7 +99,8 @@ def roc_plot(title: str, curves: Sequence[Curve]) -> Figure:
 
     The logarithmic one goes down to one error among all points.
     """
-    rows = -(-(len(curves) + 3) // 3)  # of the legend
+    lines = sum(len(curve.limits) for curve in curves)
+    rows = -(-(len(curves) + lines + 3) // 3)  # of the legend
     plot = new_plot(9.6, 4.7 + 0.18 * rows, title)
     linear, logarithmic = plot.subplots(1, 2)
     lowest = 1 / max(curve.points for curve in curves)
@@ -106,6 +118,10 @@ def roc_plot(title: str, curves: Sequence[Curve]) -> Figure:
                 )  # fmt: skip
         for curve in curves:
             _mark_official(axes, curve.roc, curve.style["color"])
+            for line in curve.limits:
+                label, style = f"{curve.label}: {line.label}", line.linestyle
+                axes.plot(line.fpr, line.tpr, linewidth=1, linestyle=style, label=label,
+                          color=curve.style["color"])  # fmt: skip
         axes.plot([], [], "o", color="white", **DOT, label="official FPRs")
         if any(band is not None for band in bands):
             axes.fill_between([], [], color="0.8", label=f"shade: {LEVEL} % interval over models")

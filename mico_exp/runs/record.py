@@ -260,6 +260,11 @@ class AuditRecord:
     scenarios: Sequence[Mapping[str, Any]]
     name = "audit"
 
+    def by_scenario(self) -> dict[str, Mapping[str, Any]]:
+        """What is said of each that the record is whole of; runs are somebody's word."""
+        told = {str(one.get("scenario")): one for one in self.scenarios}
+        return {name: one for name, one in told.items() if {"lower", "verdict"} <= one.keys()}
+
     def told(self) -> dict[str, Any]:
         """Write it for ``audits/<challenge>.json``."""
         return {
