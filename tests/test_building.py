@@ -58,6 +58,7 @@ class Diverging(Pictures):
 SGD = partial(torch.optim.SGD, lr=0.1)
 PLAN = Plan(12, 16, SGD, partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9))
 ONE = {"train": 1, "dev": 0, "final": 0}
+LENGTHS = "len_training", "len_challenge"
 PRIVATE = PrivacyTarget(4.0, 1e-5, 1.0, "pld")
 
 
@@ -396,6 +397,30 @@ def test_an_epsilon_that_no_noise_reaches(tmp_path):
     with pytest.raises(InputError, match=r"`epsilon` = 0.02 cannot be met with"):
         build(tmp_path, how, pictures())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "steps", "said"),
+    [
+        ((130, 10), 200, "built with len_training = 120, but 130 is asked for"),
+        ((120, 11), 200, "built with len_challenge = 10, but 11 is asked for"),
+        ((120, 10), 7, "built with steps = 200, but 7 is asked for"),
+    ],
+)
+def test_models_that_no_attack_builds_are_compared_all_the_same(
+    built, composed, sizes, steps, said
+):
+    """Other sizes would be other members without a word, and other steps other references."""
+    told = [f"dataset.{key}={one}" for key, one in zip(LENGTHS, sizes, strict=True)]
+    told += ["+dataset.recipe.unasked=false", "dataset.recipe.batch_size=16"]
+    told += ["dataset.model.widths=[64,16,10]", f"paths.data={built}"]
+    setup = compose.setup(composed(*told, f"dataset.recipe.steps={steps}"))
+    asked = [partial(setup.train_references, "pool", None, 2, None, "out")]
+    if steps == 200:
+        asked += [setup.build, lambda: setup.found]
+    for ask in asked:
+        with pytest.raises(InputError, match=said):
+            ask()
 
 
 def test_a_function_of_folders_makes_no_fresh_network(composed):

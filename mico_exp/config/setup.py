@@ -33,7 +33,7 @@ from mico_exp.common.identity import CellIdentity
 from mico_exp.config.exposing import CLASSES, INPUTS, LIKELIHOOD, LOGITS, WEIGHTS
 from mico_exp.config.making import make
 from mico_exp.models.architectures import Architecture
-from mico_exp.models.folders import check_built_from
+from mico_exp.models.folders import RECORD, check_built_from, check_sizes
 from mico_exp.models.recorded import take_in
 from mico_exp.models.workers import Local, Workers
 from mico_exp.results.cell import evaluate
@@ -246,6 +246,7 @@ class Setup:
         except InputError:
             self.source.check_steady()  # which says more, if it is not
             raise
+        check_sizes(self.folder, self.sizes(len(loaded.labels)))
         if self.recipe is None or not self.expected:
             return None
         if not (asked or self.unasked):
@@ -284,9 +285,10 @@ class Setup:
         """The scenario as it lies on disk.
 
         Raises:
-            InputError: it is not there, or not whole.
+            InputError: it is not there, or not whole, or was built by other sizes.
         """
         sizes = self.sizes(len(self.records.labels))
+        check_sizes(self.folder, sizes)
         found = load_scenario(self.root, self.challenge, self.name, sizes)
         self._check_phases(found)
         self.check_recipe()
@@ -319,7 +321,8 @@ class Setup:
             rest: whether all other records are ``in`` each of them or ``out``.
 
         Raises:
-            InputError: nothing says how they are trained, or none can be like that.
+            InputError: nothing says how they are trained, none can be like that, or the models
+                that are attacked were trained otherwise.
         """
         asked = Run(kind, None, check_asked(kind, target, models))
         self.build()
@@ -335,6 +338,8 @@ class Setup:
         records = self.records
         self.source.check_steady()
         sizes = self.sizes(len(records.labels))
+        if self.expected and (self.folder / RECORD).exists():
+            check_built_by(self.folder, self.recipe(sizes=sizes), records)
         found = find_scenario(self.root, self.challenge, self.name, sizes)
         some = points_of(found) if among == POINTS else None
         if among is not None and among != POINTS:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mico_exp.challenge.phases import PHASES
-from mico_exp.challenge.protocol import Split
+from mico_exp.challenge.protocol import Sizes, Split
 from mico_exp.challenge.records import Records
 from mico_exp.challenge.tree import ModelFolder, model_folders, write_solution
 from mico_exp.common.atomic import new_folder, write_text
@@ -48,6 +48,20 @@ def check_built_from(folder: Path, records: Records) -> None:
             "or put in another order? Choose another `paths.data`, or delete that folder to build "
             "it anew."
         )
+
+
+def check_sizes(folder: Path, sizes: Sizes) -> None:
+    """Compare sizes with those that a scenario's seeds were drawn by, where they are recorded.
+
+    Raises:
+        InputError: they are others, and so seeds would mean other members.
+    """
+    path = folder / RECORD
+    if not path.exists() or not any(model_folders(folder / phase) for phase in PHASES):
+        return  # nothing was built yet, whatever was begun
+    found, asked = read_record(path), {"records": sizes.records}
+    asked |= {"len_training": sizes.training, "len_challenge": sizes.challenge}
+    compare(folder, found, {k: v for k, v in asked.items() if None not in (v, found.get(k))})
 
 
 def compare(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
