@@ -38,7 +38,7 @@ from mico_exp.runs.record import USUAL_EXPOSURE, CellRecord
 from mico_exp.scores.inference import Metric, Processor
 from mico_exp.scores.store import ScoreStore
 from mico_exp.training.mechanism import Mechanism, told_by
-from mico_exp.training.recipe import Fresh, PrivacyTarget, Recipe, planned
+from mico_exp.training.recipe import Canaries, Fresh, PrivacyTarget, Recipe, planned
 
 # Keys that no setup hangs on.
 OF_DATASET = (
@@ -50,6 +50,7 @@ OF_TRAINING = (  # keys of a recipe, and of its `private`
     *("clip_norm", "accountant"),
 )
 OF_RECIPE = (*OF_TRAINING, "network", "private", "unasked")
+OF_CANARY = ("name", "suffix", "records", "count", "seed", "one_per_model")
 OF_ASKING = ("precision", "batch_size", "allow_nan", "allow_outliers")  # of `compute`
 OF_A_CELL = ("metric", "formula", "exposure", "metrics", "exposures", "sweep", "plots")
 OF_RULES = ("selection.rule", "selection.simplicity", "selection.resamples")
@@ -187,7 +188,7 @@ def record(cfg: DictConfig, metric: options.Choice, formula: options.Choice) -> 
         metric_changes=options.written(metric),
         formula_changes=options.written(formula),
         len_training=cfg.dataset.get("len_training"),
-        len_challenge=cfg.dataset.get("len_challenge"),
+        len_challenge=None if canaries(cfg) else cfg.dataset.get("len_challenge"),
         seed=cfg.seed,
         epsilon=cfg.scenario.epsilon,
         code_version=provenance.code_version(),
@@ -473,7 +474,7 @@ def setup(cfg: DictConfig, named: tuple[str, str] | None = None, *, recipes: boo
         source=source(cfg),
         architecture=Architecture.of(model),
         len_training=cfg.dataset.get("len_training"),
-        len_challenge=cfg.dataset.get("len_challenge"),
+        len_challenge=1 if canaries(cfg) else cfg.dataset.get("len_challenge"),  # each by itself
         epsilon=None if option is None else epsilon(option),
         disclosed=None if option is None else bool(option.disclose_training),
         known_members=members,
@@ -538,8 +539,34 @@ def source(cfg: DictConfig) -> Source:
             f"dataset/{dataset.name}.yaml must give `records` and a `model`, or `outputs` alone, "
             f"got {' and '.join(told) or 'neither'}."
         )
-    option = OmegaConf.to_yaml(dataset[told[0]], resolve=True)
-    return Source(dataset.name, option, dataset.get("num_records"))
+    option, count = dataset[told[0]], dataset.get("num_records")
+    if (among := canaries(cfg)) is not None:
+        if told[0] == "outputs":
+            raise InputError(
+                f"dataset/{dataset.name}.yaml gives outputs alone: canaries are for models that "
+                "are built here."
+            )
+        how = cfg.canary
+        option = OmegaConf.create(
+            {**how.records, "records": option, "count": among.count, "seed": how.seed}
+        )
+        count = count + among.count if type(count) is int else count
+    return Source(dataset.name, OmegaConf.to_yaml(option, resolve=True), count)
+
+
+def canaries(cfg: DictConfig) -> Canaries | None:
+    """What canaries there are among the records; None without.
+
+    Raises:
+        InputError: the option says what cannot be.
+    """
+    how = cfg.canary
+    _check_known("canary", how, OF_CANARY, "")
+    if how.records is None:
+        return None
+    if missing := [key for key in OF_CANARY if how.get(key) is None]:
+        raise InputError(f"`canary.{missing[0]}` must be told, got null.")
+    return Canaries(how["count"], how.one_per_model)
 
 
 def check_keys(dataset: DictConfig) -> None:
@@ -636,6 +663,7 @@ def recipe(cfg: DictConfig, option: DictConfig, model: Any) -> Callable[..., Rec
         network=None if stacked else _fresh(cfg.dataset, model),
         privacy=privacy,
         disclose_training=option.disclose_training,
+        canaries=canaries(cfg),
         **told,
     )
 
@@ -658,11 +686,14 @@ def _training(how: DictConfig, *, private: bool) -> dict[str, Any]:
     return {key: make(value) if key in made else value for key, value in told.items()}
 
 
-def _check_known(place: str, told: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    if unknown := [key for key in told if key not in known]:
+def _check_known(
+    place: str, told: Iterable[Any], known: tuple[str, ...], within: str = "dataset."
+) -> None:
+    if unknown := [str(key) for key in told if key not in known]:
         alike = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f" Is `{alike[0]}` meant?" if alike else ""
-        raise InputError(f"`dataset.{place}.{unknown[0]}` must be one of {', '.join(known)}.{hint}")
+        key = f"{within}{place}.{unknown[0]}"
+        raise InputError(f"`{key}` must be one of {', '.join(known)}.{hint}")
 
 
 def _fresh(dataset: DictConfig, model: Any) -> Fresh:

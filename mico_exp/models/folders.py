@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from mico_exp.challenge.lists import CHALLENGE, MEMBERS
 from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.protocol import Sizes, Split
 from mico_exp.challenge.records import Records
 from mico_exp.challenge.tree import ModelFolder, model_folders, write_solution
+from mico_exp.common.arrays import Indices
 from mico_exp.common.atomic import new_folder, write_text
 from mico_exp.common.errors import InputError
 
@@ -111,20 +114,69 @@ def write_model(
         disclose_training: also where there is a truth to be told.
     """
     assert split.solution is not None
-    if truth:
-        write_text(truth, write_solution(split.solution))
-    if folder.is_dir():
-        return
     files = {"seed_challenge": str(seeds.seed_challenge), **told}
     if disclose_training or not truth:
         files["seed_training"] = str(seeds.seed_training)
     if not truth:
         files["seed_membership"] = str(seeds.seed_membership)
         files["solution.csv"] = write_solution(split.solution).strip()
+    _write(folder, truth, split, weights, files, {})
+
+
+def write_listed(
+    folder: Path,
+    truth: Path | None,
+    split: Split,
+    weights: bytes,
+    told: Mapping[str, str],
+    *,
+    alone: bool,
+    disclose_training: bool,
+) -> None:
+    """Write the folder of a model whose membership no seeds tell, but lists.
+
+    Args:
+        folder: as of `write_model`.
+        truth: the same.
+        split: its membership.
+        weights: as of `write_model`.
+        told: the same.
+        alone: its challenge points are its own, and not the scenario's.
+        disclose_training: also where there is a truth to be told; but for the challenge points.
+    """
+    assert split.member is not None
+    assert split.training is not None
+    lists, files = {}, dict(told)
+    if alone:
+        lists[CHALLENGE] = split.challenge
+    if not truth:
+        lists[MEMBERS] = np.sort(np.concatenate([split.training, split.member]))
+        assert split.solution is not None
+        files["solution.csv"] = write_solution(split.solution).strip()
+    elif disclose_training:
+        lists[MEMBERS] = np.sort(split.training)
+    _write(folder, truth, split, weights, files, lists)
+
+
+def _write(
+    folder: Path,
+    truth: Path | None,
+    split: Split,
+    weights: bytes,
+    files: Mapping[str, str],
+    lists: Mapping[str, Indices],
+) -> None:
+    assert split.solution is not None
+    if truth:
+        write_text(truth, write_solution(split.solution))
+    if folder.is_dir():
+        return
     with new_folder(folder) as unfinished:
         (unfinished / "model.pt").write_bytes(weights)
         for name, content in files.items():
             (unfinished / name).write_text(content + "\n", encoding="utf-8")
+        for name, indices in lists.items():
+            np.save(unfinished / f"{name}.npy", indices)
 
 
 def packed(state: Mapping[str, torch.Tensor]) -> bytes:

@@ -20,6 +20,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from mico_exp.challenge.lists import CHALLENGE
 from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.protocol import MAX_SEED, Split
 from mico_exp.challenge.records import Records
@@ -31,7 +32,7 @@ from mico_exp.challenge.tree import (
     truth_folder,
 )
 from mico_exp.common import cores
-from mico_exp.common.atomic import exclusive, remove_leftovers, write_text
+from mico_exp.common.atomic import exclusive, remove_leftovers, write_array, write_text
 from mico_exp.common.errors import InputError
 from mico_exp.models.architectures import MLP, bare
 from mico_exp.models.devices import open_device
@@ -41,6 +42,7 @@ from mico_exp.models.folders import (
     check_built_from,
     compare,
     read_record,
+    write_listed,
     write_model,
 )
 from mico_exp.models.workers import Local, Workers
@@ -102,6 +104,8 @@ def build(
         _check_record(folder, recipe, records)
         told = recipe.description(records) | _devices(folder)
         write_text(folder / RECORD, json.dumps(told, indent=2) + "\n")
+        if (canaries := recipe.canaries) and canaries.are_shared:
+            write_array(folder / f"{CHALLENGE}.npy", canaries.points(recipe.sizes.records, 0))
         _clear(root, recipe)
         try:
             _train_missing(root, making, workers)
@@ -220,9 +224,18 @@ def planned_pieces(recipe: Recipe) -> Iterator[Planned]:
             ModelFolder(Path(f"model_{number}"), *map(int, random.integers(MAX_SEED, size=3)))
             for number in numbers
         ]
-        splits = [folder.split(recipe.sizes) for folder in folders]
+        splits = [_split(recipe, folder) for folder in folders]
         wanted = tuple(_wanted(number, one) for number, one in zip(numbers, splits, strict=True))
         yield Planned(numbers, folders, splits, Piece(seed, wanted))
+
+
+def _split(recipe: Recipe, folder: ModelFolder) -> Split:
+    if recipe.canaries is None:
+        return folder.split(recipe.sizes)
+    _, training, membership = folder.seeds
+    assert training is not None
+    assert membership is not None
+    return recipe.canaries.split(recipe.sizes, folder.number, training, membership)
 
 
 def _wanted(number: int, split: Split) -> Wanted:
@@ -271,15 +284,14 @@ class Writer:
         row = made.number - plan.numbers[0]
         folder, truth = _places(self.root, self.recipe, made.number)
         note_device(folder.parents[1], made.device)
-        write_model(
-            folder,
-            truth,
-            plan.folders[row],
-            plan.splits[row],
-            made.weights,
-            made.told,
-            disclose_training=self.recipe.disclose_training,
-        )
+        where, what = (folder, truth), (made.weights, made.told)
+        disclosed, canaries = self.recipe.disclose_training, self.recipe.canaries
+        if canaries is None:
+            seeds = plan.folders[row]
+            write_model(*where, seeds, plan.splits[row], *what, disclose_training=disclosed)
+        else:
+            alone = not canaries.are_shared
+            write_listed(*where, plan.splits[row], *what, alone=alone, disclose_training=disclosed)
 
 
 class Progress:

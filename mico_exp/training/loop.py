@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mico_exp.challenge.records import Inputs, Records, inputs_at
 from mico_exp.common.arrays import Indices
@@ -58,7 +59,8 @@ def train_networks(
 ) -> list[str | None]:
     """Train networks in place, and leave them in evaluation mode.
 
-    MLPs that train on equally many records are trained as one, all others in turn.
+    MLPs that train on equally many records, or at one sample rate, are trained as one, all others
+    in turn.
 
     Args:
         networks: M of one architecture with fresh weights. What of their parameters asks for
@@ -154,7 +156,8 @@ def _can_stack(networks: Sequence[nn.Module], own: Sequence[Indices], plan: Plan
     are_mlps = all(
         type(one) is MLP and len(trained(one)) == 2 * len(one.widths) - 2 for one in networks
     )
-    return are_mlps and len({*map(len, own)}) == 1 and plan.augment is None
+    alike = len({*map(len, own)}) == 1 or plan.sample_rate is not None
+    return are_mlps and alike and plan.augment is None
 
 
 def _train_stacked(
@@ -167,7 +170,8 @@ def _train_stacked(
 ) -> list[str | None]:
     mlp = networks[0]
     assert isinstance(mlp, MLP)
-    mlps, own = mlp.stack([one.state_dict() for one in networks]), torch.stack(shelf.own)
+    mlps = mlp.stack([one.state_dict() for one in networks])
+    own, counts = pad_sequence(shelf.own, batch_first=True), [len(one) for one in shelf.own]
 
     def batch_at(positions: Tensor) -> tuple[Tensor, Tensor]:
         inputs, labels = shelf.at(own.gather(1, positions))
@@ -175,7 +179,7 @@ def _train_stacked(
         return inputs, labels
 
     with needs_memory(shelf.device, f"{len(networks)} models at once"):
-        done = stacked.train_each(mlps, batch_at, own.shape[1], plan, draws, privacy, after_step)
+        done = stacked.train_each(mlps, batch_at, counts, plan, draws, privacy, after_step)
     for network, state in zip(networks, mlps.states(), strict=True):
         network.load_state_dict(state)
     return done

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from mico_exp.challenge.protocol import Sizes, of_seeds
+from mico_exp.challenge.protocol import Sizes, Split, of_seeds, permutation
 from mico_exp.challenge.records import Records
 from mico_exp.common import require
+from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError
 from mico_exp.models.folders import FINGERPRINT
 from mico_exp.training.accountant import (
@@ -24,7 +26,7 @@ from mico_exp.training.steps import EPOCH, Plan, Privacy
 
 CLIP_NORMS = (1e-20, 1e20)  # the noise is σ·C, in single precision
 # What builds of before have none of, so that it is told only where it is another.
-OF_LATE = ("network", "schedule", "augment", "accountant")
+OF_LATE = ("network", "schedule", "augment", "accountant", "canaries")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,44 @@ def _has_no_grad(network: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
+class Canaries:
+    """The last `count` of the records, each in a model's training set by a coin of its own.
+
+    They are the models' challenge points, in place of those that seeds draw: all of them, or with
+    `one_per_model` a single one, of which alone a coin is tossed.
+    """
+
+    count: int
+    one_per_model: bool = False
+
+    def __post_init__(self) -> None:
+        require.whole("canary.count", self.count, 1)
+        if type(self.one_per_model) is not bool:
+            raise InputError(
+                f"`canary.one_per_model` must be true or false, got {self.one_per_model!r:.80}."
+            )
+
+    @property
+    def are_shared(self) -> bool:
+        """All models are asked about the same ones."""
+        return not self.one_per_model or self.count == 1
+
+    def points(self, records: int, number: int) -> Indices:
+        """Which of the records, canaries included, the model of a number is asked about."""
+        every = np.arange(records - self.count, records)
+        return every[[number % self.count]] if self.one_per_model else every
+
+    def split(self, sizes: Sizes, number: int, seed_training: int, seed_membership: int) -> Split:
+        """Draw what a model is trained on: its records and, coin by coin, its canaries."""
+        points = self.points(sizes.records, number)
+        coins = np.random.default_rng(seed_membership).random(len(points)) < 0.5
+        others = permutation(seed_training, sizes.records - self.count)
+        training, _ = of_seeds(sizes)
+        drawn = others[:training], others[training:]
+        return Split(points, points[coins], points[~coins], *drawn)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All that decides a built scenario.
 
@@ -112,6 +152,7 @@ class Recipe:
     widths: of MLPs, from input to classes, which are trained many at once.
     network: of any other kind, in place of `widths`.
     disclose_training: dev and final models tell `seed_training`, as in the challenge ``ddp``.
+    canaries: among the records, which a model has beside its `len_training`.
     """
 
     challenge: str
@@ -125,6 +166,7 @@ class Recipe:
     network: Fresh | None = None
     epochs: int | None = None
     disclose_training: bool = False
+    canaries: Canaries | None = None
 
     def __post_init__(self) -> None:
         require.whole("seed", self.seed, 0)
@@ -135,6 +177,13 @@ class Recipe:
             )
         for phase, count in self.models.items():
             require.whole(f"phases.{phase}", count, 0)
+        if self.canaries and (others := self.sizes.records - self.canaries.count) < (
+            self.len_training
+        ):
+            raise InputError(
+                f"`len_training` must be at most the {others} records beside the canaries, "
+                f"got {self.len_training}."
+            )
 
     @property
     def path(self) -> str:
@@ -164,9 +213,10 @@ class Recipe:
 
     def plan_for(self, records: int) -> Plan:
         """How a model is trained that has so many records: as many steps, or epochs."""
+        plan = replace(self.plan, sample_rate=None)
         if self.epochs is None:
-            return self.plan
-        return replace(self.plan, steps=steps_of(self.epochs, records, self.plan.batch_size))
+            return plan
+        return replace(plan, steps=steps_of(self.epochs, records, self.plan.batch_size))
 
     def privacy_for(self, records: int | None = None) -> Privacy | None:
         """The noise and the clipping norm of a model that trains on so many records.
@@ -222,6 +272,7 @@ class Recipe:
             "schedule": schedule,
             "augment": plan.augment and _call(plan.augment),
             "accountant": target.accountant if target and target.accountant != "prv" else None,
+            "canaries": self.canaries and asdict(self.canaries),
         }
         assert found.keys() == {*OF_LATE}
         return found
@@ -242,9 +293,13 @@ def planned(
     schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
     schedule_each: str = EPOCH,
     augment: Callable[..., Any] | None = None,
+    canaries: Canaries | None = None,
     **others: Any,
 ) -> Recipe:
     """Make a recipe of what is told of it, in steps or in epochs; `others` are of `Recipe`.
+
+    With canaries a record's chance to be in a batch is batch / `len_training`, whoever has how many
+    of them: what is trained then tells of a canary by its gradients alone.
 
     Raises:
         InputError: it tells neither, or both, or something that cannot be.
@@ -257,8 +312,9 @@ def planned(
         require.whole("epochs", epochs, 1)
         steps = steps_of(epochs, of_seeds(sizes)[0], batch_size)
     assert steps is not None
-    plan = Plan(steps, batch_size, optimizer, schedule, schedule_each, augment)
-    return Recipe(sizes=sizes, plan=plan, epochs=epochs, **others)
+    rate = batch_size / of_seeds(sizes)[0] if canaries else None
+    plan = Plan(steps, batch_size, optimizer, schedule, schedule_each, augment, rate)
+    return Recipe(sizes=sizes, plan=plan, epochs=epochs, canaries=canaries, **others)
 
 
 def _call(made: Any) -> str:

@@ -150,7 +150,7 @@ def train(
 def train_each(
     mlps: StackedMLP,
     batch_at: Callable[[Tensor], tuple[Tensor, Tensor]],
-    records: int,
+    records: Sequence[int],
     plan: Plan,
     draws: Sequence[Draws],
     privacy: Privacy | None,
@@ -160,9 +160,9 @@ def train_each(
 
     Args:
         mlps: M networks.
-        batch_at: inputs (M, B, F) and labels (M, B) at positions (M, B) among each model's own n
+        batch_at: inputs (M, B, F) and labels (M, B) at positions (M, B) among each model's own
             records, on the networks' device.
-        records: n.
+        records: how many each has; as many, unless the plan tells a sample rate.
         plan: as of `train`.
         draws: of each network.
         privacy: as of `train`.
@@ -171,9 +171,10 @@ def train_each(
     Returns:
         for each network None, or why it counts no more: its loss was not finite.
     """
-    optimizer, device = Optimizer(plan, mlps.parameters, records), mlps.parameters[0].device
+    optimizer, device = Optimizer(plan, mlps.parameters, records[0]), mlps.parameters[0].device
     watch = Watch(len(draws), plan.steps, device)
-    drawn = zip(*(one.batches(plan, records, privacy) for one in draws), strict=True)
+    each = zip(draws, records, strict=True)
+    drawn = zip(*(one.batches(plan, count, privacy) for one, count in each), strict=True)
     clip_norm = privacy.clip_norm if privacy else math.inf
     for step, positions in enumerate(drawn, start=1):
         padded, present = _padded(positions, mlps.parameters[0])

@@ -41,6 +41,7 @@ class Plan:
     schedule: of the learning rate, from `torch.optim.lr_scheduler`, made from the optimiser.
     schedule_each: what it moves after, an ``epoch`` of ⌈n / batch⌉ steps or a ``step``.
     augment: gives other inputs for those of a batch (B, …), each record by itself.
+    sample_rate: with privacy, however many records a model has; None for batch / n.
     """
 
     steps: int
@@ -49,6 +50,7 @@ class Plan:
     schedule: Callable[[torch.optim.Optimizer], Any] | None = None
     schedule_each: str = EPOCH
     augment: Callable[[Inputs], Inputs] | None = None
+    sample_rate: float | None = None
 
     def __post_init__(self) -> None:
         require.whole("steps", self.steps, 1)
@@ -57,6 +59,16 @@ class Plan:
             raise InputError(
                 f"`schedule_each` must be {EPOCH} or {STEP}, got {self.schedule_each!r:.80}."
             )
+
+    def rate(self, records: int) -> float:
+        """Chance of a record to be in a batch of Poisson's, of a model with so many."""
+        return self.batch_size / records if self.sample_rate is None else self.sample_rate
+
+    def epoch(self, records: int) -> int:
+        """Steps of an epoch, of a model with so many records."""
+        if self.sample_rate is None:
+            return math.ceil(records / self.batch_size)
+        return math.ceil(1 / self.sample_rate)
 
 
 class Optimizer:
@@ -71,8 +83,7 @@ class Optimizer:
     def __init__(self, plan: Plan, parameters: list[Tensor], records: int) -> None:
         self.inner = plan.optimizer(parameters)
         self.schedule = plan.schedule(self.inner) if plan.schedule else None
-        every = math.ceil(records / plan.batch_size)
-        self.every = every if plan.schedule_each == EPOCH else 1
+        self.every = plan.epoch(records) if plan.schedule_each == EPOCH else 1
         self.done = 0
 
     def step(self) -> None:
@@ -176,7 +187,7 @@ class Draws:
     def batches(self, plan: Plan, records: int, privacy: Privacy | None) -> Iterator[Tensor]:
         """Positions (B,) among n records, of each step in turn."""
         if privacy:
-            drawn = poisson_batches(1, records, plan.batch_size / records, self.generator)
+            drawn = poisson_batches(1, records, plan.rate(records), self.generator)
         else:
             drawn = shuffled_batches(1, records, plan.batch_size, self.generator)
         for _, (indices, _) in zip(range(plan.steps), drawn, strict=False):
