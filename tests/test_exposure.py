@@ -95,7 +95,7 @@ def test_each_exposure_lets_what_it_shows_be_computed(composed):
     assert set(options.option_names("exposure") if composed() else ()) == set(EXPOSURES)
     every = set(options.single_metrics())
     assert allowed(composed, "weights") == every - {"kfac_disclosed"}
-    of_logits = every - GRADIENTS - {"kfac_disclosed"}
+    of_logits = every - GRADIENTS - {"kfac_disclosed", "canary_projection"}
     for name in ("top5", "rounded", "probabilities", "logits"):
         assert allowed(composed, name) == of_logits
     assert allowed(composed, "label") == OF_LABEL
@@ -126,7 +126,7 @@ def test_the_usual_exposure_leaves_everything_as_it_is(composed):
         assert options.code(metric) == variants.code(metric.function)
         assert options.present_code("metric", name) == options.code(metric)
     assert set(options.all_metrics(disclosed=False)) == set(options.single_metrics()) - {
-        "kfac_disclosed", *OF_LABEL,
+        "kfac_disclosed", "canary_projection", *OF_LABEL,
     }  # fmt: skip
 
 

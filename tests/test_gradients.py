@@ -101,6 +101,12 @@ def test_the_loss_of_sure_points_still_has_a_gradient():
     torch.testing.assert_close(found.double(), exact.grad, rtol=1e-5, atol=0)
 
 
+def test_the_projection_is_of_the_weights_on_minus_the_gradient(world):
+    found = gradients.CanaryProjection().score(view(world), None)
+    for score, row in zip(found.tolist(), rows(world, loss), strict=True):
+        assert score == pytest.approx(-(weights_of(world) @ row / row.norm()).item(), rel=1e-9)
+
+
 def test_alignment_is_with_the_mean_gradient_of_the_class(world):
     metric = gradients.GradAlignment()
     found = metric.score(view(world), ready(metric, halves(world), RECORDS))

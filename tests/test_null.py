@@ -70,7 +70,7 @@ def world(request, tmp_path_factory, digits):
     extraction = Extraction(scenario, points, digits, Architecture.of(MLP((64, 16, 10))), *where)
     with initialize_config_dir(str(OPTIONS), version_base="1.3"):
         every = options.all_metrics(disclosed=not request.param)
-        for name in ("correct", "agreement"):  # of a label alone, which `all` leaves out
+        for name in ("correct", "agreement", "canary_projection"):  # which `all` leaves out
             every[name] = make(options.option_of("metric", name).function)
         metrics = {name: smaller(metric) for name, metric in every.items()}
         extraction.compute(metrics)

@@ -194,12 +194,12 @@ def test_the_full_experiment_leaves_out_what_has_no_meaning(tmp_path):
 
 
 def test_the_full_experiment_is_every_metric_with_every_formula(composed):
-    """None is forgotten that is no readable name of another, but what the label tells alone."""
+    """None is forgotten but readable names, and metrics of the label alone and of canaries."""
     cfg = composed("experiment=full")
     params = cfg.hydra.sweeper.params
     swept = {group: parsed(f"{group}={params[group]}", group) for group in ("metric", "formula")}
     every = set(options.option_names("metric"))
-    assert every - set(swept["metric"]) == {"correct", "agreement"}
+    assert every - set(swept["metric"]) == {"correct", "agreement", "canary_projection"}
     assert set(swept["metric"]) < every
     named = {
         option: composed(f"formula='{option}'").formula.name

@@ -210,6 +210,20 @@ def single_metrics() -> list[str]:
     return [name for name in option_names("metric") if name != COMBINED]
 
 
+def usual_metrics() -> list[str]:
+    """The same without those for canaries, which say so by `of`."""
+    return [name for name in single_metrics() if not _is_of_canaries(name)]
+
+
+@cache
+def _is_of_canaries(name: str) -> bool:
+    """Tell whether a metric is for canaries; one that cannot be composed is for all records."""
+    try:
+        return option_of("metric", name).get("of") == "canaries"
+    except Exception:
+        return False
+
+
 def _sensible(names: Iterable[str], disclosed: bool, exposure: Exposure) -> list[str]:
     """Names of the metrics that scenario and exposure let be computed.
 
@@ -221,7 +235,7 @@ def _sensible(names: Iterable[str], disclosed: bool, exposure: Exposure) -> list
 
 def _combined(disclosed: bool, exposure: Exposure) -> list[str]:
     """Names of the metrics that ``all`` stands for."""
-    names = _sensible(single_metrics(), disclosed, exposure)
+    names = _sensible(usual_metrics(), disclosed, exposure)
     return [name for name in names if exposure.combines(_seen_by_metric(name))]
 
 
@@ -271,7 +285,7 @@ def named_metrics(wanted: Any) -> list[str]:
     if wanted is None:
         return []
     if wanted == COMBINED:
-        return single_metrics()
+        return usual_metrics()
     known = option_names("metric")
     names = list(wanted) if OmegaConf.is_list(wanted) else [wanted]
     unknown = [str(name) for name in names if name not in known]

@@ -139,6 +139,22 @@ class GradNorm(GradientMetric):
         return -squared_norms(view.of_loss()).sqrt()
 
 
+class CanaryProjection(GradientMetric):
+    """−⟨θ, ∇_θ CE(x)⟩ / ‖∇_θ CE(x)‖: how far the weights lie along the point's gradient.
+
+    Training moves them against it. Where no other record's gradient has a part in that direction,
+    as of a gradient canary, nothing else is in it but noise and initial weights, and it is the
+    most that the weights tell of the point (Nasr et al. 2023, arXiv 2302.07956, of a step; here of
+    the last model alone).
+    """
+
+    def score(self, view: View, prepared: None) -> Tensor:  # noqa: ARG002
+        """Projection (P,) of the weights; 0 where there is no gradient."""
+        layers = view.of_loss()
+        norms = squared_norms(layers).sqrt()
+        return -along(layers, weights(layers)) / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+
+
 @dataclass(frozen=True)
 class GradAlignment(GradientMetric):
     """−⟨∇_θ CE(x), mean ∇_θ CE(x′)⟩ over the reference records x′ of the point's own class.
