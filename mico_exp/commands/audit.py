@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from mico_exp.auditing import ceiling, methods
-from mico_exp.auditing.floor import ONE_PER_MODEL, PAIRED, Attacked, Rows
+from mico_exp.auditing.floor import INDEPENDENT, ONE_PER_MODEL, PAIRED, Attacked, Rows
 from mico_exp.auditing.games import ADD_REMOVE, REPLACE_ONE
 from mico_exp.auditing.halves import FEWEST_TO_CHOOSE, SHADOWS, TARGETS, Halves, halve, of_halves
 from mico_exp.auditing.methods import How
@@ -33,6 +33,7 @@ from mico_exp.common.terminal import as_text, show
 from mico_exp.config import compose, options
 from mico_exp.config.compose import Auditing
 from mico_exp.config.setup import Setup
+from mico_exp.models.folders import has_canaries
 from mico_exp.results.cell import calibrate_phases, read_validation, with_both_classes
 from mico_exp.results.scoring import RANKING_FPR, roc
 from mico_exp.results.selection import Candidate
@@ -143,7 +144,7 @@ def _stated(
 ) -> Statement:
     """Audit one scenario."""
     try:
-        game = how.game or (ONE_PER_MODEL if _is_single(here) else PAIRED)
+        game = how.game or _game_of(here, how.challenge.setups[name].folder)
         attacked = _attacked(how, name, here, tracker, found, raw=game == ONE_PER_MODEL)
         _check_game(game, attacked)
         shares = methods.shares_of(how.guesses, attacked, game)
@@ -174,6 +175,13 @@ def _stated(
         attack=attack,
         contradicted=claim is not None and methods.contradicts(bounded[0], claim, asked),
     )
+
+
+def _game_of(here: Here, folder: Path) -> str:
+    """The game that membership was drawn for, as far as models and the record of a build tell."""
+    if _is_single(here):
+        return ONE_PER_MODEL
+    return INDEPENDENT if has_canaries(folder) else PAIRED
 
 
 def _is_single(here: Here) -> bool:

@@ -19,7 +19,7 @@ from mico_exp.common.atomic import new_folder, write_text
 from mico_exp.common.errors import InputError
 
 RECORD = "build.json"
-FINGERPRINT = "records_fingerprint"  # in it
+FINGERPRINT, CANARIES = "records_fingerprint", "canaries"  # in it
 
 
 def begin(folder: Path, asked: Mapping[str, Any]) -> None:
@@ -65,6 +65,12 @@ def check_sizes(folder: Path, sizes: Sizes) -> None:
     found, asked = read_record(path), {"records": sizes.records}
     asked |= {"len_training": sizes.training, "len_challenge": sizes.challenge}
     compare(folder, found, {k: v for k, v in asked.items() if None not in (v, found.get(k))})
+
+
+def has_canaries(folder: Path) -> bool:
+    """Tell whether a scenario was built with canaries, each in by a coin of its own."""
+    path = folder / RECORD
+    return path.exists() and read_record(path).get(CANARIES) is not None
 
 
 def compare(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from mico_exp.challenge.records import Records
 from mico_exp.common import require
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError
-from mico_exp.models.folders import FINGERPRINT
+from mico_exp.models.folders import CANARIES, FINGERPRINT
 from mico_exp.training.accountant import (
     ACCOUNTANTS,
     DELTAS,
@@ -26,7 +26,7 @@ from mico_exp.training.steps import EPOCH, Plan, Privacy
 
 CLIP_NORMS = (1e-20, 1e20)  # the noise is σ·C, in single precision
 # What builds of before have none of, so that it is told only where it is another.
-OF_LATE = ("network", "schedule", "augment", "accountant", "canaries")
+OF_LATE = ("network", "schedule", "augment", "accountant", CANARIES)
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ class Recipe:
             "schedule": schedule,
             "augment": plan.augment and _call(plan.augment),
             "accountant": target.accountant if target and target.accountant != "prv" else None,
-            "canaries": self.canaries and asdict(self.canaries),
+            CANARIES: self.canaries and asdict(self.canaries),
         }
         assert found.keys() == {*OF_LATE}
         return found

@@ -1,0 +1,58 @@
+"""What is proven of ε with canaries: the last model alone, by the commands that anybody would type.
+
+    python benchmarks/canaries.py worst FOLDER         ε = 10, one gradient canary a model
+    python benchmarks/canaries.py mislabelled FOLDER   ε = 68.5, 1,000 mislabelled canaries
+
+Each prints what `mico_exp.audit` writes of the scenario. FOLDER is made, and a run in one that is
+there goes on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+WORST = [
+    *("dataset=digits", "canary=gradient", "canary.one_per_model=true"),
+    # Every record in every batch: of the last model as much is seen as of every step, for the sum
+    # of the steps is a Gaussian mechanism of the same μ. The canary's gradient is always clipped.
+    *("dataset.len_training=200", "dataset.recipe.batch_size=200", "dataset.recipe.steps=10"),
+    *("dataset.recipe.optimizer.lr=100", "dataset.recipe.optimizer.momentum=0"),
+    *("dataset.recipe.clip_norm=0.1", "dataset.recipe.accountant=pld"),
+    "dataset.phases={train: 1000, dev: 1500, final: 1500}",
+]
+MISLABELLED = [
+    *("dataset=digits", "canary=mislabelled", "canary.count=1000", "scenario.epsilon=68.5"),
+    *("dataset.recipe.accountant=pld", "dataset.phases={train: 20, dev: 1, final: 1}"),
+]
+PARTS = {
+    "worst": (WORST, "canary_projection,loss", "none"),
+    "mislabelled": (MISLABELLED, "loss,canary_projection", "none,1,offset,lira_shrunk"),
+}
+
+
+def main(part: str, folder: Path) -> None:
+    options, metrics, formulas = PARTS[part]
+    folder.mkdir(parents=True, exist_ok=True)
+    cell = [*options, "scenario=hi", f"metric={metrics}", f"formula={formulas}", "plots=off", "-m"]
+    told = [one for one in options if not one.startswith("scenario.")]
+    command(folder, "mico_exp.build", *options, "scenario=hi")
+    command(folder, "mico_exp", *cell)
+    command(folder, "mico_exp.audit", *told, "scenarios=[hi]")
+    for file in (folder / "audits").glob("*.json"):
+        print(json.dumps(json.loads(file.read_text())["scenarios"], indent=1))
+
+
+def command(folder: Path, module: str, *arguments: str) -> None:
+    start = time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", module, *arguments]
+    subprocess.run(line, cwd=folder, env=environment, check=True)
+    print(f"{module}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]).resolve())
