@@ -22,7 +22,7 @@ WORST = [
     *("dataset.len_training=200", "dataset.recipe.batch_size=200", "dataset.recipe.steps=10"),
     *("dataset.recipe.optimizer.lr=100", "dataset.recipe.optimizer.momentum=0"),
     *("dataset.recipe.clip_norm=0.1", "dataset.recipe.accountant=pld"),
-    "dataset.phases={train: 1000, dev: 1500, final: 1500}",
+    "dataset.phases={train: 400, dev: 500, final: 500}",
 ]
 MISLABELLED = [
     *("dataset=digits", "canary=mislabelled", "canary.count=1000", "scenario.epsilon=68.5"),

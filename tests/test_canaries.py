@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from scipy.stats import chi2
 from test_recipe import contents
 from torch import nn
@@ -17,6 +18,7 @@ from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Features
 from mico_exp.challenge.tree import load_scenario, read_truth
 from mico_exp.common.errors import InputError
+from mico_exp.config import compose
 from mico_exp.models.architectures import MLP
 from mico_exp.training.building import build, planned_pieces
 from mico_exp.training.making import Making
@@ -219,3 +221,32 @@ def test_no_more_records_than_there_are():
             sizes=Sizes(1805, 1800, 1), canaries=Canaries(8), challenge="a", scenario="a", seed=0,
             models={}, widths=(64, 10), privacy=None, **PLAN,
         )  # fmt: skip
+
+
+def test_an_option_says_it_all_and_none_says_nothing(composed):
+    cfg = composed("canary=gradient", "canary.count=3", "canary.one_per_model=true")
+    found = compose.setup(cfg)
+    assert found.path == "digits_gradient/digits_inf"
+    assert len(found.records.labels) == 1800
+    assert found.recipe(sizes=found.sizes(1800)).canaries == Canaries(3, True)
+    without = compose.setup(composed())
+    assert without.path == "digits/digits_inf"
+    assert without.source.option == OmegaConf.to_yaml(composed().dataset.records)
+    how = without.recipe(sizes=without.sizes(1797))
+    assert (how.canaries, how.plan.sample_rate, how.is_plain) == (None, None, True)
+    assert "canaries" not in how.description(without.records)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["canary=blank", "canary.count=0"], "`canary.count` must be a whole number .*, got 0"),
+        (["canary=blank", "canary.count=null"], "`canary.count` must be told, got null"),
+        (["canary=blank", "+canary.cuont=3"], r"`canary.cuont` must be .* Is `count` meant"),
+        (["canary=gradient", "canary.count=65"], "must be at most the 64 features of a record"),
+        (["canary=noise", "canary.seed=-1"], "`canary.seed` must be a whole number"),
+    ],
+)
+def test_options_that_cannot_be(composed, overrides, told):
+    with pytest.raises(InputError, match=told):
+        len(compose.setup(composed(*overrides)).records.labels)
