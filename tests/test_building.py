@@ -423,6 +423,11 @@ def test_models_that_no_attack_builds_are_compared_all_the_same(
             ask()
 
 
+def test_no_models_cost_nothing_to_build(composed, tmp_path):
+    none = [f"dataset.phases.{phase}=0" for phase in ("train", "dev", "final")]
+    assert compose.setup(composed(*none, f"paths.data={tmp_path}")).build_cost() is None
+
+
 def test_a_function_of_folders_makes_no_fresh_network(composed):
     with pytest.raises(InputError, match=r"`dataset\.recipe\.network` must say how a network"):
         recipe_from(composed, "dataset=sst2", "dataset.recipe.network=null")

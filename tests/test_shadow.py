@@ -1,7 +1,9 @@
 """Reference models: beside the train models, asked about all points, attacked by nobody."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SIZES, WINNER, tiny_recipe
+from opacus.accountants import PRVAccountant
 
 from mico_exp.attacks.folds import NO_FOLD, Folds, FoldSides
 from mico_exp.attacks.sides import side
@@ -26,6 +29,7 @@ from mico_exp.scores import metrics
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
+from mico_exp.training.accountant import noise_multiplier
 from mico_exp.training.recipe import PrivacyTarget
 from mico_exp.training.shadow import Among, Draw, Pool, Run, check_asked, groups_for
 from mico_exp.training.steps import Plan
@@ -205,6 +209,14 @@ def test_without_train_models_references_stand_in(tree, place, digits, tmp_path)
     assert {"val/auc", "final/auc"} <= result.figures.keys()
 
 
+def test_references_that_leave_points_out_are_nothing_to_compare_with(tree, place):
+    shutil.rmtree(place / "train")
+    write_references(place / SHADOW, 1)
+    (place / SHADOW / "model_0" / LEFT_OUT).write_text("final/model_15\n")
+    with pytest.raises(InputError, match=r"leave out a target's points.* kind=pool` trains"):
+        load(tree)
+
+
 def test_references_by_themselves_are_a_pool(tree, place):
     for phase in ("train", "dev", "final"):
         shutil.rmtree(place / phase)
@@ -347,19 +359,21 @@ def test_what_references_were_trained_on_hangs_on_nothing_else(tree, place, digi
 
 
 def test_references_with_privacy_tell_what_they_spent(tree, digits):
-    """Each by its own number of records, as Opacus's accountant has it."""
+    """Each by its own number of records and the steps that all make, as Opacus has it."""
     shutil.copytree(tree / "digits" / "digits_inf", tree / "digits" / "digits_hi")
     target = PrivacyTarget(epsilon=10.0, delta=1e-5, clip_norm=1.0)
-    add(tree, digits, "pool", 2, scenario="digits_hi", privacy=target)
-    spent = []
-    for folder in sorted((tree / "digits" / "digits_hi" / SHADOW).glob("model_*")):
+    steps = 3 * 29  # epochs of half the records
+    how = {"privacy": target, "epochs": 3, "plan": replace(PLAN, steps=steps)}
+    add(tree, digits, "pool", 2, scenario="digits_hi", **how)
+    sigma, counts = noise_multiplier(10.0, 1e-5, 32 / 898, steps), set()
+    for folder in (tree / "digits" / "digits_hi" / SHADOW).glob("model_*"):
         assert all(key.startswith("_module.") for key in torch.load(folder / "model.pt"))
-        spent.append((members(folder).sum(), float((folder / "epsilon").read_text())))
-    (few, high), (many, low) = sorted(spent)
-    assert low < high
-    assert abs(high - 10) < 0.7
-    assert abs(low - 10) < 0.7
-    assert few < many
+        counts.add(count := int(members(folder).sum()))
+        accountant = PRVAccountant()
+        accountant.history = [(sigma, 32 / count, steps)]
+        expected = accountant.get_epsilon(1e-5)
+        assert float((folder / "epsilon").read_text()) == pytest.approx(expected, abs=0.02)
+    assert {math.ceil(count / 32) for count in counts} - {29}
 
 
 NOT_SO = {

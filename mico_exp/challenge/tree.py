@@ -272,6 +272,13 @@ def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenar
     scenario = find_scenario(root, challenge, name, sizes)
     if "train" not in scenario.phases:
         folder = scenario_folder(root, challenge, name)
+        if scenario.shadow:
+            raise InputError(
+                f"{folder / 'train'} holds no folder named model_0, model_1, …, and all in "
+                f"{folder / SHADOW} leave out a target's points, of which nobody is a member there:"
+                " there is nothing to compare with. `python -m mico_exp.shadow kind=pool` trains "
+                "reference models that stand in for train models."
+            )
         raise InputError(
             f"{folder / 'train'} holds no folder named model_0, model_1, …, and {folder / SHADOW} "
             "none either: there is nothing to compare with. `python -m mico_exp.shadow` trains "

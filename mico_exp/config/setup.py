@@ -269,12 +269,12 @@ class Setup:
             )
 
     def build_cost(self) -> Cost | None:
-        """What it will take to build, from a few steps; None if it cannot be built here.
+        """What it will take to build, from a few steps; None if nothing can be built here.
 
         Raises:
             InputError: its records are not there, or models cannot be trained on them.
         """
-        if self.recipe is None or not self.expected:
+        if self.recipe is None or not any(self.expected.values()):
             return None
         how = self.recipe(sizes=self.sizes(len(self.records.labels)))
         check_training(untrained(how), self.records)

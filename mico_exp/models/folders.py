@@ -62,9 +62,9 @@ def check_sizes(folder: Path, sizes: Sizes) -> None:
     path = folder / RECORD
     if not path.exists() or not any(model_folders(folder / phase) for phase in PHASES):
         return  # nothing was built yet, whatever was begun
-    found, asked = read_record(path), {"records": sizes.records}
-    asked |= {"len_training": sizes.training, "len_challenge": sizes.challenge}
-    compare(folder, found, {k: v for k, v in asked.items() if None not in (v, found.get(k))})
+    found, names = read_record(path), ("records", "len_training", "len_challenge")
+    asked = zip(names, (sizes.records, sizes.training, sizes.challenge), strict=True)
+    compare(folder, found, {k: v for k, v in asked if None not in (v, found.get(k))})
 
 
 def has_canaries(folder: Path) -> bool:

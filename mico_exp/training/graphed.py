@@ -60,7 +60,8 @@ class Graphed:
                 passes()
         torch.cuda.current_stream(inputs.device).wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # PyTorch's own stream for recordings is of the device that was the first to have one.
+        with torch.cuda.graph(self.graph, stream=torch.cuda.Stream(inputs.device)):
             self.loss, self.gradients = passes()
 
     def fits(self, inputs: Inputs) -> bool:
@@ -91,7 +92,7 @@ def graphed(
     """
     if not isinstance(inputs, Tensor) or not inputs.is_cuda:
         return None
-    with _undone(network, inputs.device):
+    with torch.cuda.device(inputs.device), _undone(network, inputs.device):
         try:
             if _draws_on_processor(network, loss_of, inputs, labels):
                 return None

@@ -231,11 +231,17 @@ class Recipe:
             return Privacy(noise_multiplier(*asked), target.clip_norm)
         return Privacy(noise_multiplier(*asked, target.accountant), target.clip_norm)
 
-    def spent(self, privacy: Privacy | None, records: int | None = None) -> float | None:
-        """The ε that such a model's training spends; None without privacy."""
+    def spent(
+        self, privacy: Privacy | None, records: int | None = None, steps: int | None = None
+    ) -> float | None:
+        """The ε that such a model's training spends; None without privacy.
+
+        `steps` are those that it makes, where they are others than of a plan for its `records`.
+        """
         if privacy is None or (target := self.privacy) is None:
             return None
-        sigma, run = privacy.noise_multiplier, self._run(records)
+        rate, usual = self._run(records)
+        sigma, run = privacy.noise_multiplier, (rate, usual if steps is None else steps)
         return spent_epsilon(sigma, target.delta, *run, target.accountant)
 
     def _run(self, records: int | None) -> tuple[float, int]:

@@ -76,8 +76,8 @@ def with_more(runs: Sequence[Run], asked: Run) -> list[Run]:
         )
     if asked.count < there:
         raise InputError(
-            f"`models` must be at least {there}, as so many reference models of {what} are there, "
-            f"got {asked.count}."
+            f"`models` must be at least {there}, as so many reference models of {what} were asked "
+            f"for, got {asked.count}."
         )
     more = replace(asked, count=asked.count - there)
     if not more.count:
@@ -393,7 +393,8 @@ class Pool:
             note_device(self.folder, made.device, phases=("",))
             own, told = wanted[made.number].own, dict(made.told)
             if making.epsilon is not None:  # its own number of records, its own ε
-                told["epsilon"] = f"{group.recipe.spent(making.privacy, len(own)):.4f}"
+                run = making.privacy, len(own), making.plan.steps
+                told["epsilon"] = f"{group.recipe.spent(*run):.4f}"
             if group.asked.target is not None:
                 told[LEFT_OUT] = group.asked.target
             mask = np.zeros(count, dtype=bool)
