@@ -243,3 +243,40 @@ def test_inputs_are_augmented_where_a_plan_says_so(records):
     model.register_forward_hook(lambda _, given, __: seen.append(given[0]))
     train(model, records, Plan(2, 6, SGD, augment=lambda inputs: inputs * 0 + 7))
     assert all((one == 7).all() for one in seen)
+
+
+class Words:
+    """Records of as many words as their number, padded with 0 to the longest of a batch."""
+
+    labels = torch.arange(12) % 3
+    fingerprint = "words"
+
+    def sizes(self, indices):
+        return indices + 1
+
+    def inputs(self, indices):
+        lengths = indices[:, None] + 1
+        places = torch.arange(int(lengths.max()))
+        return {"words": torch.where(places < lengths, 1 + (places + lengths) % 6, 0)}
+
+
+class MeanWord(nn.Module):
+    """The mean of a record's words, or of its padding as well."""
+
+    def __init__(self, padding):
+        super().__init__()
+        self.words, self.head, self.padding = nn.Embedding(7, 4), nn.Linear(4, 3), padding
+
+    def forward(self, inputs):
+        weights = (inputs["words"] > (-1 if self.padding else 0)).float()[..., None]
+        found = (self.words(inputs["words"]) * weights).sum(dim=1)
+        return self.head(found / weights.sum(dim=1))
+
+
+def test_a_record_that_hangs_on_its_padding_is_not_clipped():
+    """It has another gradient beside longer records: one more record moves others' gradients."""
+    plan, privacy = Plan(2, 4, SGD), Privacy(1.0, 1.0)
+    assert train(MeanWord(False), Words(), plan, privacy, own=range(12)) == [None]
+    assert train(MeanWord(True), Words(), plan, own=range(12)) == [None]
+    with pytest.raises(InputError, match=r"MeanWord cannot .* hangs on how far that is padded"):
+        train(MeanWord(True), Words(), plan, privacy, own=range(12))

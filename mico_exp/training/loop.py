@@ -29,7 +29,7 @@ from mico_exp.models.batching import Batches, needs_memory, out_of_memory
 from mico_exp.models.devices import allow_tf32
 from mico_exp.training import stacked
 from mico_exp.training.graphed import Graphed, graphed
-from mico_exp.training.per_sample import Make, loss_of, study
+from mico_exp.training.per_sample import Make, check_padding, loss_of, study
 from mico_exp.training.steps import (
     AfterStep,
     Draws,
@@ -239,6 +239,8 @@ class _Clipping:
         with needs_memory(shelf.device, "a few records"):
             parameters = trained(network)
             make = study(network, parameters, inputs, labels)
+            if not isinstance(inputs, Tensor):
+                check_padding(network, inputs, [shelf.at(own[[i]])[0] for i in few])
             with torch.no_grad():
                 widest = Alone(network).widest(inputs) // len(few)
         written = make(network, parameters).bytes_each

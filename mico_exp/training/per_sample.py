@@ -306,6 +306,33 @@ def _check_sums(
             )
 
 
+@torch.no_grad()
+def check_padding(network: nn.Module, padded: Inputs, alone: Sequence[Inputs]) -> None:
+    """Want of records padded to the longest the logits that each has by itself, dropout off.
+
+    A record's loss would hang on how long others of its batch are; sums of gradients do not show
+    that, for one batch is padded alike in whatever way it is gone through.
+
+    Args:
+        network: in training mode, on its device.
+        padded: inputs of a few records (P, …).
+        alone: P inputs (1, …) of the same ones.
+
+    Raises:
+        InputError: they are others.
+    """
+    with quiet(network):
+        found = logits_of(network(padded))
+        expected = torch.cat([logits_of(network(one)) for one in alone])
+    if not (found - expected).norm() <= CLOSE * expected.norm() + ROUNDING:
+        raise _cannot(
+            network,
+            "what it gives for a record hangs on how far that is padded, and so on the other "
+            "records of a batch, dropout off: does it take padding for words, or have another "
+            "padding token than the records?",
+        )
+
+
 @contextmanager
 def quiet(network: nn.Module) -> Iterator[None]:
     """Dropout off, whether it is a module or a function; all else stays as in training."""
