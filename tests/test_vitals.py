@@ -141,3 +141,16 @@ def test_ranks_are_scipys():
     for values in (random.normal(size=50), random.integers(0, 9, 50) * 1.0, np.array([np.inf, 1])):
         np.testing.assert_array_equal(_ranks(values), rankdata(values))
     assert np.isnan(_ranks(np.array([1, np.nan]))).all()
+
+
+def test_models_of_one_point_are_looked_at_together():
+    """Against scikit-learn's AUC over all models; of one kind alone there is nothing to say."""
+    random = np.random.default_rng(0)
+    solution = random.random((40, 1)) < 0.5
+    logit = random.normal(size=(40, 1)) + solution
+    found = Vitals({"train": logit}, {"train": solution})
+    told = found.told(solution)
+    assert told.auc == pytest.approx(roc_auc_score(solution[:, 0], logit[:, 0]))
+    assert told.low < told.auc < told.high
+    with pytest.raises(InputError, match="No train model has finite scores"):
+        found.told(np.ones((40, 1), dtype=bool))

@@ -79,13 +79,16 @@ class Vitals:
     def told(self, solution: Mask) -> Told:
         """Tell whether members score higher than non-members under the train models.
 
-        The error is that of the mean over models, at least what chance alone gives it.
+        Where each model has one point, all are looked at together. The error is that of the mean
+        over models, at least what chance alone gives it.
 
         Raises:
             InputError: no model has finite scores and points of both classes.
         """
         aucs = self.aucs(solution)
         aucs = aucs[np.isfinite(aucs)]
+        if not len(aucs) and (found := self._together(solution)) is not None:
+            return found
         if not len(aucs):
             raise InputError(
                 "No train model has finite scores at challenge points of both kinds, members and "
@@ -95,6 +98,19 @@ class Vitals:
         error = math.sqrt(max(between, self._chance(solution) ** 2) / len(aucs))
         mean = float(aucs.mean())
         return Told(mean, mean - TWO_SIDED * error, mean + TWO_SIDED * error)
+
+    def _together(self, solution: Mask) -> Told | None:
+        """The same of the points of models that have one each; None of others, or of one kind."""
+        there = self._there
+        values, is_member = self.logit["train"][there], solution[there]
+        members, others = int(is_member.sum()), int((~is_member).sum())
+        single = (there.sum(axis=1) == 1).all() and np.isfinite(values).all()
+        if not single or not members * others:
+            return None
+        won = _ranks(values)[is_member].sum() - members * (members + 1) / 2
+        auc = float(won / (members * others))
+        error = math.sqrt((members + others + 1) / (12 * members * others))
+        return Told(auc, auc - TWO_SIDED * error, auc + TWO_SIDED * error)
 
     def lost(self, solution: Mask) -> list[int]:
         """Train models whose members score no higher, while the others' clearly do."""
