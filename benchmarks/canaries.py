@@ -25,23 +25,39 @@ WORST = [
     "dataset.phases={train: 400, dev: 500, final: 500}",
 ]
 MISLABELLED = [
-    *("dataset=digits", "canary=mislabelled", "canary.count=1000", "scenario.epsilon=68.5"),
+    *("dataset=digits", "canary=mislabelled", "canary.count=1000"),
     *("dataset.recipe.accountant=pld", "dataset.phases={train: 20, dev: 1, final: 1}"),
 ]
-PARTS = {
-    "worst": (WORST, "canary_projection,loss", "none"),
-    "mislabelled": (MISLABELLED, "loss,canary_projection", "none,1,offset,lira_shrunk"),
+LOOSE = """name: loose
+challenge: ${dataset.name}${canary.suffix}
+epsilon: 68.5
+delta: 1e-5
+disclose_training: false
+known_sample: null
+"""
+PARTS = {  # options, scenario, metrics, formulas
+    "worst": (WORST, "hi", "canary_projection,loss", "none"),
+    "mislabelled": (MISLABELLED, "loose", "loss,canary_projection", "none,1,offset,lira_shrunk"),
 }
 
 
 def main(part: str, folder: Path) -> None:
-    options, metrics, formulas = PARTS[part]
-    folder.mkdir(parents=True, exist_ok=True)
-    cell = [*options, "scenario=hi", f"metric={metrics}", f"formula={formulas}", "plots=off", "-m"]
-    told = [one for one in options if not one.startswith("scenario.")]
-    command(folder, "mico_exp.build", *options, "scenario=hi")
+    options, scenario, metrics, formulas = PARTS[part]
+    option = folder / "options" / "scenario" / "loose.yaml"
+    option.parent.mkdir(parents=True, exist_ok=True)
+    option.write_text(LOOSE)
+    options = [f"--config-dir={folder / 'options'}", *options]
+    cell = [
+        *options,
+        f"scenario={scenario}",
+        f"metric={metrics}",
+        f"formula={formulas}",
+        "plots=off",
+        "-m",
+    ]
+    command(folder, "mico_exp.build", *options, f"scenario={scenario}")
     command(folder, "mico_exp", *cell)
-    command(folder, "mico_exp.audit", *told, "scenarios=[hi]")
+    command(folder, "mico_exp.audit", *options, f"scenarios=[{scenario}]")
     for file in (folder / "audits").glob("*.json"):
         print(json.dumps(json.loads(file.read_text())["scenarios"], indent=1))
 
