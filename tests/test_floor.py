@@ -1,5 +1,7 @@
 """Choices that cost a bound nothing, or are paid for; halves of the train models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -92,6 +94,28 @@ def test_one_canary_a_model_is_bounded_by_limits_of_its_rates():
     assert bounded["clopper_pearson"].epsilon > 1
     told = methods.estimate(found, how, "a/1")
     assert told.low < told.epsilon < told.high
+
+
+@pytest.mark.parametrize("chooses", [True, False], ids=["validation", "Bonferroni"])
+def test_an_unfair_coin_proves_nothing_by_guessing_it(chooses):
+    """Of 400 models 90 % have their record in; a skewed score is above its median half the time."""
+    g = np.random.default_rng(7)
+
+    def trials():
+        solution = g.random((400, 1)) < 0.9
+        return Rows(solution, g.exponential(size=(400, 1)), np.ones_like(solution))
+
+    found = Attacked({"a/1": trials()} if chooses else None, {"a/1": [trials()]}, "a", "b")
+    how = How(1e-5, 0.05, ONE_PER_MODEL, floor.SHARES, 0)
+    if not chooses:
+        with pytest.raises(InputError, match="which no fair coin is"):
+            methods.prove(found, how, None)
+        return
+    bounded = methods.prove(found, how, None)
+    assert [one.method for one in bounded] == ["clopper_pearson", "gaussian"]
+    assert bounded[0].epsilon == 0
+    with pytest.raises(InputError, match="needs each record in by a fair coin"):
+        methods.prove(found, replace(how, game=INDEPENDENT), None)
 
 
 def test_a_claim_is_contradicted_where_it_is_refused():

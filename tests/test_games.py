@@ -65,6 +65,31 @@ def test_one_class_is_refused(game, only):
 
 
 @pytest.mark.parametrize(
+    ("members", "points", "words"),
+    [
+        ([1] * 90 + [0] * 10, 1, "90 of 100 are in"),
+        ([30, 35, 33], 100, "98 of 300 are in"),
+        ([50] * 5, 100, "all 5 models are so near to half"),
+        ([50, 51] * 10, 101, "fixed"),
+    ],
+)
+def test_membership_that_no_fair_coins_drew_is_refused(members, points, words):
+    with pytest.raises(InputError, match=words):
+        games.check_coins(np.array(members), np.full(len(members), points))
+
+
+def test_membership_of_fair_coins_is_refused_in_one_of_a_thousand_cases():
+    """Half of the cases have too few points for any number of members to be unlikely."""
+    random, refused = np.random.default_rng(4), 0
+    for points in (1, 2, 3, 50) * 100:
+        try:
+            games.check_coins(random.binomial(points, 0.5, size=8), np.full(8, points))
+        except InputError:
+            refused += 1
+    assert refused <= stats.binom.ppf(0.9999, 400, 0.002)
+
+
+@pytest.mark.parametrize(
     ("share", "expected"),
     [(0.01, (8, 1, 0)), (0.25, (8, 2, 1)), (0.5, (8, 4, 2)), (0.75, (8, 6, 3)), (1, (8, 7, 4))],
 )

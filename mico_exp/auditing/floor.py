@@ -17,7 +17,7 @@ import numpy as np
 from mico_exp.auditing import games
 from mico_exp.auditing.counts import Counts, highest
 from mico_exp.auditing.games import Bits
-from mico_exp.common.arrays import Floats, Mask
+from mico_exp.common.arrays import Floats, Indices, Mask
 from mico_exp.common.errors import InputError
 
 Bound = Callable[[Counts, float], float]  # of counts; 0 where it is below the second argument
@@ -63,6 +63,13 @@ class Attacked:
     def models(self) -> int:
         """How many models the bound is of."""
         return sum(len(rows.there) for rows in next(iter(self.targets.values())))
+
+    @property
+    def sizes(self) -> tuple[Indices, Indices]:
+        """Members and points (T,) of the models that the bound is of."""
+        phases = next(iter(self.targets.values()))
+        members = [(rows.solution & rows.there).sum(axis=1) for rows in phases]
+        return np.concatenate(members), np.concatenate([rows.there.sum(axis=1) for rows in phases])
 
 
 @dataclass(frozen=True)

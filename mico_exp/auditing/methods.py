@@ -9,7 +9,7 @@ import numpy as np
 
 from mico_exp.auditing import bounds, ceiling, curves, floor, games, one_run, posterior
 from mico_exp.auditing.counts import Counts
-from mico_exp.auditing.floor import ONE_PER_MODEL, PAIRED, Attacked, Bound, Proof, Rows
+from mico_exp.auditing.floor import INDEPENDENT, ONE_PER_MODEL, PAIRED, Attacked, Bound, Proof, Rows
 from mico_exp.auditing.statement import Bounded, Claim, Estimated
 from mico_exp.common.arrays import Floats
 from mico_exp.common.errors import InputError
@@ -42,12 +42,25 @@ class How:
 def prove(attacked: Attacked, how: How, mechanism: Mechanism | None) -> tuple[Bounded, ...]:
     """Prove what can be, by every method that the game allows; the first is the one that counts.
 
+    Independent bits must be fair coins; of one record a model, those methods that need them are
+    left out where they are not.
+
     Raises:
-        InputError: nothing can be guessed.
+        InputError: nothing can be guessed, or membership is not what the game needs.
     """
-    found = [_one_run(attacked, how), *_curves(attacked, how, mechanism)]
+    if how.game == INDEPENDENT:
+        games.check_coins(*attacked.sizes)
+    found: list[Bounded] = []
     if how.game == ONE_PER_MODEL and attacked.validation is not None:
-        found = [*_trials(attacked, how), *found]
+        found = _trials(attacked, how)
+    if how.game != ONE_PER_MODEL or games.is_fair(*attacked.sizes):
+        found += [_one_run(attacked, how), *_curves(attacked, how, mechanism)]
+    if not found:
+        members, points = attacked.sizes
+        raise InputError(
+            f"{members.sum()} of {points.sum()} records are in, which no fair coin is; then bounds "
+            "need models that thresholds are chosen by, and there are too few."
+        )
     return tuple(found)
 
 
