@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import SIZES, WINNER, tiny_recipe
 from opacus.accountants import PRVAccountant
+from torch import nn
 
 from mico_exp.attacks.folds import NO_FOLD, Folds, FoldSides
 from mico_exp.attacks.sides import side
@@ -30,7 +31,7 @@ from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
 from mico_exp.training.accountant import noise_multiplier
-from mico_exp.training.recipe import PrivacyTarget
+from mico_exp.training.recipe import Fresh, PrivacyTarget
 from mico_exp.training.shadow import Among, Draw, Pool, Run, check_asked, groups_for
 from mico_exp.training.steps import Plan
 
@@ -393,17 +394,46 @@ NOT_SO = {
     "few": (("like_train", 3), {"among": np.arange(50)}, "as many records as a train model"),
     "rest": (("like_train", 3), {"among": np.arange(500), "rest": "in"}, "`rest` must be out but"),
     "a rest": (("pool", 3), {"rest": "no"}, "`rest` must be one of out, in, got 'no'"),
+    "a batch": (
+        ("pool", 8),
+        {"plan": replace(PLAN, batch_size=898)},
+        r"`batch_size` must be at most the 8\d\d records that reference model model_\d trains on",
+    ),
     "without points": (("pool", 3), {"among": np.arange(50)}, "`among` must have all challenge"),
 }
 
 
 @pytest.mark.parametrize("what", NOT_SO)
-def test_references_that_cannot_be(tree, digits, what):
+def test_references_that_cannot_be(tree, place, digits, what):
     asked, changes, said = NOT_SO[what]
-    if what in ("fewer", "another recipe", "another seed", "others"):
+    if is_more := what in ("fewer", "another recipe", "another seed", "others"):
         add(tree, digits, "pool", 2)
     with pytest.raises(InputError, match=said):
         add(tree, digits, *asked, **changes)
+    assert len(list((place / SHADOW).glob("model_*"))) == 2 * is_more
+
+
+class Diverging(nn.Linear):
+    """Gives no numbers where it was so drawn."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+
+    def forward(self, inputs):
+        return super().forward(inputs) * (torch.nan if self.bias[0] > 0 else 1)
+
+
+def test_a_target_that_is_stopped_stops_no_other(tree, place, digits, caplog):
+    caplog.set_level("INFO")
+    how = {"widths": None, "network": Fresh(Diverging), "plan": replace(PLAN, steps=1)}
+    with pytest.raises(InputError, match="of digits/digits_inf/shadow's models could not") as found:
+        add(tree, digits, "leave_out", 1, target="train", **how)
+    written = list((place / SHADOW).glob("model_*"))
+    assert 0 < len(written) < 12
+    assert str(found.value).startswith(f"{12 - len(written)} of ")
+    targets = {one.joinpath(LEFT_OUT).read_text().strip() for one in written}
+    assert targets == {f"train/{one.name}" for one in written}
+    assert caplog.text.count("training 12 models") == 1  # at once, so that processes share them
 
 
 def test_references_of_other_records_or_of_somebody_else(tree, place, digits):

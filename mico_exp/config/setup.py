@@ -306,7 +306,9 @@ class Setup:
             sizes = self.sizes(len(self.records.labels))
             check_built_by(self.folder, self.recipe(sizes=sizes), self.records)
         else:
-            self._pool.check(self._half(), self.records)
+            count = len(self.records.labels)  # a batch may be of as many as one can have
+            how = self.recipe(sizes=Sizes(count, count - 1, 1), models={})
+            Pool(self.folder, how.seed).check(how, self.records)
 
     def train_references(
         self, kind: str, target: str | None, models: int | None, among: str | None, rest: str
@@ -347,17 +349,8 @@ class Setup:
         drawn = Among.of(sizes.records, some, rest)
         groups = groups_for(found, asked, target, drawn, self.recipe)
         check_training(untrained(groups[0].recipe), records)
-        return self._pool.train(groups, records, self.processor.device, self.workers)
-
-    @property
-    def _pool(self) -> Pool:
-        return Pool(self.folder, self._half().seed)
-
-    def _half(self) -> Recipe:
-        """How models are trained on half of the records."""
-        assert self.recipe is not None
-        count = len(self.records.labels)
-        return self.recipe(sizes=Sizes(count, count // 2, 1), models={})
+        pool = Pool(self.folder, groups[0].recipe.seed)
+        return pool.train(groups, records, self.processor.device, self.workers)
 
     def _check_phases(self, found: Scenario) -> None:
         """Compare the numbers of models that were typed with those that are there."""

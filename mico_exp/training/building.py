@@ -156,7 +156,9 @@ def _train_missing(root: Path, making: Making, workers: Workers) -> None:
     plans = [one for one in planned_pieces(recipe) if missing.intersection(one.numbers)]
     writer = Writer(root, recipe, {n: one for one in plans for n in one.numbers}, missing)
     with Progress(recipe.path, recipe.total, recipe.total - len(missing)) as progress:
-        train_pieces(making, [one.piece for one in plans], workers, progress, writer.write)
+        pieces = [one.piece for one in plans]
+        stopped = train_pieces(making, pieces, workers, progress, writer.write)
+    check_stopped(recipe.path, stopped)
 
 
 def train_pieces(
@@ -165,16 +167,18 @@ def train_pieces(
     workers: Workers,
     progress: "Progress",
     write: Callable[[Made], None],
-) -> None:
+) -> list[str]:
     """Train pieces by workers, and write what comes of each as it is finished.
 
     Here a CPU's cores have a process each, of one thread.
 
+    Returns:
+        names of models that were stopped, each with the reason; all others are written.
+
     Raises:
-        InputError: as `Making` does; or models were stopped, each of which is named when all
-            others are written.
+        InputError: as `Making` does.
     """
-    recipe, stopped = making.recipe, []
+    recipe, stopped = making.recipe, list[str]()
     here = isinstance(workers, Local)
     processes = _processes(recipe, len(pieces), open_device(making.device)) if here else 1
     where = workers.describe(making.device)
@@ -191,9 +195,18 @@ def train_pieces(
                     continue
                 write(made)
                 progress.done(made)
+    return stopped
+
+
+def check_stopped(name: str, stopped: Sequence[str]) -> None:
+    """Say which models of a scenario could not be trained.
+
+    Raises:
+        InputError: there are any.
+    """
     if stopped:
         raise InputError(
-            f"{len(stopped)} of {progress.name}'s models could not be trained, all others are "
+            f"{len(stopped)} of {name}'s models could not be trained, all others are "
             f"written: {'; '.join(stopped[:5])}{' …' if len(stopped) > 5 else ''}. The same "
             "command trains them alike; a smaller learning rate makes another challenge, in "
             "another `paths.data`."

@@ -28,7 +28,13 @@ from mico_exp.common.atomic import exclusive, new_folder, remove_leftovers, writ
 from mico_exp.common.errors import InputError, printable
 from mico_exp.models.folders import RECORD, compare, read_record
 from mico_exp.models.workers import Workers
-from mico_exp.training.building import DEVICES, Progress, note_device, train_pieces
+from mico_exp.training.building import (
+    DEVICES,
+    Progress,
+    check_stopped,
+    note_device,
+    train_pieces,
+)
 from mico_exp.training.making import Made, Making, Piece, Wanted
 from mico_exp.training.recipe import OF_LATE, Recipe
 
@@ -95,6 +101,10 @@ class Reference:
     kind: str
     target: str | None
     place: int
+
+    def is_of(self, run: Run) -> bool:
+        """Tell whether it is of a run's kind and target."""
+        return (self.kind, self.target) == (run.kind, run.target)
 
 
 def references(runs: Iterable[Run]) -> Iterator[Reference]:
@@ -279,6 +289,15 @@ class Group:
     recipe: Recipe
 
 
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """References that are trained alike: `runs` says of each number what it is."""
+
+    making: Making
+    runs: Mapping[int, Run]
+    pieces: Sequence[Piece]
+
+
 class Pool:
     """The reference models of a scenario, as they lie in its folder ``shadow``.
 
@@ -298,25 +317,22 @@ class Pool:
 
         Raises:
             InputError: those that are there were trained otherwise or from other records, or are
-                more; or as `Making`, and `train_pieces`.
+                more; as `Making`; or models were stopped, when all others are written.
         """
         lock = self.folder.parent.with_name(f".{self.folder.parent.name}.lock")
         with exclusive(lock, f"training {self.folder}"):
             runs = self._runs(groups, records)
-            missing = [self._plan(one, runs) for one in groups]
-            if not any(missing):
+            works = self._works(groups, runs, records, device)
+            if not works:
                 return 0
-            makings = [
-                Making.of(group.recipe, records, device) if some else None
-                for group, some in zip(groups, missing, strict=True)
-            ]
             workers.check(device)
             self._write_record(groups[0].recipe, records, runs)
             remove_leftovers(self.folder)
-            for group, making, some in zip(groups, makings, missing, strict=True):
-                if making is not None:
-                    self._train(group, making, some, workers)
-        return sum(map(len, missing))
+            missing = sum(len(work.pieces) for work in works)
+            with Progress(self.name, missing, 0) as progress:
+                stopped = [one for work in works for one in self._train(work, workers, progress)]
+            check_stopped(self.name, stopped)
+        return missing
 
     def check(self, recipe: Recipe, records: Records) -> None:
         """Compare a recipe with how the references that are there were trained.
@@ -359,44 +375,64 @@ class Pool:
     def _place(self, number: int) -> Path:
         return self.folder / f"model_{number}"
 
-    def _plan(self, group: Group, runs: Sequence[Run]) -> list[Reference]:
+    def _works(
+        self, groups: Sequence[Group], runs: Sequence[Run], records: Records, device: str
+    ) -> list["_Work"]:
+        """What is to be trained, groups of one recipe together.
+
+        Raises:
+            InputError: as `Making`, or one has fewer records than a batch.
+        """
+        alike: dict[str, tuple[Recipe, dict[int, Run], list[Piece]]] = {}
+        for group in groups:
+            key = json.dumps(group.recipe.description(records))
+            _, runs_of, pieces = alike.setdefault(key, (group.recipe, {}, []))
+            for one in self._missing(group, runs):
+                runs_of[one.number] = group.asked
+                pieces.append(self._piece(one, group, len(records.labels)))
+        return [
+            _Work(Making.of(recipe, records, device), runs_of, pieces)
+            for recipe, runs_of, pieces in alike.values()
+            if pieces
+        ]
+
+    def _missing(self, group: Group, runs: Sequence[Run]) -> list[Reference]:
         """References of a group that are not there."""
-        every = (one for one in references(runs) if _is_of(one, group.asked))
+        every = (one for one in references(runs) if one.is_of(group.asked))
         return [one for one in every if not self._place(one.number).is_dir()]
 
-    def _train(
-        self, group: Group, making: Making, missing: Sequence[Reference], workers: Workers
-    ) -> None:
-        pieces = [self._piece(one, group.draw, len(making.records.labels)) for one in missing]
-        wanted = {one.number: one for piece in pieces for one in piece.models}
-        with Progress(self.name, len(pieces), 0) as progress:
-            write = self._writer(group, making, wanted)
-            train_pieces(making, pieces, workers, progress, write)
+    def _train(self, work: "_Work", workers: Workers, progress: Progress) -> list[str]:
+        """Train and write; names those that were stopped."""
+        return train_pieces(work.making, work.pieces, workers, progress, self._writer(work))
 
-    def _piece(self, one: Reference, draw: Draw, records: int) -> Piece:
+    def _piece(self, one: Reference, group: Group, records: int) -> Piece:
         """What a reference is trained on, and its seed."""
         name = zlib.crc32(f"{self.name}/{one.kind}/{one.target}".encode())
         random = np.random.default_rng(np.random.SeedSequence([self.seed, name, one.place]))
-        seed, own = int(random.integers(MAX_SEED)), draw.own(random)
+        seed, own = int(random.integers(MAX_SEED)), group.draw.own(random)
         unseen = np.setdiff1d(np.arange(records), own)
         if not len(unseen):
             raise InputError(f"kind={one.kind} must leave some record out, got all {records}.")
+        if len(own) < (batch := group.recipe.plan.batch_size):
+            raise InputError(
+                f"`batch_size` must be at most the {len(own)} records that reference model "
+                f"model_{one.number} trains on, got {batch}."
+            )
         return Piece(seed, (Wanted(one.number, own, unseen),))
 
-    def _writer(
-        self, group: Group, making: Making, wanted: Mapping[int, Wanted]
-    ) -> Callable[[Made], None]:
+    def _writer(self, work: "_Work") -> Callable[[Made], None]:
         """Writes a model's folder, whole or not at all."""
-        count = len(making.records.labels)
+        making, count = work.making, len(work.making.records.labels)
+        wanted = {one.number: one for piece in work.pieces for one in piece.models}
 
         def write(made: Made) -> None:
             note_device(self.folder, made.device, phases=("",))
             own, told = wanted[made.number].own, dict(made.told)
             if making.epsilon is not None:  # its own number of records, its own ε
                 run = making.privacy, len(own), making.plan.steps
-                told["epsilon"] = f"{group.recipe.spent(*run):.4f}"
-            if group.asked.target is not None:
-                told[LEFT_OUT] = group.asked.target
+                told["epsilon"] = f"{making.recipe.spent(*run):.4f}"
+            if (target := work.runs[made.number].target) is not None:
+                told[LEFT_OUT] = target
             mask = np.zeros(count, dtype=bool)
             mask[own] = True
             with new_folder(self._place(made.number)) as unfinished:
@@ -406,10 +442,6 @@ class Pool:
                     (unfinished / name).write_text(content + "\n", encoding="utf-8")
 
         return write
-
-
-def _is_of(one: Reference, run: Run) -> bool:
-    return (one.kind, one.target) == (run.kind, run.target)
 
 
 def groups_for(
