@@ -11,7 +11,8 @@
   LiRA score in models that were trained on them, and their share above one threshold for all. The
   interval is over draws of the models of both halves.
 - `compare`: equal sides; how often the interval of the difference does not hold 0.
-- `gate`: models whose true TPR at FPR 0.1 is the ceiling, or so much below; how often they pass.
+- `gate`: models whose true TPR at FPR 0.1 is the ceiling, or so much below; how often they pass;
+  also where all models are asked about the same records.
 - `speed`: 50,000 records of 256 models.
 """
 
@@ -36,6 +37,7 @@ from mico_exp.training.stacked import initial_mlps, train
 from mico_exp.training.steps import Plan
 
 TOP = 50
+OWN = 1.0  # deviation of the levels of records that models share
 
 
 def rate(name: str, count: int, of: int) -> None:
@@ -153,19 +155,34 @@ def precision(repetitions: int) -> None:
 # ---------------------------------------------------------------- differences
 
 
-def side(random: np.random.Generator, models: int, leak: float, spread: float = 0.3) -> Sample:
-    """Models of 25 members and others, whose level, scale and leak differ."""
+def side(
+    random: np.random.Generator,
+    models: int,
+    leak: float,
+    spread: float = 0.3,
+    own: float = 0.0,
+    shared: bool = False,
+) -> Sample:
+    """Models of 25 members and others, whose level, scale and leak differ.
+
+    own: deviation of the records' own levels. shared: all models are asked about the same 50.
+    """
     truth = np.tile(np.arange(50) % 2 == 0, (models, 1))
     scale = np.exp(spread * random.normal(size=(models, 1)))
     scores = random.normal(size=truth.shape) * scale + spread * random.normal(size=(models, 1))
-    scores += truth * leak * np.exp(spread * random.normal(size=(models, 1)))
     points = random.integers(2000, size=truth.shape)
+    if own:
+        truth = random.permuted(truth, axis=1)
+        scores += own * random.normal(size=(1 if shared else models, truth.shape[1]))
+    if shared:
+        points = np.tile(np.arange(50), (models, 1))
+    scores += truth * leak * np.exp(spread * random.normal(size=(models, 1)))
     return Sample(truth, scores.astype(np.float32), points)
 
 
-def true_tpr(leak: float, spread: float = 0.3) -> float:
-    """TPR at FPR 0.1 of so many models that it is known."""
-    one = side(np.random.default_rng(9), 100_000, leak, spread)
+def true_tpr(leak: float, spread: float = 0.3, own: float = 0.0) -> float:
+    """TPR at FPR 0.1 of so many models, each of records of its own, that it is known."""
+    one = side(np.random.default_rng(9), 100_000, leak, spread, own)
     bound = np.quantile(one.predictions[~one.solution], 0.9)
     return float((one.predictions[one.solution] > bound).mean())
 
@@ -183,22 +200,19 @@ def compare(repetitions: int) -> None:
 
 def gate(repetitions: int) -> None:
     leaks = np.linspace(0, 1.5, 301)
-    for models in (1, 10, 50, 100):
-        spread = 0.0 if models == 1 else 0.3
-        ceiling = true_tpr(0.5, spread)
-        known = {leak: true_tpr(leak, spread) for leak in leaks[:101:4]}
+    for models, shared in ((1, False), (10, False), (50, False), (100, False), (50, True)):
+        spread, own = 0.0 if models == 1 else 0.3, OWN if shared else 0.0
+        ceiling = true_tpr(0.5, spread, own)
+        known = {leak: true_tpr(leak, spread, own) for leak in leaks[:101:4]}
+        told = f"{models} models" + (" of the same 50 records" if shared else "")
         for below in (0.0, 0.02, 0.05, 0.1):
             leak = min(known, key=lambda one: abs(known[one] - (ceiling - below)))
             most = known[leak] + below
             random, passed = np.random.default_rng(0), 0
             for _ in range(repetitions):
-                limit = upper_limit([side(random, models, leak, spread)]).limit
-                passed += limit <= most
-            rate(
-                f"{models} models, true TPR {below:.2f} below {most:.3f}: passes",
-                passed,
-                repetitions,
-            )
+                one = side(random, models, leak, spread, own, shared)
+                passed += upper_limit([one]).limit <= most
+            rate(f"{told}, true TPR {below:.2f} below {most:.3f}: passes", passed, repetitions)
 
 
 # ---------------------------------------------------------------- speed

@@ -129,12 +129,38 @@ def test_the_limit_of_one_model_is_over_its_points(points):
     assert found.of == f"{points} points of one model"
 
 
+def own_points(one):
+    return Sample(one.solution, one.predictions, np.arange(one.points.size).reshape(-1, 20))
+
+
 def test_the_limit_is_above_percentile_and_value():
-    one = sample(models=30)
+    one = own_points(sample(models=30))
     found, drawn = upper_limit([one]), by_models([one])[FIGURES[0]]
     assert found.limit >= np.percentile(drawn.draws, 95)
     assert found.limit >= found.tpr + 1.645 * drawn.draws.std()
     assert found.of == "30 models"
+
+
+def test_models_that_share_their_records_err_together():
+    """Scores are the records' own, so that models agree and only records tell how far it is off."""
+    random = np.random.default_rng(8)
+    solution = random.random((20, 40)) < 0.5
+    scores = random.normal(size=40) + random.normal(size=solution.shape) / 9 + solution
+    places = np.broadcast_to(np.arange(40), solution.shape)
+    one = Sample(solution, scores.astype(np.float32), places)
+    apart = Sample(solution, one.predictions, np.arange(solution.size).reshape(solution.shape))
+    found, drawn = upper_limit([one]), by_points([one])[FIGURES[0]]
+    assert found.of == "20 models, over 40 shared records"
+    assert found.limit >= np.percentile(drawn.draws, 95)
+    assert found.limit > upper_limit([apart]).limit + 0.05
+
+
+def test_a_phase_of_one_model_is_bounded_too():
+    many, single = own_points(sample(models=30, leak=0)), sample(models=1, points=100, leak=2)
+    found = upper_limit([single, many])
+    assert found == upper_limit([single])
+    assert upper_limit([many, single]) == found
+    assert found.of == "100 points of one model"
 
 
 def test_one_model_at_the_ceiling_hardly_ever_passes():

@@ -245,13 +245,12 @@ class Upper(NamedTuple):
 
 
 def upper_limit(samples: Sequence[Sample]) -> Upper:
-    """Bound the TPR at FPR 0.1 from above.
+    """Bound the TPR at FPR 0.1 from above: the highest limit of those that there are.
 
-    Over models: the higher one of the percentile of the draws and of the value with Student's t
-    times the draws' standard error; each alone is a little too low for some numbers of models. Of a
-    single model over its points, exactly: the threshold is lowered until its FPR is at least 0.1
-    with 97.5 % confidence, by the order of the non-members, and the members at or above it give a
-    Clopper–Pearson limit at 97.5 %.
+    Over the models of phases with several, and where these are asked about the same records, over
+    the records too: models that share them err together. Of a phase with one model over its points,
+    exactly: the threshold is lowered until its FPR is at least 0.1 with 97.5 % confidence, by the
+    order of the non-members, and the members at or above it give a Clopper–Pearson limit at 97.5 %.
 
     Raises:
         InputError: scores are all equal, or tie so that no threshold has an FPR near 0.1: a low
@@ -260,17 +259,30 @@ def upper_limit(samples: Sequence[Sample]) -> Upper:
     for one in samples:
         check_tells(one)
         _check_reached(one)
-    if drawn := by_models(samples):
-        found = drawn[FIGURES[0]]
-        wide = float(student.ppf(ONE_SIDED, found.freedom)) * found.error
-        percentile = float(np.nanpercentile(found.draws, 100 * ONE_SIDED))
-        models = sum(len(one.solution) for one in samples if len(one.solution) > 1)
-        return Upper(found.value, min(max(percentile, found.value + wide), 1), f"{models} models")
-    limits = [_limit_of_points(one) for one in samples]
-    values = [roc(one.solution, one.predictions, one.there).tpr_at(RANKING_FPR) for one in samples]
-    worst = int(np.argmax(limits))
-    points = int(samples[worst].there.sum())
-    return Upper(values[worst], limits[worst], f"{points} points of one model")
+    several = [one for one in samples if len(one.solution) > 1]
+    found = [_over_points(one) for one in samples if len(one.solution) == 1]
+    if several:
+        models = f"{sum(len(one.solution) for one in several)} models"
+        found.append(_over_draws(by_models(several)[FIGURES[0]], models))
+        records = len(_records(several))
+        if records < sum(int(one.there.sum()) for one in several):
+            drawn = by_points(several)[FIGURES[0]]
+            found.append(_over_draws(drawn, f"{models}, over {records} shared records"))
+    return max(found, key=lambda one: one.limit)
+
+
+def _over_draws(drawn: Drawn, of: str) -> Upper:
+    """The higher one of percentile and Student's t; each is too low for some numbers of draws."""
+    wide = float(student.ppf(ONE_SIDED, drawn.freedom)) * drawn.error
+    percentile = float(np.nanpercentile(drawn.draws, 100 * ONE_SIDED))
+    return Upper(drawn.value, min(max(percentile, drawn.value + wide), 1), of)
+
+
+def _over_points(sample: Sample) -> Upper:
+    """The limit of one model."""
+    value = roc(sample.solution, sample.predictions, sample.there).tpr_at(RANKING_FPR)
+    points = int(sample.there.sum())
+    return Upper(value, _limit_of_points(sample), f"{points} points of one model")
 
 
 def _check_reached(sample: Sample) -> None:
