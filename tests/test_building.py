@@ -365,6 +365,11 @@ def test_sizes_are_the_users(composed):
         "dataset.recipe.private.batch_size=8",
     ]
     assert recipe_from(composed, "dataset=cifar10", *small, *private).plan.steps == 7
+    bare = recipe_from(
+        *(composed, "dataset=cifar10", "scenario=hi", "+dataset.recipe.private.schedule=null"),
+        *("dataset.recipe.batch_size=16", "dataset.recipe.private.batch_size=64"),
+    )
+    assert (bare.plan.schedule, bare.plan.batch_size, bare.plan.steps) == (None, 64, 50 * 782)
 
 
 @pytest.mark.parametrize(
@@ -381,6 +386,18 @@ def test_sizes_are_the_users(composed):
         ),
         (["scenario=hi", "dataset.recipe.accountant=rdp"], "must be one of prv, pld, got 'rdp'"),
         (["scenario=hi", "dataset.recipe.clip_norm=null"], "`clip_norm` must be a number in"),
+        (
+            ["dataset=cifar10", "scenario=hi", "dataset.recipe.batch_size=256"],
+            r"`dataset\.recipe\.batch_size` has no .* set `dataset\.recipe\.private\.batch_size`",
+        ),
+        (
+            ["dataset=cifar10", "scenario=hi", "dataset.recipe.optimizer.lr=1"],
+            r"set `dataset\.recipe\.private\.optimizer\.lr`",
+        ),
+        (
+            ["dataset=cifar10", "scenario=hi", "dataset.recipe.private.batch_size=null"],
+            r"`dataset\.recipe\.batch_size` must be told, got null",
+        ),
         (["+dataset.recipe.schedule_each=day"], "`schedule_each` must be epoch or step, got 'day'"),
         (["+dataset.recipe.network=3"], "must be a torch module, or a function"),
     ],

@@ -49,6 +49,7 @@ OF_TRAINING = (  # keys of a recipe, and of its `private`
     *("steps", "epochs", "batch_size", "optimizer", "schedule", "schedule_each", "augment"),
     *("clip_norm", "accountant"),
 )
+LENGTHS = ("steps", "epochs")  # of which one takes the other's place
 OF_RECIPE = (*OF_TRAINING, "network", "private", "unasked")
 OF_CANARY = ("name", "suffix", "records", "count", "seed", "one_per_model")
 OF_ASKING = ("precision", "batch_size", "allow_nan", "allow_outliers")  # of `compute`
@@ -647,7 +648,7 @@ def recipe(cfg: DictConfig, option: DictConfig, model: Any) -> Callable[..., Rec
     if phases and set(phases) != set(PHASES):
         raise InputError(f"`dataset.phases` must name {PHASES}, got {list(phases)}.")
     asked = epsilon(option)
-    told = _training(how, private=asked is not None)
+    told = _training(how, private=asked is not None, typed=_typed())
     accountant, clip_norm = told.pop("accountant", "prv"), told.pop("clip_norm", None)
     privacy = None
     if asked is not None:
@@ -668,22 +669,49 @@ def recipe(cfg: DictConfig, option: DictConfig, model: Any) -> Callable[..., Rec
     )
 
 
-def _training(how: DictConfig, *, private: bool) -> dict[str, Any]:
-    """What a recipe tells of training; with privacy what its `private` tells in its place."""
+def _training(how: DictConfig, *, private: bool, typed: Iterable[str]) -> dict[str, Any]:
+    """What a recipe tells of training; with privacy what its `private` tells in its place.
+
+    There null takes a key away; of `steps` and `epochs` one takes the other's place.
+    """
     plain = {str(key): value for key, value in how.items()}
     other = {str(key): value for key, value in (how.get("private") or {}).items()}
     _check_known("recipe", plain, OF_RECIPE)
     _check_known("recipe.private", other, OF_TRAINING)
     told = {key: plain[key] for key in OF_TRAINING if plain.get(key) is not None}
     if private:
-        if "steps" in other or "epochs" in other:  # one takes the other's place
-            told = {key: value for key, value in told.items() if key not in ("steps", "epochs")}
+        hidden = set(other)
+        if any(other.get(key) is not None for key in LENGTHS):
+            hidden |= {*LENGTHS}
+        _check_seen(hidden, other, typed)
+        told = {key: value for key, value in told.items() if key not in hidden}
         told |= {key: value for key, value in other.items() if value is not None}
     for key in ("batch_size", "optimizer"):
         if key not in told:
             raise InputError(f"`dataset.recipe.{key}` must be told, got null.")
     made = ("optimizer", "schedule", "augment")
     return {key: make(value) if key in made else value for key, value in told.items()}
+
+
+def _check_seen(hidden: Iterable[str], other: Mapping[str, Any], typed: Iterable[str]) -> None:
+    """Refuse what was typed where `private` has something else in its place.
+
+    Raises:
+        InputError: there is such a key.
+    """
+    of_private = {key.split(".")[2] for key in typed if key.startswith("recipe.private.")}
+    for key in sorted(typed):
+        first, _, name = key.partition(".")
+        part, _, rest = name.partition(".")
+        alike = LENGTHS if part in LENGTHS else (part,)
+        if first != "recipe" or part not in hidden or of_private.intersection(alike):
+            continue
+        own = part if part in other else next(one for one in LENGTHS if one in other)
+        meant = ".".join(filter(None, ("dataset.recipe.private", own, rest)))
+        raise InputError(
+            f"`dataset.{key}` has no meaning for a scenario with an epsilon, where "
+            f"`dataset.recipe.private.{own}` takes its place: set `{meant}`."
+        )
 
 
 def _check_known(
