@@ -1,6 +1,7 @@
 """The command that sets what attacks prove beside what is claimed and allowed."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from importlib.resources import files
@@ -151,6 +152,11 @@ def statement(**changes):
             "0.134",
         ),
         (
+            {"claimed": Claim(4.0, 1e-5, 7.98, 15.5, None, 1.5, 0.1, 400), "ceilings": {}},
+            "consistent with ε = 4 (the accountant says 8.0; replace-one 15.50 at the σ trained "
+            "with); the attack proves ε ≥ 0.31; at FPR 0.1 it gets 0.134",
+        ),
+        (
             {"floor": Bounded("one_run", 0.0, None, "loss/1", 0.1, 100, 10, 5, 1), "ceilings": {}},
             "consistent with ε = 4 (replace-one 8.26 at the σ trained with); the attack proves no "
             "ε above 0; at FPR 0.1 it gets 0.134",
@@ -159,6 +165,21 @@ def statement(**changes):
 )
 def test_verdict_is_one_line(changes, verdict):
     assert statement(**changes).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("claim", "swapped"),
+    [
+        (Claim(4.0, 1e-5, 3.98, 8.26), (8.26, 1e-5)),
+        (Claim(4.0, 1e-5, 7.98, 15.5), (8.0, (1 + math.exp(4)) * 1e-5)),  # of what is claimed
+        (Claim(4.0, 1e-5, 2.0, 4.1), (8.0, (1 + math.exp(4)) * 1e-5)),
+        (Claim(4.0, 1e-5, None, None), (8.0, (1 + math.exp(4)) * 1e-5)),
+        (Claim(800.0, 1e-5), (1600.0, 1.0)),
+    ],
+)
+def test_a_claim_of_swaps_is_that_of_the_mechanism_where_it_is_one_of_the_claim(claim, swapped):
+    assert claim.of("replace_one") == pytest.approx(swapped)
+    assert claim.of("add_remove") == (claim.epsilon, claim.delta)
 
 
 def without_none(told):

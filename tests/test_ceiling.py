@@ -102,3 +102,9 @@ def test_what_is_no_mechanism_is_refused(given, named):
     assert (
         told_by({"noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 3}, "mechanism").steps == 3
     )
+
+
+def test_a_guarantee_beyond_all_numbers_allows_all():
+    found = ceiling.of_claim(800.0, 1e-5)
+    assert found.tpr([0.0, 1e-3, 0.1]) == pytest.approx([1e-5, 1, 1])
+    assert found.curve(0.999) == pytest.approx(0)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mico_exp.auditing.counts import Counts
-from mico_exp.auditing.curves import Inverse, epsilon_of_gaussian, piecewise
+from mico_exp.auditing.curves import LARGEST_EPSILON, Inverse, epsilon_of_gaussian, piecewise
 from mico_exp.auditing.games import REPLACE_ONE
 from mico_exp.auditing.one_run import mu, refuses
 from mico_exp.common.arrays import Floats
@@ -40,8 +40,9 @@ class Profile:
     def tpr(self, fpr: ArrayLike) -> Floats:
         """Highest TPR (K,) that is allowed at each FPR (K,)."""
         rates = np.asarray(fpr, dtype=float)[..., np.newaxis]
-        grown = np.exp(self.epsilons) * rates + self.deltas
-        mirrored = 1 - np.exp(-self.epsilons) * (1 - self.deltas - rates)
+        epsilons = np.minimum(self.epsilons, LARGEST_EPSILON)
+        grown = np.exp(epsilons) * rates + self.deltas
+        mirrored = 1 - np.exp(-epsilons) * (1 - self.deltas - rates)
         return np.minimum(np.minimum(grown, mirrored).min(axis=-1), 1.0)
 
     @property

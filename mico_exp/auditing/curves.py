@@ -43,6 +43,7 @@ def piecewise(epsilons: Floats, deltas: Floats) -> Inverse:
     At each ε it is FPR ≥ e^−ε (TPR − δ) and FPR ≥ 1 − δ − e^ε (1 − TPR). What is between the ε
     that are given is left out, which allows more.
     """
+    epsilons = np.minimum(epsilons, LARGEST_EPSILON)
     slopes = np.concatenate([np.exp(-epsilons), np.exp(epsilons), [0.0]])
     heights = np.concatenate([-np.exp(-epsilons) * deltas, 1 - deltas - np.exp(epsilons), [0.0]])
     knots, kept = _envelope(slopes, heights)

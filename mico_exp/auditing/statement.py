@@ -8,6 +8,7 @@ from typing import Any
 from mico_exp.auditing.games import ADD_REMOVE, REPLACE_ONE
 from mico_exp.results.scoring import RANKING_FPR
 
+MOST_APART = 0.02  # of an ε that is claimed and another that ought to be the same
 SHOWN = f"tpr_at_fpr_{RANKING_FPR}"
 ASSUMES = {
     "one_run": "nothing",
@@ -39,14 +40,27 @@ class Claim:
     def of(self, relation: str) -> tuple[float, float]:
         """(ε, δ) that is claimed where neighbours are of that relation.
 
-        Where the mechanism is not known, two steps of add/remove lead to any record's swap, with
-        2 ε and (1 + e^ε) δ; see Vadhan 2017, lemma 2.2.
+        Where the mechanism is not known, or is not one of the ε that is claimed, two steps of
+        add/remove lead to any record's swap, with 2 ε and (1 + e^ε) δ; see Vadhan 2017, lemma 2.2.
         """
         if relation == ADD_REMOVE:
             return self.epsilon, self.delta
-        if self.replace_one is not None:
+        if self.replace_one is not None and self.is_accounted:
             return self.replace_one, self.delta
-        return 2 * self.epsilon, min((1 + math.exp(self.epsilon)) * self.delta, 1.0)
+        swapped = self.epsilon + math.log(self.delta)  # log of e^ε δ
+        return 2 * self.epsilon, min(self.delta + math.exp(min(swapped, 0.0)), 1.0)
+
+    @property
+    def is_accounted(self) -> bool:
+        """The accountant says what is claimed, to 2 %."""
+        if self.accounted is None:
+            return False
+        return abs(self.accounted - self.epsilon) <= MOST_APART * self.epsilon
+
+    @property
+    def is_exceeded(self) -> bool:
+        """The accountant says more than is claimed, by more than 2 %."""
+        return self.accounted is not None and self.accounted > (1 + MOST_APART) * self.epsilon
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,7 @@ class Statement:
 
     @property
     def mu(self) -> float:
-        """Largest μ that is proven by any method that was to prove one."""
+        """What the first of the methods that speak of μ proves; 0 where none does."""
         return next((one.mu for one in self.methods if one.mu is not None), 0.0)
 
     @property
@@ -147,6 +161,8 @@ class Statement:
             if swapped is None
             else f"replace-one {swapped:.2f} at the σ trained with"
         )
+        if self.claimed.is_exceeded:
+            known = f"the accountant says {self.claimed.accounted:.1f}; {known}"
         return f"{kind} ε = {self.claimed.epsilon:g} ({known})"
 
     def told(self) -> dict[str, Any]:

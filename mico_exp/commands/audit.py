@@ -24,7 +24,7 @@ from mico_exp.auditing.floor import INDEPENDENT, ONE_PER_MODEL, PAIRED, Attacked
 from mico_exp.auditing.games import ADD_REMOVE, REPLACE_ONE
 from mico_exp.auditing.halves import FEWEST_TO_CHOOSE, SHADOWS, TARGETS, Halves, halve, of_halves
 from mico_exp.auditing.methods import How
-from mico_exp.auditing.statement import Attack, Claim, Statement
+from mico_exp.auditing.statement import MOST_APART, Attack, Claim, Statement
 from mico_exp.challenge.tree import EpsilonRange, recorded_epsilon
 from mico_exp.commands.choosing import Found, Here, find_cells, find_scenarios, predictions_of
 from mico_exp.common.atomic import write_text
@@ -43,7 +43,6 @@ from mico_exp.runs.tracking import Tracker
 from mico_exp.training.mechanism import Mechanism, of_build
 
 log = logging.getLogger(__name__)
-MOST_APART = 0.02  # of an ε that models record and the one that is claimed
 
 
 def command(cfg: DictConfig) -> None:
@@ -98,10 +97,10 @@ def _claim(how: Auditing, name: str, here: Here) -> tuple[Claim | None, Mechanis
     spent, swapped = (
         ceiling.epsilon_of(mechanism, delta, one) for one in (ADD_REMOVE, REPLACE_ONE)
     )
-    if spent > epsilon * (1 + MOST_APART):
-        log.warning("%s: the accountant says ε = %.4g, and %g is claimed", name, spent, epsilon)
     accounted, replaced = (one if math.isfinite(one) else None for one in (spent, swapped))
     known = replace(claim, accounted=accounted, replace_one=replaced, **asdict(mechanism))
+    if known.is_exceeded:
+        log.warning("%s: the accountant says ε = %.4g, and %g is claimed", name, spent, epsilon)
     return known, mechanism
 
 
