@@ -456,8 +456,8 @@ def test_a_progress_bar_tells_how_far_it_is(caplog):
         progress.started -= 400
         progress.hear(building.Told(0.5, 30, None))
         progress.hear(building.Told(0.25, 10, 0.125))
-        made = {"accuracy": "0.5", "accuracy_members": "0.75", "epsilon": "3.99"}
-        progress.done(building.Made(3, b"", made, None, "cpu"))
+        made = {"accuracy": "0.5", "epsilon": "3.99"}
+        progress.done(building.Made(3, b"", made, None, "cpu", "0.75"))
         assert progress.bar.n == 1.75 or progress.bar.disable
         assert progress.described.startswith("2 done, 0.1 steps/s")
         assert progress.described.endswith(", loss 0.125")

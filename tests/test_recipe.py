@@ -3,6 +3,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -186,6 +187,7 @@ def test_processes_build_what_one_does_and_go_on_where_they_were_cut_off(
 ):
     caplog.set_level("INFO")
     spreading(1, tmp_path / "one", digits)
+    assert len(re.findall(r"model_\d+: accuracy [01]\.\d{4} on its members", caplog.text)) == 17
     expected = contents(tmp_path / "one")
     assert "training 17 models on cpu" in caplog.text
     spreading(2, tmp_path / "two", digits)

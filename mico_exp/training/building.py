@@ -341,13 +341,12 @@ class Progress:
     def done(self, made: Made) -> None:
         """Take in a model that is written, and say what came of it."""
         self.finished += 1
-        if "accuracy_members" in made.told:
-            spent = made.told.get("epsilon")
-            log.info(
-                "model_%d: accuracy %s on its members, %s on others%s",
-                *(made.number, made.told["accuracy_members"], made.told["accuracy"]),
-                "" if spent is None else f", epsilon {spent}",
-            )
+        spent = made.told.get("epsilon")
+        log.info(
+            "model_%d: accuracy %s on its members, %s on others%s",
+            *(made.number, made.on_members, made.told["accuracy"]),
+            "" if spent is None else f", epsilon {spent}",
+        )
 
     @property
     def described(self) -> str:

@@ -64,6 +64,7 @@ class Made(NamedTuple):
     """A model that was trained: its file of weights, and more files by name.
 
     stopped: why it was given up, and then there are none. device: that it was trained on.
+    on_members: its accuracy on what it trained on, which plain recipes have no file of.
     """
 
     number: int
@@ -71,6 +72,7 @@ class Made(NamedTuple):
     told: dict[str, str]
     stopped: str | None
     device: str
+    on_members: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,16 +215,16 @@ class Making:
         if not all(bool(value.isfinite().all()) for value in state.values()):
             why = "its weights are not finite"
             return Made(one.number, b"", {}, why, describe(device))
-        told = {"accuracy": _share(right[one.unseen])}
+        told, on_members = {"accuracy": _share(right[one.unseen])}, _share(right[one.own])
         if not self.recipe.is_plain:
-            told["accuracy_members"] = _share(right[one.own])
+            told["accuracy_members"] = on_members
         if self.epsilon is not None:
             told["epsilon"] = f"{self.epsilon:.4f}"
         if self.recipe.network is not None:
             told |= self.recipe.network.files
         prefix = DP_PREFIX if self.recipe.privacy else ""
         named = {prefix + name: value for name, value in state.items()}
-        return Made(one.number, packed(named), told, None, describe(device))
+        return Made(one.number, packed(named), told, None, describe(device), on_members)
 
 
 class _Telling:
