@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from importlib.resources import files
+from types import SimpleNamespace
 
 import pytest
 from commands import run
@@ -13,7 +14,11 @@ from jsonschema import Draft202012Validator
 from mlflow import MlflowClient
 
 from mico_exp.auditing.statement import Attack, Bounded, Claim, Estimated, Statement
+from mico_exp.commands.audit import check_mechanism
+from mico_exp.common.errors import InputError
+from mico_exp.models.folders import RECORD
 from mico_exp.runs.record import AuditRecord
+from mico_exp.training.mechanism import Mechanism
 
 SCHEMA = json.loads((files("mico_exp") / "schemas" / "audit.schema.json").read_text())
 
@@ -95,6 +100,10 @@ def test_where_truth_is_not_known_halves_of_the_train_models_are_judged(world, t
         (["game=pairs"], "`game` must be null or one of paired, independent, one_per_model"),
         (["game=one_per_model", "scenarios=[inf]"], "needs models with one challenge point each"),
         (["mechanism={steps: 3}"], "`mechanism` must give noise_multiplier, sample_rate, steps"),
+        (
+            ["mechanism={noise_multiplier: 2, sample_rate: 0.1, steps: 200}"],
+            "`mechanism` is of one scenario, and digits_hi, digits_lo claim an ε",
+        ),
         (["selection.rule=one_se"], "`selection.rule` is of no use to an audit"),
         (["confidense=0.9"], "confidense"),
     ],
@@ -103,6 +112,18 @@ def test_bad_input_is_one_line_and_ends_with_status_2(world, typed, named):
     done = run("mico_exp.audit", *SWEPT_SIZES, *typed, cwd=world[0], status=2)
     assert named in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_mechanism_that_is_not_what_a_build_tells_is_refused(tmp_path):
+    built = {"noise_multiplier": 2.48, "sample_rate": 0.1, "steps": 400}
+    (tmp_path / RECORD).write_text(json.dumps(built))
+    setups = {"lo": SimpleNamespace(folder=tmp_path)}
+    how = SimpleNamespace(challenge=SimpleNamespace(setups=setups))
+    claimed = {"inf": None, "lo": Claim(4.0, 1e-5)}
+    check_mechanism(how, Mechanism(2.481, 0.1, 400), claimed)
+    for other in (Mechanism(2.6, 0.1, 400), Mechanism(2.48, 0.1, 401), Mechanism(2.48, 0.2, 400)):
+        with pytest.raises(InputError, match="built with noise_multiplier 2.48, sample_rate 0.1"):
+            check_mechanism(how, other, claimed)
 
 
 def test_models_that_record_another_epsilon_are_named(world, tmp_path):

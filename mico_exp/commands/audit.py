@@ -49,7 +49,10 @@ def command(cfg: DictConfig) -> None:
     """Audit, print, write and log."""
     how = compose.auditing(cfg)
     scenarios = find_scenarios(how.challenge, how.selection)
-    claims = {name: _claim(how, name, here) for name, here in scenarios.items()}
+    claimed = {name: _claimed(how, name, here) for name, here in scenarios.items()}
+    if how.mechanism is not None:
+        check_mechanism(how, how.mechanism, claimed)
+    claims = {name: _accounted(how, name, claim) for name, claim in claimed.items()}
     tracker = Tracker(how.challenge.name, Path.cwd(), create=False)
     found = find_cells(how.challenge, how.selection, tracker, scenarios)
     stated = {
@@ -76,8 +79,8 @@ def command(cfg: DictConfig) -> None:
 # ---------------------------------------------------------------- claims
 
 
-def _claim(how: Auditing, name: str, here: Here) -> tuple[Claim | None, Mechanism | None]:
-    """What is claimed of a scenario, and the mechanism that its models were trained with.
+def _claimed(how: Auditing, name: str, here: Here) -> Claim | None:
+    """What option or models claim of a scenario; None where that is no ε.
 
     Raises:
         InputError: models record another ε than the option says.
@@ -88,19 +91,54 @@ def _claim(how: Auditing, name: str, here: Here) -> tuple[Claim | None, Mechanis
     if epsilon is None and recorded is not None:
         epsilon = recorded.high  # nothing else says what is claimed
     if epsilon is None or not math.isfinite(epsilon):
+        return None
+    told = None if recorded is None else str(recorded)
+    return Claim(epsilon, how.claimed_deltas[name], recorded=told)
+
+
+def check_mechanism(
+    how: Auditing, mechanism: Mechanism, claimed: Mapping[str, Claim | None]
+) -> None:
+    """Refuse a mechanism that is told of several scenarios, or of one that was built with another.
+
+    Raises:
+        InputError: it is.
+    """
+    private = [name for name, claim in claimed.items() if claim is not None]
+    if len(private) > 1:
+        raise InputError(
+            f"`mechanism` is of one scenario, and {', '.join(private)} claim an ε: name one by "
+            "`scenarios=`."
+        )
+    for name in private:
+        folder = how.challenge.setups[name].folder
+        built = of_build(folder)
+        if built is not None and not mechanism.is_like(built):
+            sigma, rate, steps = built.plain
+            raise InputError(
+                f"`mechanism` is not that of {folder}, which was built with noise_multiplier "
+                f"{sigma:.4g}, sample_rate {rate:.4g}, steps {steps}: leave it out."
+            )
+
+
+def _accounted(
+    how: Auditing, name: str, claim: Claim | None
+) -> tuple[Claim | None, Mechanism | None]:
+    """A claim with what the accountant says of the mechanism that its models were trained with."""
+    if claim is None:
         return None, None
-    delta = how.claimed_deltas[name]
-    mechanism = how.mechanism or of_build(setup.folder)
-    claim = Claim(epsilon, delta, recorded=None if recorded is None else str(recorded))
+    mechanism = how.mechanism or of_build(how.challenge.setups[name].folder)
     if mechanism is None:
         return claim, None
     spent, swapped = (
-        ceiling.epsilon_of(mechanism, delta, one) for one in (ADD_REMOVE, REPLACE_ONE)
+        ceiling.epsilon_of(mechanism, claim.delta, one) for one in (ADD_REMOVE, REPLACE_ONE)
     )
     accounted, replaced = (one if math.isfinite(one) else None for one in (spent, swapped))
     known = replace(claim, accounted=accounted, replace_one=replaced, **asdict(mechanism))
     if known.is_exceeded:
-        log.warning("%s: the accountant says ε = %.4g, and %g is claimed", name, spent, epsilon)
+        log.warning(
+            "%s: the accountant says ε = %.4g, and %g is claimed", name, spent, claim.epsilon
+        )
     return known, mechanism
 
 

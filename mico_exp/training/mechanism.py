@@ -1,5 +1,6 @@
 """DP-SGD as an accountant sees it: how much noise, how often a record is seen, how many steps."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -41,6 +42,13 @@ class Mechanism:
     def with_noise(self, noise_multiplier: float) -> "Mechanism":
         """The same with other noise."""
         return replace(self, noise_multiplier=noise_multiplier)
+
+    def is_like(self, other: "Mechanism") -> bool:
+        """Tell whether it is another's to 1 %, with the same steps."""
+        near = all(
+            math.isclose(*pair, rel_tol=0.01) for pair in zip(self.plain, other.plain, strict=True)
+        )
+        return near and self.steps == other.steps
 
 
 def told_by(given: Mapping[str, Any], name: str) -> Mechanism:
