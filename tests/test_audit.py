@@ -122,7 +122,7 @@ def test_a_mechanism_that_is_not_what_a_build_tells_is_refused(tmp_path):
     claimed = {"inf": None, "lo": Claim(4.0, 1e-5)}
     check_mechanism(how, Mechanism(2.481, 0.1, 400), claimed)
     for other in (Mechanism(2.6, 0.1, 400), Mechanism(2.48, 0.1, 401), Mechanism(2.48, 0.2, 400)):
-        with pytest.raises(InputError, match="built with noise_multiplier 2.48, sample_rate 0.1"):
+        with pytest.raises(InputError, match=r"multiplier 2\.48, sample_rate 0\.1"):
             check_mechanism(how, other, claimed)
 
 

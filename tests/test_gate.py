@@ -135,7 +135,17 @@ def audited(asked, content, most):
     return asked("gate", "scenarios=[inf]", f"max_epsilon={most}")
 
 
-LOWER = {"scenario": "digits_inf", "claimed": {"epsilon": 4.0}, "lower": {"epsilon": 0.31}}
+LOWER = {
+    "scenario": "digits_inf",
+    "claimed": {"epsilon": 4.0, "replace_one": 8.26},
+    "lower": {"epsilon": 0.31, "relation": "replace_one", "method": "one_run", "confidence": 0.95},
+    "attack": {"cell": "loss/1"},
+}
+
+
+def bounded(epsilon):
+    told = LOWER | {"lower": LOWER["lower"] | {"epsilon": epsilon}}
+    return json.dumps({"contents": {"digits_inf": "this"}, "scenarios": [told]})
 
 
 @pytest.mark.parametrize(
@@ -147,7 +157,16 @@ def test_a_proven_bound_is_held_against_the_limit(asked, most, passes, excess):
     found = gate.on_epsilon("digits_inf", "this", gate.read_audit(how), how)
     assert found.passes == passes
     assert found.excess == pytest.approx(excess, rel=1e-3)
-    assert "proves ε ≥ 0.31 (claimed: 4)" in found.told
+    assert found.told.startswith(
+        "digits_inf: the attack proves ε ≥ 0.31 of replace-one (one_run, loss/1, confidence 0.95; "
+        "claimed: 4, replace-one 8.26), "
+    )
+
+
+def test_an_audit_by_other_code_is_warned_of(asked, caplog):
+    told = {"contents": {"digits_inf": "this"}, "scenarios": [LOWER], "code_version": "0.0.1"}
+    gate.read_audit(audited(asked, json.dumps(told), 4))
+    assert "is of code version 0.0.1, not" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -158,6 +177,9 @@ def test_a_proven_bound_is_held_against_the_limit(asked, most, passes, excess):
         ('{"contents": {"digits_inf": "other"}, "scenarios": []}', "with other models"),
         ('{"contents": {"digits_inf": "this"}, "scenarios": []}', "is no audit of digits_inf"),
         ('{"contents": {"digits_inf": "this"}, "scenarios": [{"a": 1}]}', "is no audit of"),
+        (bounded(float("nan")), "is no audit of"),
+        (bounded(float("inf")), "is no audit of"),
+        (bounded(-1), "is no audit of"),
     ],
 )
 def test_an_audit_that_says_nothing_is_an_error(asked, content, words):

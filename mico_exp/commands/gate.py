@@ -5,6 +5,7 @@ both limits, with 1 if one does not, and with 2 if that cannot be said. The wors
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +14,17 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from mico_exp.auditing.difference import upper_limit
+from mico_exp.auditing.games import REPLACE_ONE
+from mico_exp.auditing.limits import NAMES
 from mico_exp.commands.known import Known, find_known, named
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.common.process import Refused
 from mico_exp.config import advice, compose
 from mico_exp.config.compose import Gating
 from mico_exp.results.scoring import RANKING_FPR
+from mico_exp.runs import provenance
+
+log = logging.getLogger(__name__)
 
 
 class Verdict(NamedTuple):
@@ -88,12 +94,42 @@ def on_epsilon(name: str, content: str, audit: Mapping[str, Any], how: Gating) -
         )
     try:
         (told,) = (one for one in audit["scenarios"] if one["scenario"] == name)
-        lower, claimed = float(told["lower"]["epsilon"]), told["claimed"]
-        claim = "none" if claimed is None else f"{float(claimed['epsilon']):g}"
-    except (KeyError, TypeError, ValueError) as error:
+        proven = _proven(told)
+        lower = _number(told["lower"]["epsilon"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{_path(how)}: is no audit of {name}. Run: {_command()}") from error
-    text = f"{name}: the attack proves ε ≥ {lower:.4g} (claimed: {claim}), {_against(lower, most)}"
-    return Verdict(_quotient(lower, most), f"{text} max_epsilon={most:g}")
+    text = f"{name}: {proven}, {_against(lower, most)} max_epsilon={most:g}"
+    return Verdict(_quotient(lower, most), text)
+
+
+def _proven(told: Mapping[str, Any]) -> str:
+    """What an audit proves of which relation, how, and what is claimed of it.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is no audit.
+    """
+    lower, claimed = told["lower"], told["claimed"]
+    relation = NAMES[lower["relation"]]
+    claim = "none"
+    if claimed is not None:
+        claim = f"{_number(claimed['epsilon']):g}"
+        if lower["relation"] == REPLACE_ONE and claimed.get("replace_one") is not None:
+            claim += f", {relation} {_number(claimed['replace_one']):.4g}"
+    how = f"{lower['method']}, {told['attack']['cell']}, "
+    how += f"confidence {_number(lower['confidence']):g}"
+    proven = f"the attack proves ε ≥ {_number(lower['epsilon']):.4g} of {relation}"
+    return f"{proven} ({how}; claimed: {claim})"
+
+
+def _number(value: Any) -> float:
+    """A finite number that is not negative.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if not 0 <= (number := float(value)) < math.inf:
+        raise ValueError(f"{number} cannot be.")
+    return number
 
 
 def _against(value: float, most: float) -> str:
@@ -130,4 +166,6 @@ def read_audit(how: Gating) -> Mapping[str, Any]:
         raise InputError(f"{path}: cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(found, dict) or not isinstance(found.get("contents"), dict):
         raise InputError(f"{path}: is no audit. Run: {_command()}")
+    if (version := found.get("code_version")) != provenance.code_version():
+        log.warning("%s is of code version %s, not %s", path, version, provenance.code_version())
     return found
