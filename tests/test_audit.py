@@ -218,3 +218,36 @@ def test_a_record_is_read_back_as_it_was_written():
     Draft202012Validator(SCHEMA).validate(written.told())
     found = AuditRecord.from_run(written.to_run())
     assert found == replace(written, scenarios=[without_none(one) for one in scenarios])
+
+
+def test_a_record_says_nothing_where_an_audit_is_not_whole():
+    told = statement().told()
+    written = AuditRecord("digits", "0.1", {}, [told]).to_run()
+    assert [*AuditRecord.from_run(written).by_scenario()] == ["digits_lo"]
+    strange = {"a/b": "x", "a/b/c": "y", "plain": "x", "d/e/f": "x", "d/e": "y"}
+    foreign = replace(written, params=strange, metrics={"g": 1.0, "nan/lower": math.nan})
+    assert AuditRecord.from_run(foreign).by_scenario() == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lower/epsilon", math.nan),
+        ("lower/mu", None),
+        ("lower/right", -1),
+        ("attack/chosen_on", None),
+        ("claimed/delta", None),
+        ("claimed/steps", "many"),
+        ("verdict", None),
+    ],
+)
+def test_a_record_with_a_field_that_cannot_be_is_not_whole(key, value):
+    written = AuditRecord("digits", "0.1", {}, [statement().told()]).to_run()
+    name = f"digits_lo/{key}"
+    kept = {
+        "params": {one: text for one, text in written.params.items() if one != name},
+        "metrics": {one: number for one, number in written.metrics.items() if one != name},
+    }
+    if value is not None:
+        kept["params" if isinstance(value, str) else "metrics"][name] = value
+    assert AuditRecord.from_run(replace(written, **kept)).by_scenario() == {}

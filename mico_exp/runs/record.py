@@ -19,6 +19,7 @@ ROC_PLOT = "roc.png"
 SCORES_PLOT = "scores.png"
 TABLE = "selection.txt"  # of a selection
 AUDIT_TABLE = "audit.txt"  # of an audit
+AUDIT_NUMBERS = ("epsilon", "delta", "mu", "confidence", "models", "bits", "guesses", "right")
 AUDITED = "content/"  # start of the tags that tell the contents of its scenarios
 ERROR = "error"  # tag of a run that failed
 HOST, PROCESS = "host", "process"  # tags: where a run was made, and by which process
@@ -263,7 +264,7 @@ class AuditRecord:
     def by_scenario(self) -> dict[str, Mapping[str, Any]]:
         """What is said of each that the record is whole of; runs are somebody's word."""
         told = {str(one.get("scenario")): one for one in self.scenarios}
-        return {name: one for name, one in told.items() if {"lower", "verdict"} <= one.keys()}
+        return {name: one for name, one in told.items() if _is_whole(one)}
 
     def told(self) -> dict[str, Any]:
         """Write it for ``audits/<challenge>.json``."""
@@ -290,15 +291,14 @@ class AuditRecord:
 
     @classmethod
     def from_run(cls, run: Entries) -> "AuditRecord":
-        """Read what `to_run` has written; whole numbers come as such."""
+        """Read what `to_run` has written; whole numbers come as such, other keys are skipped."""
         scenarios: dict[str, dict[str, Any]] = {}
         numbers = {key: int(v) if float(v).is_integer() else v for key, v in run.metrics.items()}
         for key, value in {**run.params, **numbers}.items():
             name, *way = key.split("/")
-            place = scenarios.setdefault(name, {})
-            for step in way[:-1]:
-                place = place.setdefault(step, {})
-            place[way[-1]] = value == "True" if value in ("True", "False") else value
+            if way:
+                one = value == "True" if value in ("True", "False") else value
+                _put(scenarios.setdefault(name, {}), way, one)
         contents = {
             key.removeprefix(AUDITED): text
             for key, text in run.tags.items()
@@ -306,6 +306,29 @@ class AuditRecord:
         }
         challenge, version = (run.tags.get(key, "") for key in ("challenge", "code_version"))
         return cls(challenge, version, contents, list(scenarios.values()))
+
+
+def _put(place: dict[str, Any], way: Sequence[str], value: Any) -> None:
+    """Put a value at the end of a way through nested mappings, unless something is there."""
+    for step in way[:-1]:
+        if not isinstance(place := place.setdefault(step, {}), dict):
+            return
+    place.setdefault(way[-1], value)
+
+
+def _is_whole(told: Mapping[str, Any]) -> bool:
+    """Tell whether an audit says of a scenario what a report shows of it."""
+    lower, attack, claimed = (told.get(key, {}) for key in ("lower", "attack", "claimed"))
+    if not all(isinstance(one, Mapping) for one in (lower, attack, claimed)):
+        return False
+    texts = [told.get("verdict"), lower.get("method")]
+    texts += [attack.get(key) for key in ("cell", "chosen_on", "judged_on")]
+    numbers = [lower.get(key) for key in AUDIT_NUMBERS]
+    numbers += [value for key, value in claimed.items() if key != "recorded"]
+    numbers += [claimed.get(key) for key in ("epsilon", "delta") if claimed]
+    return all(isinstance(one, str) for one in texts) and all(
+        type(one) in (int, float) and 0 <= one < math.inf for one in numbers
+    )
 
 
 def audits_of(challenge: str) -> dict[str, str]:
