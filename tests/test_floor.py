@@ -9,7 +9,7 @@ from scipy import stats
 from mico_exp.attacks.evidence import Evidence
 from mico_exp.auditing import floor, methods, one_run
 from mico_exp.auditing.floor import INDEPENDENT, ONE_PER_MODEL, PAIRED, Attacked, Rows
-from mico_exp.auditing.halves import SHADOWS, TARGETS, halve, of_halves
+from mico_exp.auditing.halves import SHADOWS, TARGETS, halve, is_balanced, of_halves
 from mico_exp.auditing.methods import How
 from mico_exp.auditing.statement import Claim
 from mico_exp.challenge.points import ChallengePoints
@@ -168,6 +168,15 @@ def test_halves_know_nothing_of_each_others_membership(shared):
     assert np.array_equal(found.only.own[TARGETS], shadow[halves.targets])
     assert np.array_equal(found.points.solution, solution[halves.shadows])
     assert found.points.is_pool == shared
+
+
+@pytest.mark.parametrize(("last", "balanced"), [([False, True], True), ([True, True], False)])
+def test_a_pool_whose_records_are_each_in_half_of_the_models_is_known(last, balanced):
+    is_member = np.array([[True, False], [False, True], [True, False], last, [True, True]])
+    points = ChallengePoints(
+        {"train": np.tile(np.arange(2), (4, 1))}, np.arange(2), is_member, None
+    )
+    assert is_balanced(points) == balanced  # the fifth is a reference model
 
 
 def test_three_models_cannot_be_halved():

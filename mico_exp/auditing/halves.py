@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mico_exp.attacks.evidence import Evidence
+from mico_exp.challenge.points import ChallengePoints
 from mico_exp.common.arrays import Indices, Mask
 from mico_exp.common.errors import InputError
 from mico_exp.scores.table import Scores
@@ -40,6 +41,16 @@ def halve(models: int, seed: int, name: str) -> Halves:
         )
     order = np.random.default_rng(seed).permutation(models)
     return Halves(np.sort(order[: models // 2]), np.sort(order[models // 2 :]))
+
+
+def is_balanced(points: ChallengePoints) -> bool:
+    """Tell whether each record is in exactly half of the train models.
+
+    Then membership of one half of them tells that of the other.
+    """
+    trained = len(points.of_phase["train"])
+    inside = np.count_nonzero(points.is_member[:trained], axis=0)
+    return bool((2 * inside == trained).all())
 
 
 def of_halves(evidence: Evidence, halves: Halves) -> tuple[Evidence, Mask]:

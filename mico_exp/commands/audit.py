@@ -22,7 +22,15 @@ from rich.table import Table
 from mico_exp.auditing import ceiling, methods
 from mico_exp.auditing.floor import INDEPENDENT, ONE_PER_MODEL, PAIRED, Attacked, Rows
 from mico_exp.auditing.games import ADD_REMOVE, REPLACE_ONE
-from mico_exp.auditing.halves import FEWEST_TO_CHOOSE, SHADOWS, TARGETS, Halves, halve, of_halves
+from mico_exp.auditing.halves import (
+    FEWEST_TO_CHOOSE,
+    SHADOWS,
+    TARGETS,
+    Halves,
+    halve,
+    is_balanced,
+    of_halves,
+)
 from mico_exp.auditing.methods import How
 from mico_exp.auditing.statement import MOST_APART, Attack, Claim, Statement
 from mico_exp.challenge.tree import EpsilonRange, recorded_epsilon
@@ -258,6 +266,12 @@ def _attacked(
     if not known:
         models = len(here.scenario.phases["train"])
         halves = halve(models, how.seed, str(setup.folder))
+        if is_balanced(setup.points):
+            log.warning(
+                "%s: each record is in exactly half of the train models, so that membership of one "
+                "half of them tells that of the other: bounds are not right.",
+                name,
+            )
         cells = {cell: _on_halves(setup, one, halves) for cell, one in records.items()}
         judged, shadows = f"{len(halves.targets)} train models", len(halves.shadows)
         on = f"{shadows} other train models"

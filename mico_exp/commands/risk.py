@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.table import Table
 
-from mico_exp.attacks.evidence import Attack
 from mico_exp.auditing.metadata import Metadata
 from mico_exp.auditing.risk import (
     Asked,
@@ -130,14 +129,13 @@ def _judged(
 def _asked(setup: Setup, here: Here, chosen: Chosen) -> tuple[Asked, str]:
     """Scores of records, and in words which models gave them.
 
-    A record's own threshold stands in for the formula of the cell. Where that is more than a
-    formula, and learns or takes several metrics, its predictions are looked at, which are at the
-    models' own challenge points alone.
+    A record's own threshold stands in for the formula of the cell, one that learns too. Where a
+    cell takes several metrics its predictions are looked at, which are at the models' own challenge
+    points alone.
     """
     record = chosen.runs[chosen.selected.best.run_id].record
-    formula = options.logged_formula(record.formula, record.formula_changes)
     metrics = options.logged_metrics(record.metric, record.metric_changes, here.lacks)
-    if metrics is None or isinstance(formula, Attack):
+    if metrics is None:
         points = setup.points.of_phase["train"]
         return recurring(points, chosen.predictions["train"], here.solution), RECURRING
     return everywhere(setup.scored(metrics).only, setup.points), EVERYWHERE
