@@ -100,6 +100,24 @@ def test_the_same_runs_give_the_same_bytes(reported):
     assert [(folder / "reports" / name).read_bytes() for name in names] == before
 
 
+def test_after_an_audit_every_scenario_has_a_line_of_it_one_without_a_claim_too(reported, tmp_path):
+    folder = tmp_path / "user"
+    shutil.copytree(reported[0], folder)
+    run("mico_exp.audit", *SWEPT_SIZES, cwd=folder)
+    run("mico_exp.report", *SWEPT_SIZES, cwd=folder)
+    page = (folder / "reports" / "digits.html").read_text(encoding="utf-8")
+    table = re.search(r'<table id="audits">.*?</table>', page, flags=re.S)[0]
+    rows = re.findall(r"<tr><td.*?</tr>", table, flags=re.S)
+    shown = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+    assert [row[0] for row in shown] == SCENARIOS
+    assert [row[2] for row in shown] == ["–", "10", "4"]
+    told = json.loads((folder / "audits" / "digits.json").read_text())["scenarios"]
+    proven = {one["scenario"]: one["lower"]["epsilon"] for one in told}
+    assert [row[4].partition("<")[0] for row in shown] == [
+        f"{proven[one]:.2f}" for one in SCENARIOS
+    ]
+
+
 def test_the_json_is_of_its_schema_and_says_what_the_selection_says(reported):
     folder, *_ = reported
     schema = json.loads((files("mico_exp") / "schemas" / "report.schema.json").read_text())
