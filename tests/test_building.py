@@ -168,7 +168,9 @@ def test_a_model_that_diverges_is_named_and_the_others_are_there(tmp_path, digit
             build(tmp_path, how, records)
         found = {path.parent.name for path in tmp_path.rglob("model.pt")}
         named = {
-            f"model_{k}" for k in range(5) if f"model_{k}: its loss is nan" in str(caught.value)
+            f"model_{k}"
+            for k in range(5)
+            if f"model_{k}: its loss is not finite" in str(caught.value)
         }
         assert found | named == {f"model_{k}" for k in range(5)}
         assert found

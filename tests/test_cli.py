@@ -83,7 +83,10 @@ def test_help_shows_the_options_and_imports_nothing_heavy(tmp_path, command):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "metric: agreement, all, confidence, correct, entropy, grad_alignment" in done.stdout
+    assert (
+        "metric: agreement, all, canary_projection, confidence, correct, entropy, grad_alignment"
+        in done.stdout
+    )
     assert f"python -m {command}" in done.stdout
 
 
