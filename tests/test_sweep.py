@@ -56,7 +56,10 @@ def test_the_first_cell_computes_what_the_sweep_needs(tmp_path):
     run("mico_exp", "metric=loss,confidence", *one, "-m", cwd=tmp_path)
     assert stored(tmp_path) == {"loss", "confidence"}
     wrong = run("mico_exp", "metric=mod_entropy", "metrics=[losss]", *one, cwd=tmp_path, status=1)
-    assert "`metrics` must be null, all or a list of agreement, all, confidence" in wrong.stderr
+    assert (
+        "`metrics` must be null, all or a list of agreement, all, canary_projection, confidence"
+        in wrong.stderr
+    )
     assert "got losss" in wrong.stderr
     again = run("mico_exp", "metric=loss", "metrics=5", *one, cwd=tmp_path, status=1)
     assert "got 5" in again.stderr
