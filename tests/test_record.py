@@ -171,14 +171,6 @@ def keys():
     return every - plain - {"overrides", "versions", "error"}  # words for other things too
 
 
-# What is called so as well, and is no key of a run: options, and keys of a report's own file.
-OTHERS = {
-    "mico_exp.commands.new": {"kind"},
-    "mico_exp.commands.report": {"code_version", "probability_best"},
-    "mico_exp.config.compose": {"kind"},
-}
-
-
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"mico_exp.runs.record"}))
 def test_no_other_module_spells_a_key(name):
     """Neither as a text, nor by reading a param or a tag by its name."""
@@ -194,5 +186,5 @@ def test_no_other_module_spells_a_key(name):
         assert [one for one in read if not one.endswith("to_run().tags")] == []
     if about_runs:
         texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
-        found = {one for one in texts if isinstance(one, str)} & keys()
-        assert found == OTHERS.get(name, set())
+        typed = {"kind"} if name == "mico_exp.commands.new" else set()
+        assert {one for one in texts if isinstance(one, str)} & keys() == typed

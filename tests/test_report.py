@@ -127,13 +127,8 @@ def test_the_json_is_of_its_schema_and_says_what_the_selection_says(reported):
     selection = json.loads((folder / "submissions" / "selection_digits.json").read_text())
     for one in told["scenarios"]:
         found = selection["scenarios"][one["scenario"]]
-        assert one["chosen"] == found["verdict"]["cell"]
-        assert one["nested_estimate"] == found["procedure"]
-        assert one["came_out"] == found["came_out"]
+        assert {name: one[name] for name in found} == found
         assert [cell["cell"] for cell in one["cells"]] == CELLS
-        assert [cell["tpr_at_fpr_0.1"] for cell in one["cells"]] == [
-            cell["tpr"] for cell in found["cells"]
-        ]
 
 
 def test_what_is_documented_can_be_counted_on_disk(reported, page):

@@ -7,10 +7,10 @@ what it says of itself is compared with what a run of the same cell would hang o
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -110,6 +110,11 @@ class Chosen(NamedTuple):
     came_out: dict[str, dict[str, float]]
     runs: dict[str, Cell]
     present: Sequence[Candidate] = ()
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The choice beside all cells, as it is written for programs to read."""
+        return {**asdict(self.selected), "came_out": self.came_out}
 
 
 def find_scenarios(challenge: Challenge, selection: Selection) -> dict[str, Here]:

@@ -23,6 +23,7 @@ from mico_exp.config import advice, compose
 from mico_exp.config.compose import Gating
 from mico_exp.results.scoring import RANKING_FPR
 from mico_exp.runs import provenance
+from mico_exp.runs.record import AuditRecord
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def command(cfg: DictConfig) -> None:
         raise Refused
 
 
-def _verdicts(how: Gating, known: Known, audit: Mapping[str, Any] | None) -> list[Verdict]:
+def _verdicts(how: Gating, known: Known, audit: AuditRecord | None) -> list[Verdict]:
     found = []
     if how.max_tpr is not None:
         found.append(_on_tpr(known, how.max_tpr))
@@ -80,7 +81,7 @@ def _on_tpr(known: Known, most: float) -> Verdict:
     return Verdict(_quotient(upper.limit, most), told)
 
 
-def on_epsilon(name: str, content: str, audit: Mapping[str, Any], how: Gating) -> Verdict:
+def on_epsilon(name: str, content: str, audit: AuditRecord, how: Gating) -> Verdict:
     """Hold what an audit proves of a scenario against the limit.
 
     Raises:
@@ -88,12 +89,12 @@ def on_epsilon(name: str, content: str, audit: Mapping[str, Any], how: Gating) -
     """
     assert how.max_epsilon is not None
     most = how.max_epsilon
-    if audit["contents"].get(name) != content:
+    if audit.contents.get(name) != content:
         raise InputError(
             f"{_path(how)}: {name} was not audited, or with other models. Run: {_command()}"
         )
     try:
-        (told,) = (one for one in audit["scenarios"] if one["scenario"] == name)
+        (told,) = (one for one in audit.scenarios if one["scenario"] == name)
         proven = _proven(told)
         lower = _number(told["lower"]["epsilon"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -151,7 +152,7 @@ def _command() -> str:
     return advice.command("mico_exp.audit", *advice.given())
 
 
-def read_audit(how: Gating) -> Mapping[str, Any]:
+def read_audit(how: Gating) -> AuditRecord:
     """Read what `python -m mico_exp.audit` has written.
 
     Raises:
@@ -159,13 +160,15 @@ def read_audit(how: Gating) -> Mapping[str, Any]:
     """
     path = _path(how)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing, which tells proven ε. Run: {_command()}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {first_line(error)}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("contents"), dict):
-        raise InputError(f"{path}: is no audit. Run: {_command()}")
-    if (version := found.get("code_version")) != provenance.code_version():
-        log.warning("%s is of code version %s, not %s", path, version, provenance.code_version())
+    try:
+        found = AuditRecord.from_told(told)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is no audit. Run: {_command()}") from error
+    if (here := provenance.code_version()) != found.code_version:
+        log.warning("%s is of code version %s, not %s", path, found.code_version, here)
     return found

@@ -5,17 +5,15 @@ network and no server, and ``reports/<challenge>.json``, of the same content for
 runs give the same bytes. Truth of dev and final is shown where it is known, and never chooses.
 """
 
-import base64
 import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import DictConfig
 
 from mico_exp.auditing.limits import limits_of
@@ -36,6 +34,7 @@ from mico_exp.commands.documentation import (
     documented,
     tested,
 )
+from mico_exp.commands.page import embedded, page
 from mico_exp.common.arrays import Mask
 from mico_exp.common.atomic import write_text
 from mico_exp.config import advice, compose
@@ -44,12 +43,29 @@ from mico_exp.config.options import option_names
 from mico_exp.results.cell import Membership, Predicted
 from mico_exp.results.plots import SCENARIO_STYLES, Curve, exposure_plot, heatmap, png, roc_plot
 from mico_exp.results.scoring import roc
-from mico_exp.results.selection import Selected, Verdict
+from mico_exp.results.selection import Selected
 from mico_exp.runs import provenance
 from mico_exp.runs.cells_alike import order_of, sizes_of
 from mico_exp.runs.record import AuditRecord, CellRecord, audits_of
 from mico_exp.runs.tracking import Tracker
 from mico_exp.scores.estimate import check_epsilon
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report says of the whole challenge.
+
+    tested: days of the runs that are compared. rule: by which the cell was chosen. resamples: draws
+    for intervals. commands: to type to have it again. limits: what the figures do not say.
+    """
+
+    challenge: str
+    code_version: str
+    tested: str
+    rule: str
+    resamples: int
+    commands: Sequence[str]
+    limits: Sequence[str] = LIMITS
 
 
 def command(cfg: DictConfig) -> None:
@@ -73,15 +89,14 @@ def command(cfg: DictConfig) -> None:
         )
         for one in shown
     ]
-    facts = {
-        "challenge": challenge.name,
-        "code_version": provenance.code_version(),
-        "tested": tested(chosen.values()),
-        "rule": describe_rule(selection),
-        "resamples": selection.resamples,
-        "commands": _commands(challenge, chosen, exposed),
-        "limits": list(LIMITS),
-    }
+    facts = Facts(
+        challenge=challenge.name,
+        code_version=provenance.code_version(),
+        tested=tested(chosen.values()),
+        rule=describe_rule(selection),
+        resamples=selection.resamples,
+        commands=_commands(challenge, chosen, exposed),
+    )
     audited = _audited(challenge.name, scenarios, tracker)
     plots = _rocs(challenge.name, scenarios, chosen, audited), _exposures(challenge.name, exposed)
     path = how.folder / f"{challenge.name}.html"
@@ -91,7 +106,7 @@ def command(cfg: DictConfig) -> None:
 
 
 def _page(
-    facts: Mapping[str, Any],
+    facts: Facts,
     scenarios: Sequence[Mapping[str, Any]],
     documents: Sequence[Documented],
     audited: Mapping[str, Mapping[str, Any]],
@@ -99,14 +114,10 @@ def _page(
     exposures: Mapping[str, Any] | None,
 ) -> str:
     """Fill the template."""
-    pages = Environment(
-        loader=PackageLoader("mico_exp"),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
-    pages.filters |= {"interval": _interval, "number": _number, "count": _count}
-    return pages.get_template("report.html").render(
-        **facts,
+    return page(
+        "report.html",
+        {"interval": _interval, "number": _number, "count": _count},
+        **asdict(facts),
         scenarios=scenarios,
         documents=documents,
         adversaries=adversaries(documents),
@@ -119,7 +130,7 @@ def _page(
 
 
 def facts_of(
-    facts: Mapping[str, Any],
+    facts: Facts,
     chosen: Mapping[str, Chosen],
     scenarios: Sequence[Mapping[str, Any]],
     documents: Sequence[Documented],
@@ -127,55 +138,21 @@ def facts_of(
 ) -> str:
     """The report as JSON, by the schema ``mico_exp/schemas/report.schema.json``."""
     told = [
-        _facts(chosen[document.name].selected, shown, document)
-        | {"audit": audited.get(document.name)}
-        for shown, document in zip(scenarios, documents, strict=True)
+        {
+            "scenario": one.name,
+            "privacy": shown["privacy"],
+            "protocol": shown["protocol"],
+            **chosen[one.name].told,
+            "adversary": one.adversary,
+            "tried": one.tried,
+            "residual_risk": one.remains,
+            "elements": one.elements,
+            "fingerprints": dict(shown["versions"]),
+            "audit": audited.get(one.name),
+        }
+        for shown, one in zip(scenarios, documents, strict=True)
     ]
-    return json.dumps({**facts, "scenarios": told}, indent=2, allow_nan=False) + "\n"
-
-
-def _facts(selected: Selected, shown: Mapping[str, Any], document: Documented) -> dict[str, Any]:
-    """What the report says of one scenario; null where a figure has no meaning."""
-    return {
-        "scenario": document.name,
-        "privacy": shown["privacy"],
-        "protocol": shown["protocol"],
-        "chosen": selected.verdict.cell,
-        "nested_estimate": _finite(selected.procedure),
-        "nested_estimate_interval": _ends(selected.procedure_interval),
-        "came_out": {
-            phase: {name: _finite(value) for name, value in one.items()}
-            for phase, one in shown["came_out"].items()
-        },
-        "cells": [_cell(one) for one in selected.cells],
-        "adversary": document.adversary,
-        "tried": document.tried,
-        "residual_risk": document.remains,
-        "elements": document.elements,
-        "fingerprints": dict(shown["versions"]),
-    }
-
-
-def _cell(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "cell": verdict.cell,
-        "run": verdict.run_id,
-        "tpr_at_fpr_0.1": _finite(verdict.tpr),
-        "tpr_interval": _ends(verdict.tpr_interval),
-        "auc": _finite(verdict.auc),
-        "difference": _finite(verdict.difference),
-        "difference_interval": _ends(verdict.difference_interval),
-        "probability_best": _finite(verdict.probability_best),
-        "ties_with_chosen": bool(verdict.like_chosen),
-    }
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _ends(interval: Sequence[float] | None) -> list[float | None] | None:
-    return None if interval is None else [_finite(one) for one in interval]
+    return json.dumps({**asdict(facts), "scenarios": told}, indent=2, allow_nan=False) + "\n"
 
 
 def _interval(value: tuple[float, float] | None) -> str:
@@ -274,7 +251,7 @@ def _heatmap(name: str, selected: Selected, here: Here) -> tuple[str, str]:
     )
     values = "; ".join(f"{one.cell} {one.tpr:.3f}" for one in selected.cells)
     alt = f"Heatmap of {name}, metric by formula, validation TPR at FPR 0.1. {values}. "
-    return _embedded(png(figure)), f"{alt}Chosen: {selected.verdict.cell}."
+    return embedded(png(figure)), f"{alt}Chosen: {selected.verdict.cell}."
 
 
 def _audited(
@@ -313,7 +290,7 @@ def _rocs(
 def _roc(challenge: str, phase: str, curves: Sequence[Curve]) -> dict[str, str]:
     rates = "; ".join(f"{one.label}: TPR {one.roc.tpr_at(0.1):.3f}" for one in curves)
     return {
-        "source": _embedded(png(roc_plot(f"{challenge}: chosen cells, {phase}", curves))),
+        "source": embedded(png(roc_plot(f"{challenge}: chosen cells, {phase}", curves))),
         "alt": f"ROC curves in {phase}, linear and logarithmic. At FPR 0.1, {rates}.",
         "caption": f"{phase.capitalize()}, with 95 % intervals over models; points mark the "
         "official false positive rates on every curve.",
@@ -350,11 +327,7 @@ def _exposures(
         for shown, one in of_one.items()
     )
     alt = f"TPR at FPR 0.1 of the best cell of each exposure. {values}."
-    return {"rows": rows, "source": _embedded(png(drawn)), "alt": alt}
-
-
-def _embedded(image: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(image).decode()
+    return {"rows": rows, "source": embedded(png(drawn)), "alt": alt}
 
 
 def _commands(

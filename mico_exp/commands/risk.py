@@ -5,14 +5,12 @@
 ``audits/<challenge>_risk.html`` beside it.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.table import Table
@@ -28,6 +26,7 @@ from mico_exp.auditing.risk import (
     recurring,
 )
 from mico_exp.commands.choosing import Chosen, Here, choose, describe_rule, find_scenarios
+from mico_exp.commands.page import embedded, page
 from mico_exp.common.atomic import write_together
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import show
@@ -97,13 +96,13 @@ def command(cfg: DictConfig) -> None:
         for name, one in chosen.items()
     ]
     table = how.folder / f"{challenge.name}_risk.csv"
-    page = table.with_suffix(".html")
-    write_together({table: _csv(judged).encode(), page: _page(how, judged).encode()})
+    shown = table.with_suffix(".html")
+    write_together({table: _csv(judged).encode(), shown: _page(how, judged).encode()})
     for one in judged:
         show(top_table(one, how.top))
         print(one.summary)
     print(f"Records: {table}")
-    print(f"Page: {page.absolute().as_uri()}")
+    print(f"Page: {shown.absolute().as_uri()}")
 
 
 def _judged(
@@ -181,16 +180,15 @@ def _page(how: Risking, judged: Sequence[Judged]) -> str:
     challenge, tprs = how.challenge.name, {one.name: one.risks.tpr for one in judged}
     drawn = png(risk_plot(f"{challenge}: how the records' TPRs lie", tprs, how.fpr))
     highest = "; ".join(f"{name}: {values.max():.2f}" for name, values in tprs.items())
-    pages = Environment(
-        loader=PackageLoader("mico_exp"), autoescape=True, undefined=StrictUndefined
-    )
-    return pages.get_template("risk.html").render(
+    return page(
+        "risk.html",
+        {},
         challenge=challenge,
         code_version=provenance.code_version(),
         rule=describe_rule(how.selection),
         fpr=how.fpr,
         top=how.top,
         scenarios=judged,
-        histogram="data:image/png;base64," + base64.b64encode(drawn).decode(),
+        histogram=embedded(drawn),
         alt=f"Histogram of the records' TPR at FPR {how.fpr:g}. Highest: {highest}.",
     )

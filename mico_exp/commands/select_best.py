@@ -88,9 +88,7 @@ def _report(
         "rule": describe_rule(selection),
         "choice": identity.key,
         "selection": {**asdict(identity), "level_per_cent": identity.level},
-        "scenarios": {
-            name: {**asdict(one.selected), "came_out": one.came_out} for name, one in chosen.items()
-        },
+        "scenarios": {name: one.told for name, one in chosen.items()},
         "contents": {name: here.identity.content for name, here in scenarios.items()},
     }
 

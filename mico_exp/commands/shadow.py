@@ -15,7 +15,8 @@ log = logging.getLogger("mico_exp.shadow")
 
 def command(cfg: DictConfig) -> None:
     """Train what is missing for one scenario; Hydra calls this for each."""
-    setup, asked = compose.referring(cfg)
-    count = setup.train_references(**asked)
+    how = compose.referring(cfg)
+    setup = how.setup
+    count = setup.train_references(how.kind, how.target, how.models, how.among, how.rest)
     done = f"{count} reference models trained" if count else "complete, nothing to do"
     log.info("%s: %s", setup.folder, done)

@@ -142,6 +142,18 @@ class Risking(Choosing):
 
 
 @dataclass(frozen=True, eq=False)
+class Referring:
+    """A scenario, and the reference models that it is to have, as `Setup.train_references` says."""
+
+    setup: Setup
+    kind: str
+    target: str | None
+    models: int | None
+    among: str | None
+    rest: str
+
+
+@dataclass(frozen=True, eq=False)
 class Auditing:
     """What an audit works with.
 
@@ -245,14 +257,13 @@ def building(cfg: DictConfig) -> Setup:
     return found
 
 
-def referring(cfg: DictConfig) -> tuple[Setup, dict[str, Any]]:
-    """Make what the training of reference models works with, and what is asked for.
+def referring(cfg: DictConfig) -> Referring:
+    """Make what the training of reference models works with.
 
     Raises:
         InputError: something is set that it has no use for.
     """
-    asked = ("kind", "target", "models", "among", "rest")
-    return training(cfg), {key: cfg[key] for key in asked}
+    return Referring(training(cfg), cfg.kind, cfg.target, cfg.models, cfg.among, cfg.rest)
 
 
 def training(cfg: DictConfig) -> Setup:
@@ -261,7 +272,7 @@ def training(cfg: DictConfig) -> Setup:
     Raises:
         InputError: something is set that such a command has no use for.
     """
-    typed = {text.lstrip("+").partition("=")[0] for text in HydraConfig.get().overrides.task}
+    typed = _typed_keys()
     for key in OF_ASKING:
         if f"compute.{key}" in typed:
             raise InputError(
@@ -332,10 +343,14 @@ def auditing(cfg: DictConfig) -> Auditing:
     )
 
 
+def _typed_keys() -> set[str]:
+    """Keys that were set on the command line."""
+    return {text.lstrip("+").partition("=")[0] for text in HydraConfig.get().overrides.task}
+
+
 def _check_unused(who: str, keys: Iterable[str]) -> None:
     """Refuse keys that were typed and that a command has no use for."""
-    typed = {text.lstrip("+").partition("=")[0] for text in HydraConfig.get().overrides.task}
-    for key in typed:
+    for key in _typed_keys():
         if any(key == one or key.startswith(f"{one}.") for one in keys):
             raise InputError(f"`{key}` is of no use to {who}.")
 

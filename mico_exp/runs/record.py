@@ -275,6 +275,17 @@ class AuditRecord:
             "scenarios": list(self.scenarios),
         }
 
+    @classmethod
+    def from_told(cls, told: Any) -> "AuditRecord":
+        """Read what `told` has written.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is nothing like that.
+        """
+        contents, scenarios = dict(told["contents"]), list(told["scenarios"])
+        challenge, version = (str(told.get(key, "")) for key in ("challenge", "code_version"))
+        return cls(challenge, version, contents, scenarios)
+
     def to_run(self) -> Entries:
         """Write it as params, metrics and tags; what is None is not written."""
         params: dict[str, Any] = {}
