@@ -251,7 +251,7 @@ def test_the_accountant_and_the_batches_have_the_same_rate(digits, monkeypatch):
     seen = []
     monkeypatch.setattr(recipe, "noise_multiplier", lambda *asked: seen.append(asked) or 1.0)
     work = Making.of(how, digits, "cpu")
-    assert seen == [(4.0, 1e-5, 16 / 300, 200)]
+    assert seen == [(4.0, 1e-5, 16 / 300, 200, "prv")]
     real = making.train
 
     def watched(mlps, inputs, labels, plan, generator, privacy, after_step):

@@ -411,6 +411,12 @@ class EpsilonRange(NamedTuple):
     def __str__(self) -> str:
         return "–".join(dict.fromkeys(f"{value:g}" for value in (self.low, self.high)))
 
+    @classmethod
+    def over(cls, some: Iterable["EpsilonRange"]) -> "EpsilonRange":
+        """The range of several together, of which there is one at least."""
+        lows, highs, models = zip(*some, strict=True)
+        return cls(min(lows), max(highs), sum(models))
+
 
 def recorded_epsilon(scenario: Scenario) -> dict[str, EpsilonRange]:
     """Find the range of ε in each phase, over the models that record theirs; most record none.

@@ -155,11 +155,7 @@ def _recorded(setup: Setup, here: Here) -> EpsilonRange | None:
     found = recorded_epsilon(here.scenario).values()
     if not found:
         return None
-    every = EpsilonRange(
-        min(one.low for one in found),
-        max(one.high for one in found),
-        sum(one.models for one in found),
-    )
+    every = EpsilonRange.over(found)
     if setup.disclosed is not None:  # there is an option, which claims something
         claimed = math.inf if setup.epsilon is None else setup.epsilon
         if not all(_alike(one, claimed) for one in (every.low, every.high)):

@@ -390,8 +390,8 @@ def check_epsilon(
         return None, Finding(scenario.path, str(error), fatal=False)
     if not recorded:
         return None, None
-    lows, highs, models = zip(*recorded.values(), strict=True)
-    every = EpsilonRange(min(lows), max(highs), sum(models))
+    every = EpsilonRange.over(recorded.values())
+    lows, highs, _ = zip(*recorded.values(), strict=True)
     target = math.inf if asked is None else asked
     if known and not (_alike(every.low, target) and _alike(every.high, target)):
         option = "null, no differential privacy" if asked is None else f"{asked:g}"

@@ -34,7 +34,7 @@ from mico_exp.challenge.tree import (
 from mico_exp.common import cores
 from mico_exp.common.atomic import exclusive, remove_leftovers, write_array, write_text
 from mico_exp.common.errors import InputError
-from mico_exp.models.architectures import MLP, bare
+from mico_exp.models.architectures import bare
 from mico_exp.models.devices import open_device
 from mico_exp.models.folders import (
     FINGERPRINT,
@@ -55,7 +55,7 @@ from mico_exp.training.making import (
     Wanted,
     step_seconds,
 )
-from mico_exp.training.recipe import OF_LATE, Fresh, Recipe
+from mico_exp.training.recipe import OF_LATE, Recipe
 from mico_exp.training.steps import Privacy
 
 log = logging.getLogger(__name__)
@@ -385,12 +385,8 @@ def untrained(recipe: Recipe) -> torch.nn.Module:
     Raises:
         InputError: there can be none.
     """
-    if recipe.network is not None:
-        recipe.network.check()
-        return recipe.network.network(0)
-    assert recipe.widths is not None
-    widths = recipe.widths
-    return Fresh(lambda: MLP(widths)).network(0)
+    recipe.fresh.check()
+    return recipe.fresh.network(0)
 
 
 def _is_from_elsewhere(root: Path, recipe: Recipe) -> bool:

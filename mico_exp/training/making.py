@@ -25,12 +25,12 @@ from mico_exp.challenge.records import Records, inputs_at
 from mico_exp.common import pool
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError
-from mico_exp.models.architectures import DP_PREFIX, MLP, StackedMLP, bare, logits_of
+from mico_exp.models.architectures import DP_PREFIX, StackedMLP, bare, logits_of
 from mico_exp.models.batching import needs_memory
 from mico_exp.models.devices import describe, open_device
 from mico_exp.models.folders import packed
 from mico_exp.training.loop import train_networks
-from mico_exp.training.recipe import Fresh, Recipe
+from mico_exp.training.recipe import Recipe
 from mico_exp.training.stacked import initial_mlps, train
 from mico_exp.training.steps import Plan, Privacy, Progress
 
@@ -177,7 +177,7 @@ class Making:
             for one in piece.models
         ]
         with _threads(1 if device.type == "cpu" else None):
-            networks = [self._fresh().network(of_weights) for of_weights, _ in seeds]
+            networks = [self.recipe.fresh.network(of_weights) for of_weights, _ in seeds]
             generators = [torch.Generator().manual_seed(of_batches) for _, of_batches in seeds]
             own = [one.own for one in piece.models]
             run = networks, self.records, own, self.plan, generators, self.privacy
@@ -196,13 +196,6 @@ class Making:
         right = _right_of(network, self.records, np.concatenate([one.own, one.unseen]), device)
         state = {name: value.cpu() for name, value in bare(network).state_dict().items()}
         return self._made(one, state, right, device)
-
-    def _fresh(self) -> Fresh:
-        if self.recipe.network is not None:
-            return self.recipe.network
-        assert self.recipe.widths is not None
-        widths = self.recipe.widths
-        return Fresh(lambda: MLP(widths))
 
     def _made(
         self,

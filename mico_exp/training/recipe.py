@@ -14,6 +14,7 @@ from mico_exp.challenge.records import Records
 from mico_exp.common import require
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError
+from mico_exp.models.architectures import MLP
 from mico_exp.models.folders import CANARIES, FINGERPRINT
 from mico_exp.training.accountant import (
     ACCOUNTANTS,
@@ -186,6 +187,15 @@ class Recipe:
             )
 
     @property
+    def fresh(self) -> Fresh:
+        """How its networks begin; MLPs too, where each is made by itself."""
+        if self.network is not None:
+            return self.network
+        assert self.widths is not None
+        widths = self.widths
+        return Fresh(lambda: MLP(widths))
+
+    @property
     def path(self) -> str:
         """Where its scenario lies in the competition's tree."""
         return f"{self.challenge}/{self.scenario}"
@@ -226,10 +236,8 @@ class Recipe:
         """
         if (target := self.privacy) is None:
             return None
-        asked = target.epsilon, target.delta, *self._run(records)
-        if target.accountant == "prv":
-            return Privacy(noise_multiplier(*asked), target.clip_norm)
-        return Privacy(noise_multiplier(*asked, target.accountant), target.clip_norm)
+        asked = target.epsilon, target.delta, *self._run(records), target.accountant
+        return Privacy(noise_multiplier(*asked), target.clip_norm)
 
     def spent(
         self, privacy: Privacy | None, records: int | None = None, steps: int | None = None
