@@ -64,6 +64,10 @@ class Attacked:
         """How many models the bound is of."""
         return sum(len(rows.there) for rows in next(iter(self.targets.values())))
 
+    def bits(self, game: str) -> int:
+        """How many bits there are to guess."""
+        return sum(len(rows.bits(game, 0).margin) for rows in next(iter(self.targets.values())))
+
     @property
     def sizes(self) -> tuple[Indices, Indices]:
         """Members and points (T,) of the models that the bound is of."""
@@ -97,7 +101,7 @@ def choose(
         InputError: all scores are tied, or there are points of one class alone.
     """
     assert attacked.validation is not None
-    bits = sum(len(rows.bits(game, 0).margin) for rows in next(iter(attacked.targets.values())))
+    bits = attacked.bits(game)
     named = [(cell, share) for cell in attacked.validation for share in shares]
     tries = [
         _expected(some, bits)

@@ -176,8 +176,7 @@ def shares_of(guesses: int | None, attacked: Attacked, game: str) -> Sequence[fl
     """
     if guesses is None:
         return floor.SHARES
-    first = next(iter(attacked.targets.values()))
-    bits = sum(len(rows.bits(game, 0).margin) for rows in first)
+    bits = attacked.bits(game)
     if guesses > bits:
         raise InputError(
             f"`guesses` must be at most the {bits} bits that there are, got {guesses}."

@@ -23,8 +23,8 @@ from mico_exp.auditing.difference import (
     mean_figure,
 )
 from mico_exp.challenge.tree import ModelFolder
+from mico_exp.commands.documentation import privacy
 from mico_exp.commands.known import Known, find_known, named
-from mico_exp.commands.report import privacy
 from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import show

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mico_exp.challenge.phases import CALLED
+from mico_exp.challenge.tree import Scenario
 from mico_exp.commands.choosing import Chosen, Here
 from mico_exp.config.options import option_names
 from mico_exp.config.setup import Setup
 from mico_exp.results.scoring import RANKING_FPR
+from mico_exp.scores.estimate import check_epsilon
 
 THEIRS = "Known to the controller alone: to be added."
 SEES = {  # exposure → what the attacker is given
@@ -54,10 +56,10 @@ class Documented:
     elements: Mapping[str, str]
 
 
-def documented(setup: Setup, here: Here, chosen: Chosen, privacy: str) -> Documented:
-    """Document a scenario; `privacy` says how its models are said to have been trained."""
+def documented(setup: Setup, here: Here, chosen: Chosen, trained: str) -> Documented:
+    """Document a scenario; `trained` says what privacy its models are said to have."""
     tried, remains = _tried(chosen), _remains(chosen)
-    elements = _elements(setup, here, chosen, privacy, remains)
+    elements = _elements(setup, here, chosen, trained, remains)
     return Documented(setup.name, _adversary(here, chosen), tried, remains, elements)
 
 
@@ -84,7 +86,7 @@ def adversaries(documents: Sequence[Documented]) -> list[tuple[list[str], dict[s
 
 def _adversary(here: Here, chosen: Chosen) -> dict[str, str]:
     exposure = chosen.runs[chosen.selected.best.run_id].record.exposure
-    shadows = len(here.scenario.phases["train"])
+    shadows = len(here.scenario.phases["train"]) + len(here.scenario.shadow)
     training = "everything but which of its challenge points are in it"
     return {
         "sees": SEES.get(exposure.partition(",")[0], exposure),
@@ -128,14 +130,14 @@ def _headline(chosen: Chosen) -> tuple[str, tuple[float, float | None, float | N
 
 
 def _elements(
-    setup: Setup, here: Here, chosen: Chosen, privacy: str, remains: str
+    setup: Setup, here: Here, chosen: Chosen, trained: str, remains: str
 ) -> dict[str, str]:
     models = {phase: len(some) for phase, some in here.scenario.phases.items()}
     counts = ", ".join(f"{count} {CALLED[phase]}" for phase, count in models.items())
     return {
         "Impact assessments, and decisions that none was needed": THEIRS,
         "Advice of the data protection officer": THEIRS,
-        "Measures by design, with their threat model": f"Training: {_said(privacy)}. The threat "
+        "Measures by design, with their threat model": f"Training: {_said(trained)}. The threat "
         "model is the adversary above. Selection and preparation of sources: " + THEIRS,
         "Measures over the life of the model": THEIRS,
         "Training data for each parameter": _ratio(setup, here),
@@ -149,8 +151,8 @@ def _elements(
     }
 
 
-def _said(privacy: str) -> str:
-    return "no differential privacy" if privacy == "none" else privacy
+def _said(trained: str) -> str:
+    return "no differential privacy" if trained == "none" else trained
 
 
 def _figures(chosen: Chosen) -> str:
@@ -163,19 +165,34 @@ def _figures(chosen: Chosen) -> str:
 
 def _ratio(setup: Setup, here: Here) -> str:
     models = here.scenario.phases["train"]
-    known = [one.num_training(here.scenario.sizes) for one in models]
-    counts = [one for one in known if one is not None]
-    if not counts:
+    counts = [one.num_training(here.scenario.sizes) for one in models]
+    known = [one for one in counts if one is not None]
+    if len(known) < len(counts):
         return "The number of training records is not told."
     if setup.source.outputs is not None:
-        return f"{_range(counts)} training records for parameters that are not told: outputs alone."
+        return (
+            f"{counted(counts)} training records for parameters that are not told: outputs alone."
+        )
     network = setup.architecture.make(models[0].path)
     parameters = sum(one.numel() for one in network.parameters())
-    least, most = (count / parameters for count in (min(counts), max(counts)))
+    least, most = (count / parameters for count in (min(known), max(known)))
     ratio = f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
-    return f"{_range(counts)} training records for {parameters:,} parameters: {ratio} for each."
+    return f"{counted(counts)} training records for {parameters:,} parameters: {ratio} for each."
 
 
-def _range(counts: Sequence[int]) -> str:
-    ends = dict.fromkeys(f"{one:,}" for one in (min(counts), max(counts)))
-    return " to ".join(ends)
+def counted(counts: Iterable[int | None]) -> str:
+    """Counts as one, or as the least and the most; a dash where one is not told."""
+    known = list(counts)
+    if None in known:
+        return "–"
+    ends = dict.fromkeys(f"{end(one for one in known if one is not None):,}" for end in (min, max))
+    return "–".join(ends)
+
+
+def privacy(scenario: Scenario, asked: float | None) -> str:
+    """Say the ε of the option that a run had, and the one that the models record."""
+    recorded, odd = check_epsilon(scenario, asked)
+    option = "none" if asked is None else f"DP-SGD, ε = {asked:g}"
+    if recorded is None:
+        return option
+    return f"{option} (recorded: {recorded}{', which differs' if odd else ''})"

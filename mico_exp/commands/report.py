@@ -8,7 +8,7 @@ runs give the same bytes. Truth of dev and final is shown where it is known, and
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 
 from mico_exp.auditing.limits import limits_of
 from mico_exp.challenge.phases import CALLED, PHASES
-from mico_exp.challenge.tree import Scenario
 from mico_exp.commands.choosing import (
     Chosen,
     Here,
@@ -31,7 +30,9 @@ from mico_exp.commands.documentation import (
     LIMITS,
     Documented,
     adversaries,
+    counted,
     documented,
+    privacy,
     tested,
 )
 from mico_exp.commands.page import embedded, page
@@ -48,7 +49,6 @@ from mico_exp.runs import provenance
 from mico_exp.runs.cells_alike import order_of, sizes_of
 from mico_exp.runs.record import AuditRecord, CellRecord, audits_of
 from mico_exp.runs.tracking import Tracker
-from mico_exp.scores.estimate import check_epsilon
 
 
 @dataclass(frozen=True)
@@ -204,29 +204,11 @@ def _protocol(here: Here, record: CellRecord) -> dict[str, Any]:
     return {
         "dataset": record.dataset,
         "records": scenario.sizes.records,
-        "training": _range(model.num_training(scenario.sizes) for model in train),
+        "training": counted(model.num_training(scenario.sizes) for model in train),
         "models": " / ".join(str(count or "–") for count in models) + references,
-        "points": _range(model.num_points(scenario.sizes) for model in train),
+        "points": counted(model.num_points(scenario.sizes) for model in train),
         "unique": "–" if record.unique_points is None else record.unique_points,
     }
-
-
-def _range(counts: Iterable[int | None]) -> str:
-    """Counts of models as one, or as the least and the most; a dash where one is not told."""
-    known = list(counts)
-    if None in known:
-        return "–"
-    ends = dict.fromkeys(f"{end(one for one in known if one is not None):,}" for end in (min, max))
-    return "–".join(ends)
-
-
-def privacy(scenario: Scenario, asked: float | None) -> str:
-    """Say the ε of the option that a run had, and the one that the models record."""
-    recorded, odd = check_epsilon(scenario, asked)
-    option = "none" if asked is None else f"DP-SGD, ε = {asked:g}"
-    if recorded is None:
-        return option
-    return f"{option} (recorded: {recorded}{', which differs' if odd else ''})"
 
 
 def _cost(records: Sequence[CellRecord]) -> dict[str, float]:
