@@ -1,4 +1,4 @@
-"""The ceiling and the floor of a scenario as lines about its ROC curve, from what an audit told."""
+"""The ceiling and the floor of a scenario as lines about its ROC curve."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +32,12 @@ def limits_of(told: Mapping[str, Any]) -> list[Limit]:
         proven = ceiling.of_claim(lower["epsilon"], lower["delta"])
         lines.append(_line(f"proven: ε ≥ {lower['epsilon']:.2f}", proven, "--"))
     return lines
+
+
+def limit_of_claim(epsilon: float, delta: float) -> Limit:
+    """The line that a claim of (ε, δ) alone allows, which needs no accountant."""
+    label = f"allowed by (ε, δ) = ({epsilon:g}, {delta:g}) alone, {NAMES[ADD_REMOVE]}"
+    return _line(label, ceiling.of_claim(epsilon, delta), STYLES[0])
 
 
 def _ceilings(claimed: Mapping[str, Any]) -> Sequence[tuple[str, Profile]]:

@@ -5,13 +5,14 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from mico_exp.auditing.limits import limit_of_claim
 from mico_exp.challenge.phases import CALLED
 from mico_exp.challenge.tree import read_truth
 from mico_exp.common import beside
@@ -21,7 +22,7 @@ from mico_exp.common.terminal import warn_once
 from mico_exp.config import compose, options, sweep
 from mico_exp.config.compose import Cell
 from mico_exp.results.cell import Result, evaluate, write_predictions
-from mico_exp.results.plots import PHASE_STYLE, Curve, png, roc_plot, scores_plot
+from mico_exp.results.plots import PHASE_STYLE, Curve, Limit, png, roc_plot, scores_plot
 from mico_exp.results.scoring import RANKING_FPR, flat
 from mico_exp.runs.record import (
     CONFIGURATION,
@@ -97,7 +98,7 @@ def _attack(cell: Cell, record: CellRecord, run: Run) -> CellRecord:
     record = _noted(run, replace(record, figures=result.figures))
     write_predictions(run.artifacts / PREDICTIONS, result.predictions, result.truth["train"])
     if cell.plots:
-        _draw_beside(cell.setup.name, record, result, run)
+        _draw_beside(cell, record, result, run)
     return record
 
 
@@ -173,20 +174,23 @@ def _about_passes(record: CellRecord, passes: list[Pass]) -> CellRecord:
     )
 
 
-def _draw_beside(scenario: str, record: CellRecord, result: Result, run: Run) -> None:
+def _draw_beside(cell: Cell, record: CellRecord, result: Result, run: Run) -> None:
     """Draw the plots while the run and the next cell go on, where artifacts lie on this machine.
 
     They take as long as all else in a cell.
     """
-    work = partial(_draw, scenario, record, result, run.place or run.artifacts)
+    limits = [] if cell.claim is None else [limit_of_claim(*cell.claim)]
+    work = partial(_draw, cell.setup.name, record, result, limits, run.place or run.artifacts)
     if run.place is None:
         work()
     else:
         beside.do(work, f"{record.name}: {ROC_PLOT} or {SCORES_PLOT}")
 
 
-def _draw(scenario: str, record: CellRecord, result: Result, folder: Path) -> None:
-    """Draw the ROC curves, and how the validation's scores lie."""
+def _draw(
+    scenario: str, record: CellRecord, result: Result, limits: Sequence[Limit], folder: Path
+) -> None:
+    """Draw the ROC curves with what is allowed, and how the validation's scores lie."""
     title = f"{scenario}: metric {record.metric}, formula {record.formula}"
     there = result.there["train"]
     rows = result.truth["train"], result.predictions["train"], there
@@ -195,7 +199,7 @@ def _draw(scenario: str, record: CellRecord, result: Result, folder: Path) -> No
         shown = rows if phase == "train" else (None, None, None)
         points = int(result.there[phase].sum())
         curves.append(Curve(CALLED[phase], curve, points, PHASE_STYLE[phase], *shown))
-    write_bytes(folder / ROC_PLOT, png(roc_plot(title, curves)), durable=False)
+    write_bytes(folder / ROC_PLOT, png(roc_plot(title, curves, limits)), durable=False)
     curve = result.curves["train"]
     threshold = float(curve.threshold[curve.place(RANKING_FPR)])
     solution, predictions, out_models = (

@@ -66,6 +66,7 @@ class Cell:
     metrics: by name, those that the cell is made of.
     pass_metrics: those that a pass through a model computes, of the whole sweep.
     metric_code, formula_code: hashes of what they do, arguments included.
+    claim: (ε, δ) of the scenario's option; None without privacy.
     plots: whether its run is to have them.
     """
 
@@ -75,6 +76,7 @@ class Cell:
     formula: Formula | Attack
     metric_code: str
     formula_code: str
+    claim: tuple[float, float] | None
     plots: bool
 
 
@@ -226,7 +228,7 @@ def cell(cfg: DictConfig, metric: options.Choice, formula: options.Choice) -> Ce
     named = options.named_metrics(cfg.metrics)
     seen = options.swept_exposures(cfg, metric.exposure)
     passed = options.pass_metrics(metrics, named, disclosed, seen)
-    return Cell(found, metrics, passed, made, *codes, drawn)
+    return Cell(found, metrics, passed, made, *codes, claim(cfg.scenario), drawn)
 
 
 def extracting(cfg: DictConfig) -> tuple[Setup, Mapping[str, Metric]]:
@@ -366,6 +368,19 @@ def delta(option: DictConfig | None) -> float:
         return USUAL_DELTA
     require.between("scenario.delta", value, 0, 1)
     return float(value)
+
+
+def claim(option: DictConfig) -> tuple[float, float] | None:
+    """(ε, δ) that a scenario's option claims, δ = 0 among it; None without privacy.
+
+    Raises:
+        InputError: one of them cannot be.
+    """
+    if (asked := epsilon(option)) is None:
+        return None
+    value = USUAL_DELTA if option.get("delta") is None else option.delta
+    require.within("scenario.delta", value, 0, 1)
+    return asked, float(value)
 
 
 def challenge(cfg: DictConfig, *, recipes: bool = False) -> Challenge:

@@ -94,12 +94,13 @@ def _grid(axes: Axes) -> None:
 
 
 @rc_context(STYLE)
-def roc_plot(title: str, curves: Sequence[Curve]) -> Figure:
+def roc_plot(title: str, curves: Sequence[Curve], limits: Sequence[Limit] = ()) -> Figure:
     """Draw ROC curves with their bands, side by side on linear and on logarithmic axes.
 
-    The logarithmic one goes down to one error among all points.
+    The logarithmic one goes down to one error among all points. `limits` are lines about all
+    curves.
     """
-    lines = sum(len(curve.limits) for curve in curves)
+    lines = len(limits) + sum(len(curve.limits) for curve in curves)
     rows = -(-(len(curves) + lines + 3) // 3)  # of the legend
     plot = new_plot(9.6, 4.7 + 0.18 * rows, title)
     linear, logarithmic = plot.subplots(1, 2)
@@ -122,6 +123,9 @@ def roc_plot(title: str, curves: Sequence[Curve]) -> Figure:
                 label, style = f"{curve.label}: {line.label}", line.linestyle
                 axes.plot(line.fpr, line.tpr, linewidth=1, linestyle=style, label=label,
                           color=curve.style["color"])  # fmt: skip
+        for line in limits:
+            axes.plot(line.fpr, line.tpr, linewidth=1, linestyle=line.linestyle, label=line.label,
+                      color="black")  # fmt: skip
         axes.plot([], [], "o", color="white", **DOT, label="official FPRs")
         if any(band is not None for band in bands):
             axes.fill_between([], [], color="0.8", label=f"shade: {LEVEL} % interval over models")
