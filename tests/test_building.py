@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import resource
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 import torch
 from commands import call
 from conftest import SIZES, tiny_recipe
+from failing import once_deadly
 from safetensors.torch import load_file, save_file
 from test_recipe import contents
 from torch import nn
@@ -119,6 +121,31 @@ def test_processes_make_the_same_tree_and_so_does_one_that_was_interrupted(
     assert build(tmp_path, recipe_of(), pictures(digits))
     assert contents(tmp_path) == contents(tree)
     assert not build(tmp_path, recipe_of(), pictures(digits))
+
+
+class Deadly(Pictures):
+    """Its first process is killed while it trains, as where memory runs out."""
+
+    def __init__(self, marker):
+        super().__init__()
+        self.marker = marker
+
+    def forward(self, inputs):
+        logits = super().forward(inputs)
+        if self.training:
+            once_deadly(logits, torch.zeros(len(inputs), dtype=torch.int64), self.marker)
+        return logits
+
+
+def test_a_process_that_is_killed_costs_no_more_than_its_model(
+    tree, digits, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(pool, "start_method", lambda: "fork")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    deadly = Fresh(partial(Deadly, tmp_path / "killed"), {"_target_": "Pictures"})
+    build(tmp_path / "tree", recipe_of(network=deadly), pictures(digits))
+    assert contents(tmp_path / "tree") == contents(tree)
+    assert re.search(r"model_\d begins again: its process was ended by signal 9", caplog.text)
 
 
 def build_slowly(root):

@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import psutil
@@ -67,7 +69,7 @@ def test_what_pays_not_is_done_here(tmp_path, monkeypatch):
     [
         (fail, "refused", InputError, "`x` must be\ngood."),
         (fail, "failed", pool.PoolError, "KeyError: 'defect'"),
-        (die, "dead", InputError, "was ended by signal 9: was it killed"),
+        (die, "dead", InputError, ": its process was ended by signal 9, 4 times: was it"),
     ],
 )
 def test_what_goes_wrong_elsewhere_is_raised_here(work, name, error, said, tmp_path, monkeypatch):
@@ -76,6 +78,49 @@ def test_what_goes_wrong_elsewhere_is_raised_here(work, name, error, said, tmp_p
         list(pool.spread(work, [tmp_path / f"{name}{i}" for i in range(4)], 2, lambda _: None))
     assert said in str(caught.value)
     assert not multiprocessing.active_children()
+
+
+def die_at_first(path, tell):
+    """Ends its process at the first and second time, in the middle of what it says."""
+    tries = path.with_suffix(".tries")
+    tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+    tell(0.25)
+    if "dead" in path.name and len(tries.read_text()) < 3:
+        time.sleep(pool.SECONDS_BETWEEN)
+        tell(0.25)  # which is heard, and so to be taken back
+        if len(tries.read_text()) == 2:
+            os.write(tell.head.fileno(), struct.pack("!i", 100) + b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    tell(0.75)
+    return path.name
+
+
+def test_one_that_is_killed_is_replaced_and_its_piece_begun_again(method, tmp_path, caplog):
+    told, pieces = [], [tmp_path / name for name in ("a", "dead", "b", "c")]
+    done = dict(pool.spread(die_at_first, pieces, 2, told.append))
+    assert done == dict(enumerate(path.name for path in pieces))
+    tries = {path.stem: len(path.read_text()) for path in tmp_path.glob("*.tries")}
+    assert tries == {"a": 1, "dead": 3, "b": 1, "c": 1}
+    assert -0.5 in told
+    assert sum(told) == 4
+    assert caplog.text.count("/dead begins again: its process was ended by signal 9") == 2
+    assert not multiprocessing.active_children()
+
+
+def die_afterwards(path, tell):
+    tell(1)
+    if path.name == "0":
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return path.name
+
+
+def test_one_that_is_killed_between_two_pieces_is_replaced(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(pool, "start_method", lambda: "fork")
+    monkeypatch.setattr(pool, "SECONDS_BETWEEN", 0)
+    pieces = [tmp_path / str(number) for number in range(6)]
+    hear = lambda _: time.sleep(0.3)  # noqa: E731 (the first is dead when its result is read)
+    assert len(list(pool.spread(die_afterwards, pieces, 2, hear))) == 6
+    assert caplog.text.count("begins again") == 1
 
 
 def is_alive(one):

@@ -1,9 +1,11 @@
 """Processes that share work piece by piece, and end with the one that started them.
 
 What ends that one ends them at once, in the middle of a piece: a signal, an error in another one,
-or a kill. So a piece must leave nothing half done behind that counts as done.
+or a kill. So a piece must leave nothing half done behind that counts as done. One that dies by
+itself, as where memory runs out, is replaced, and its piece begun again.
 """
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -11,11 +13,12 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import TMonitor
 
@@ -24,10 +27,12 @@ from mico_exp.common.errors import InputError
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
-Hear = Callable[[Any], Any]  # of what can be added up
+Hear = Callable[[Any], Any]  # of what can be added up, and taken back
 Work = Callable[[Piece, Hear], Result]
+DEATHS = 3  # of processes at a piece; the next one's is the end
 SECONDS_TO_START = 4.0  # of a process that imports all that it needs
 SECONDS_BETWEEN = 0.1  # what is told more often is told together
+log = logging.getLogger(__name__)
 
 
 class PoolError(RuntimeError):
@@ -44,7 +49,8 @@ def spread(
 
     Args:
         work: what is to be done; it tells of its progress in what can be added up, as numbers.
-        pieces: of which each is done once, in this order.
+            What it told of a piece that is begun again is taken back: told with a minus.
+        pieces: of which each is done once, in this order; named by `str`.
         processes: at once; with 1, or for a single piece, this one does it all.
         hear: called here with what is told.
 
@@ -53,7 +59,7 @@ def spread(
         closes this, which ends the processes.
 
     Raises:
-        InputError: as `work` does, or a process was killed.
+        InputError: as `work` does, or processes died of a piece again and again.
         PoolError: work has a defect.
     """
     left = deque(enumerate(pieces))
@@ -93,70 +99,115 @@ def _spread(
     hear: Hear,
     method: str,
 ) -> Generator[tuple[int, Result], None, None]:
-    started: dict[Connection, BaseProcess] = {}
-    busy: dict[Connection, int] = {}  # the position of what each is at
+    crew = _Crew(work, method, hear)
     try:
         for _ in range(processes):
-            with signals.whole():
-                here, one = _started(work, method)
-                started[here] = one
-            busy[here] = _next(here, left)
-        while busy:
-            for here in set(busy).intersection(wait(list(busy))):
-                kind, told = _told(here, started[here])
-                if kind == "told":
-                    hear(told)
+            crew.give(crew.start(), _Task(*left.popleft()))
+        while crew.busy:
+            for here in set(crew.busy).intersection(wait(list(crew.busy))):
+                task, result = crew.busy[here], crew.heard(here)
+                if not isinstance(result, _Done):
                     continue
-                position, (rest, result) = busy.pop(here), told
                 if left:
-                    busy[here] = _next(here, left)
-                if rest is not None:
-                    hear(rest)
-                yield position, result
+                    crew.give(here, _Task(*left.popleft()))
+                yield task.position, result.result
     finally:
         with signals.whole():
-            _end(started)
+            crew.end()
 
 
-def _next(here: Connection, left: deque[tuple[int, Piece]]) -> int:
-    """Give a process its next piece; says the position of it."""
-    position, piece = left.popleft()
-    here.send(piece)
-    return position
+@dataclass(eq=False)
+class _Task:
+    """A piece that a process is at. told: of it until now, in sum. deaths: of it until now."""
+
+    position: int
+    piece: Any
+    told: Any = None
+    deaths: int = 0
 
 
-def _started(work: Work[Any, Any], method: str) -> tuple[Connection, BaseProcess]:
-    context: Any = multiprocessing.get_context(method)
-    here, there = context.Pipe()
-    one = context.Process(target=_serve, args=(work, there), daemon=True)
-    one.start()
-    there.close()  # so that its end is heard of
-    return here, one
+class _Done(NamedTuple):
+    """What comes of a piece."""
+
+    result: Any
 
 
-def _end(started: Mapping[Connection, BaseProcess]) -> None:
-    for one in started.values():
-        one.kill()
-    for here, one in started.items():
-        one.join()
+class _Crew:
+    """Processes that do pieces; busy: those that are at one."""
+
+    def __init__(self, work: Work[Any, Any], method: str, hear: Hear) -> None:
+        self.work, self.hear = work, hear
+        self.context: Any = multiprocessing.get_context(method)
+        self.started: dict[Connection, BaseProcess] = {}
+        self.busy: dict[Connection, _Task] = {}
+
+    def start(self) -> Connection:
+        """Start a process."""
+        with signals.whole():
+            here, there = self.context.Pipe()
+            one = self.context.Process(target=_serve, args=(self.work, there), daemon=True)
+            one.start()
+            there.close()  # so that its end is heard of
+            self.started[here] = one
+        return here
+
+    def give(self, here: Connection, task: _Task) -> None:
+        """Give a process something to do; one that is dead by now is heard of as any other."""
+        self.busy[here] = task
+        with suppress(ConnectionError):
+            here.send(task.piece)
+
+    def heard(self, here: Connection) -> _Done | None:
+        """Take in what a process has to say: of its progress, that its piece is done, or nothing.
+
+        Raises:
+            InputError: as the work does, or it is dead, as were too many at its piece before.
+            PoolError: the work has a defect.
+        """
+        task = self.busy[here]
+        try:
+            kind, told = here.recv()
+        except (EOFError, OSError):  # the latter in the middle of a message
+            self._replace(here)
+            return None
+        if kind == "refused":
+            raise InputError(told)
+        if kind == "failed":
+            raise PoolError(told)
+        rest, result = (told, None) if kind == "told" else told
+        if rest is not None:
+            task.told = rest if task.told is None else task.told + rest
+            self.hear(rest)
+        if kind == "told":
+            return None
+        del self.busy[here]
+        return _Done(result)
+
+    def _replace(self, here: Connection) -> None:
+        """Let another process begin a dead one's piece again, unless too many died of it."""
+        task, one = self.busy.pop(here), self.started.pop(here)
         here.close()
-
-
-def _told(here: Connection, one: BaseProcess) -> tuple[str, Any]:
-    """What a process has to say: of its progress, or that its piece is done."""
-    try:
-        kind, told = here.recv()
-    except (EOFError, ConnectionResetError):
         one.join()
-        raise InputError(
-            f"A process of this command {_ending(one.exitcode)}: was it killed, or is there too "
-            "little memory? The same command goes on where it stopped."
-        ) from None
-    if kind == "refused":
-        raise InputError(told)
-    if kind == "failed":
-        raise PoolError(told)
-    return kind, told
+        task.deaths += 1
+        if task.deaths > DEATHS:
+            raise InputError(
+                f"{task.piece!s:.80}: its process {_ending(one.exitcode)}, {task.deaths} times: "
+                "was it killed, or is there too little memory? The same command goes on where it "
+                "stopped."
+            )
+        log.warning("%.80s begins again: its process %s", task.piece, _ending(one.exitcode))
+        if task.told is not None:
+            self.hear(-task.told)
+            task.told = None
+        self.give(self.start(), task)
+
+    def end(self) -> None:
+        """End all of them at once."""
+        for one in self.started.values():
+            one.kill()
+        for here, one in self.started.items():
+            one.join()
+            here.close()
 
 
 def _ending(status: int | None) -> str:

@@ -19,11 +19,11 @@ import torch
 
 from mico_exp.common import require
 from mico_exp.common.errors import InputError, first_line
+from mico_exp.common.pool import DEATHS
 from mico_exp.models.workers import Hear
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
-DEATHS = 3  # of a worker, until its piece counts as impossible
 SECONDS_TO_ANSWER = 10
 SECONDS_TO_HEAR = 2.0  # of how far workers are
 SECONDS_TO_WAIT, SECONDS_TO_SETTLE, SECONDS_BETWEEN = 600.0, 5.0, 0.5  # for what others use

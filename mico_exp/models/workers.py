@@ -44,7 +44,7 @@ class Workers(Protocol):
 
         Args:
             work: what is done; called with a piece, and where somebody hears with a function too,
-                by which it tells of its progress in what can be added up.
+                by which it tells of its progress in what can be added up, and taken back.
             pieces: in the order in which they are begun.
             hear: called here with what is told.
             processes: of this machine that may share the work, where it is done here.

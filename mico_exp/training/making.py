@@ -59,6 +59,11 @@ class Piece(NamedTuple):
     seed: int
     models: tuple[Wanted, ...]
 
+    def __str__(self) -> str:
+        """The models' names."""
+        first, last = self.models[0].number, self.models[-1].number
+        return f"model_{first}" if first == last else f"model_{first} to model_{last}"
+
 
 class Made(NamedTuple):
     """A model that was trained: its file of weights, and more files by name.
@@ -86,6 +91,10 @@ class Told:
     def __add__(self, later: "Told") -> "Told":
         loss = self.loss if later.loss is None else later.loss
         return Told(self.models + later.models, self.steps + later.steps, loss)
+
+    def __neg__(self) -> "Told":
+        """What takes it back, where it is done again."""
+        return Told(-self.models, -self.steps)
 
 
 Tell = Callable[[Told], object]
