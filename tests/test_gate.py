@@ -1,7 +1,8 @@
-"""Risk, comparison and gate as a user types them, after a small sweep that they only read."""
+"""Risk, comparison and gate as a user types them after a small sweep, and the runs they log."""
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from commands import run
-from conftest import SWEPT_SIZES
+from conftest import SWEPT, SWEPT_SIZES
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from mlflow import MlflowClient
 
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
@@ -21,20 +23,68 @@ from mico_exp.commands import gate
 from mico_exp.common.errors import InputError
 from mico_exp.config import compose as made
 from mico_exp.config.typed import OPTIONS
+from mico_exp.runs.record import (
+    COMPARISON_FILE,
+    COMPARISON_TABLE,
+    GATE_FILE,
+    RISK_FILE,
+    ComparisonRecord,
+    GateRecord,
+    RiskRecord,
+)
 
-INF = [*SWEPT_SIZES, "scenarios=[inf]", "selection.resamples=100"]
+MORE = ["selection.resamples=100"]
+INF = [*SWEPT_SIZES, "scenarios=[inf]", *MORE]
 
 
-def test_risk_of_every_challenge_record(swept, tmp_path):
-    known = tmp_path / "known.csv"
+@pytest.fixture(scope="module")
+def world(swept, tmp_path_factory):
+    """A user's folder after each command, and what they printed."""
+    folder = tmp_path_factory.mktemp("said") / "user"
+    shutil.copytree(swept[0], folder)
+    known = folder / "known.csv"
     known.write_text("record,ward\n" + "".join(f"{i},{'AB'[i % 2]}\n" for i in range(0, 1797, 3)))
-    typed = (*INF, f"audits={tmp_path}", f"metadata={known}", "cell=loss/1", "top=3")
-    shown = run("mico_exp.risk", *typed, cwd=swept[0]).stdout
-    with (tmp_path / "digits_risk.csv").open() as file:
+    pair = ("digits/digits_inf", "digits/lo")
+    typed = {
+        "risk": ("mico_exp.risk", *INF, "metadata=known.csv", "cell=loss/1", "top=3"),
+        "pair": ("mico_exp.compare", *pair, *SWEPT_SIZES, *MORE),
+        "alone": ("mico_exp.compare", "digits", *SWEPT_SIZES, *MORE),
+        "passed": ("mico_exp.gate", *INF, "max_tpr=0.999"),
+        "refused": ("mico_exp.gate", *INF, "max_tpr=0.01"),
+        "mistyped": ("mico_exp.gate", *INF, "max_trp=0.5"),
+    }
+    ends = {"refused": 1, "mistyped": 2}
+    shown = {k: run(*one, cwd=folder, status=ends.get(k, 0)) for k, one in typed.items()}
+    return folder, shown
+
+
+def logged(folder, kind, challenge="digits"):
+    """Runs of a kind, the newest first: what they say, and their files by name."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(challenge).experiment_id
+    tags = kind.tags_of(challenge)
+    told = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
+    for one in client.search_runs([experiment], told):
+        assert (one.info.status, one.info.run_name) == ("FINISHED", kind.name)
+        place = folder / "mlruns" / challenge / one.info.run_id / "artifacts"
+        yield kind.from_run(one.data), {path.name: path for path in place.iterdir()}
+
+
+def kept(told):
+    """Of what a file says, what a run has as well."""
+    if not isinstance(told, dict):
+        return told
+    pairs = ((key, kept(value)) for key, value in told.items() if not isinstance(value, list))
+    return {key: value for key, value in pairs if value not in (None, {})}
+
+
+def test_risk_of_every_challenge_record(world):
+    folder, shown = world[0], world[1]["risk"].stdout
+    with (folder / "audits" / "digits_risk.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == "scenario,record,in_mean,out_mean,tpr,rank,low,high"
     size = Sizes(1797, 120, 10)
-    points = challenge_points(load_scenario(swept[0] / "data", "digits", "digits_inf", size))
+    points = challenge_points(load_scenario(folder / "data", "digits", "digits_inf", size))
     both = points.is_member.any(axis=0) & ~points.is_member.all(axis=0)
     assert sorted(int(row["record"]) for row in rows) == points.unique[both].tolist()
     ranks = [int(row["rank"]) for row in rows]
@@ -42,36 +92,117 @@ def test_risk_of_every_challenge_record(swept, tmp_path):
     assert all(int(row["low"]) <= int(row["rank"]) <= int(row["high"]) for row in rows)
     assert f"0 of {len(rows)} records are exposed, each judged by all train models (10)" in shown
     assert f"{len(points.unique) - len(rows)} others lack models" in shown
-    page = (tmp_path / "digits_risk.html").read_text()
+    page = (folder / "audits" / "digits_risk.html").read_text()
     assert "by ward" in page
     assert rows[0]["record"] in shown
 
 
+def test_risk_is_logged_with_its_files(world):
+    ((record, files),) = logged(world[0], RiskRecord)
+    for name in ("digits_risk.csv", "digits_risk.html"):
+        assert files.pop(name).read_bytes() == (world[0] / "audits" / name).read_bytes()
+    assert [*files] == [RISK_FILE]
+    told = RiskRecord.from_told(json.loads(files[RISK_FILE].read_text()))
+    assert kept(told.said) == record.said
+    assert told.contents == record.contents
+    with (world[0] / "audits" / "digits_risk.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    (one,) = told.by_scenario().values()
+    assert one["scenario"] == "digits_inf"
+    tprs = [float(row["tpr"]) for row in rows]
+    assert one["mean_tpr"] == pytest.approx(np.mean(tprs), abs=1e-5)
+    assert one["histogram"] == [
+        sum(a <= tpr < a + 0.04 - 1e-9 or (tpr == 1 and a > 0.95) for tpr in tprs)
+        for a in np.arange(25) / 25
+    ]
+    assert [str(row["record"]) for row in one["top"]] == [row["record"] for row in rows[:3]]
+    assert [*one["groups"]] == ["class", "ward"]
+    for groups in one["groups"].values():
+        assert sum(group["records"] for group in groups) == len(rows)
+
+
 @pytest.mark.parametrize(
-    ("typed", "status", "words"),
+    ("which", "words"),
     [
-        (["max_tpr=0.999"], 0, "Passed: one scenario, digits_inf (confidence/"),
-        (["max_tpr=0.01"], 1, "dev and final, 5 models"),
-        (["max_trp=0.5"], 2, "max_trp"),
+        ("passed", "Passed: one scenario, digits_inf (confidence/"),
+        ("refused", "dev and final, 5 models"),
+        ("mistyped", "max_trp"),
     ],
 )
-def test_the_gate(swept, tmp_path, typed, status, words):
-    done = run("mico_exp.gate", *INF, f"audits={tmp_path}", *typed, cwd=swept[0], status=status)
+def test_the_gate(world, which, words):
+    done = world[1][which]
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stdout.count("\n") == (status < 2)
+    assert done.stdout.count("\n") == (which != "mistyped")
+
+
+def test_a_gate_is_logged_whether_it_lets_pass_or_not(world):
+    found = list(logged(world[0], GateRecord))
+    for (record, files), which, most in zip(
+        found, ("refused", "passed"), (0.01, 0.999), strict=True
+    ):
+        assert f"{record.said['verdict']}\n" == world[1][which].stdout
+        assert record.said["passed"] == (which == "passed")
+        assert record.said["limits"] == {"max_tpr": most}
+        held = record.said["digits_inf"]["max_tpr"]
+        assert f"at most {held['figure']:.4f} (one-sided 95 %)" in held["verdict"]
+        assert [*files] == [GATE_FILE]
+        told = GateRecord.from_told(json.loads(files[GATE_FILE].read_text()))
+        assert kept(told.said) == record.said
+        assert [*record.contents] == ["digits_inf"]
 
 
 @pytest.mark.parametrize(
-    ("typed", "words"),
-    [
-        (["digits/digits_inf", "digits/lo"], "TPR@0.1 of digits/digits_inf"),
-        (["digits"], "digits_frontier.png"),
-    ],
+    ("which", "words"),
+    [("pair", "TPR@0.1 of digits/digits_inf"), ("alone", "digits_frontier.png")],
 )
-def test_comparing(swept, tmp_path, typed, words):
-    given = [*SWEPT_SIZES, "selection.resamples=100", f"audits={tmp_path}"]
-    assert words in run("mico_exp.compare", *typed, *given, cwd=swept[0]).stdout
+def test_comparing(world, which, words):
+    assert words in world[1][which].stdout
+
+
+def test_comparisons_are_logged(world):
+    (alone, drawn), (pair, files) = logged(world[0], ComparisonRecord)
+    assert {*files} == {COMPARISON_FILE, COMPARISON_TABLE}
+    assert {*drawn} == {*files, "digits_frontier.png"}
+    plot = world[0] / "audits" / "digits_frontier.png"
+    assert drawn["digits_frontier.png"].read_bytes() == plot.read_bytes()
+    for record, some in ((alone, drawn), (pair, files)):
+        told = ComparisonRecord.from_told(json.loads(some[COMPARISON_FILE].read_text()))
+        assert kept(told.said) == record.said
+    assert [*pair.contents] == ["digits/digits_inf", "digits/digits_lo"]
+    assert sorted(alone.contents) == ["digits/digits_hi", "digits/digits_inf", "digits/digits_lo"]
+    table = files[COMPARISON_TABLE].read_text()
+    assert table.strip() in world[1]["pair"].stdout
+    apart = pair.said["difference"]["tpr_at_fpr_0.1"]
+    assert f"{apart['value']:+.4f}" in table
+    assert pair.said["verdict"].startswith(world[1]["pair"].stdout.splitlines()[-1])
+    shown = alone.said["digits_lo"]
+    assert f"digits_lo: TPR@0.1 {shown['tpr_at_fpr_0.1']:.4f} at accuracy" in alone.said["verdict"]
+
+
+def test_a_choice_takes_none_of_them_for_a_cell(world, tmp_path):
+    """The same choice to the last byte, and nothing is said to be left out."""
+    name = "selection_digits.json"
+    before = (world[0] / "submissions" / name).read_bytes()
+    done = run("mico_exp.select_best", *SWEPT_SIZES, f"submissions={tmp_path}", cwd=world[0])
+    assert (tmp_path / name).read_bytes() == before
+    assert "left out" not in done.stdout + done.stderr
+
+
+def test_a_comparison_of_two_challenges_is_logged_with_both(world, tmp_path):
+    folder = tmp_path / "user"
+    shutil.copytree(world[0], folder)
+    for place in (folder / "data", folder / "data" / "truth"):
+        shutil.copytree(place / "digits", place / "other")
+    cell = ("metric=loss", "formula=1", "scenario=inf", "plots=off")
+    run("mico_exp", *cell, *SWEPT, "scenario.challenge=other", cwd=folder)
+    typed = ("digits/inf", "other/inf", "cell=loss/1", *SWEPT_SIZES, *MORE)
+    shown = run("mico_exp.compare", *typed, cwd=folder).stdout
+    assert "TPR@0.1 of digits/digits_inf cannot be told from that of other/digits_inf." in shown
+    mine, theirs = (next(logged(folder, ComparisonRecord, of))[0] for of in ("digits", "other"))
+    assert mine.said == theirs.said
+    assert [*mine.contents] == ["digits/digits_inf", "other/digits_inf"]
+    assert mine.said["difference"]["auc"]["paired"]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A run's record: what is written is read, what others write does no harm, keys have one home."""
 
 import ast
+import json
 import math
 from dataclasses import fields, replace
 
@@ -9,7 +10,15 @@ from test_layers import MODULES
 
 from mico_exp.common.identity import CellIdentity
 from mico_exp.runs import record as records
-from mico_exp.runs.record import CellRecord, Entries, SelectionRecord, SweepRecord
+from mico_exp.runs.record import (
+    CellRecord,
+    ComparisonRecord,
+    Entries,
+    GateRecord,
+    RiskRecord,
+    SelectionRecord,
+    SweepRecord,
+)
 
 IDENTITY = CellIdentity(*(f"{i}" * 8 for i in range(len(fields(CellIdentity)))))
 WHOLE = CellRecord(
@@ -160,11 +169,94 @@ def test_records_of_a_choice_and_of_a_sweep():
     assert (swept.tags["kind"], swept.tags["sweep"]) == ("sweep", "abc")
 
 
+RISK = {
+    "cell": "loss/1",
+    "fpr": 0.1,
+    "records": 12,
+    "exposed": 0,
+    "unjudged": 1,
+    "mean_tpr": 0.25,
+    "summary": "digits_inf, loss/1: 0 of 12 records are exposed.",
+}
+LISTS = {
+    "histogram": [3, 0, 9],
+    "top": [dict.fromkeys(records.TOP_NUMBERS, 1)],
+    "groups": {"class": [{"name": "0", "records": 12, "tpr": 0.25, "exposed": 0, "top": 1}]},
+}
+SAID = {
+    RiskRecord: {"rule": "max", "folder": "audits", "digits_inf": RISK},
+    ComparisonRecord: {
+        "verdict": "TPR@0.1 of a/x is higher than that of b/x.",
+        "first": {"scenario": "a/x", "cell": "loss/1"},
+        "difference": {"auc": {"value": -0.125, "paired": True, "over_models": {"low": -0.5}}},
+    },
+    GateRecord: {
+        "verdict": "Refused: one scenario, digits_inf: above max_tpr=0.1.",
+        "passed": False,
+        "limits": {"max_tpr": 0.1},
+        "digits_inf": {"max_tpr": {"figure": 0.5, "passed": False}},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_what_is_said_is_read_back(kind):
+    """Paths of two challenges too; what is None or a list is in the file alone."""
+    contents = {"a/x": "1", "b/x": "2"} if kind is ComparisonRecord else {"digits_inf": "1"}
+    written = kind("digits", "0.1", contents, SAID[kind])
+    entries = written.to_run()
+    assert entries.tags == {
+        **kind.tags_of("digits"),
+        "code_version": "0.1",
+        **{f"content/{name}": text for name, text in contents.items()},
+    }
+    assert entries.tags["kind"] == kind.name
+    assert kind.from_run(logged(entries)) == written
+    more = replace(written, said={**SAID[kind], "none": None, "listed": [1, 2]})
+    assert more.to_run() == entries
+    assert kind.from_told(json.loads(more.file)) == more
+
+
+def test_the_kinds_of_runs_are_told_apart():
+    kinds = [kind.name for kind in (*SAID, records.AuditRecord)]
+    assert sorted({*kinds, "cell", "selection", "sweep"}) == sorted(
+        [*kinds, "cell", "selection", "sweep"]
+    )
+
+
+@pytest.mark.parametrize("told", [[], 5, {}, {"contents": 1}, {"contents": [1]}, None])
+def test_what_no_command_has_written_is_no_record(told):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        RiskRecord.from_told(told)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fpr": math.nan},
+        {"exposed": "1"},
+        {"summary": None},
+        {"histogram": []},
+        {"histogram": [1, -1]},
+        {"histogram": None},
+        {"top": [{}]},
+        {"top": None},
+        {"groups": {"class": [{"name": 3}]}},
+        {"groups": {"class": None}},
+        {"groups": []},
+    ],
+)
+def test_a_risk_that_is_not_whole_is_not_told(change):
+    whole = {**RISK, **LISTS}
+    said = {"rule": "max", "digits_inf": whole, "digits_lo": {**whole, **change}}
+    assert [*RiskRecord("digits", "0.1", {}, said).by_scenario()] == ["digits_inf"]
+
+
 def keys():
     """Keys that say by their form that they are keys of runs."""
     entries = WHOLE.to_run()
     every = {*entries.params, *entries.tags, records.EXTRACTED, records.EXTRACTION_SECONDS}
-    every |= {"probability_best", "outlier_models", "kind"}
+    every |= {"probability_best", "outlier_models", "kind", records.CONTENT_OF}
     every -= {"precision", "known_sample", "allow_nan", "allow_outliers"}  # options, too
     every -= {"num_records", "len_training", "len_challenge"}
     plain = {"dataset", "scenario", "metric", "formula", "seed", "epsilon", "challenge", "sweep"}

@@ -26,6 +26,7 @@ from mico_exp.results.scoring import check_fpr
 from mico_exp.scores.table import Scores
 
 ERROR = 0.05  # family-wise
+BINS = 25  # of a histogram
 RECORDS_AT_ONCE = 4096  # keeps (L, records) arrays small
 
 
@@ -280,6 +281,11 @@ class Group(NamedTuple):
     tpr: float
     exposed: int
     top: int
+
+
+def histogram(tpr: Floats) -> Indices:
+    """How many records have a TPR in each of `BINS` equal parts of [0, 1]."""
+    return np.histogram(tpr, np.linspace(0, 1, BINS + 1))[0]
 
 
 def by_group(risks: Risks, names: NDArray[Any]) -> list[Group]:

@@ -6,7 +6,6 @@ validation, and the bound is computed once on dev and final models; where their 
 on one half of the train models, with the other half as shadows.
 """
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ from mico_exp.auditing.methods import How
 from mico_exp.auditing.statement import MOST_APART, Attack, Claim, Statement
 from mico_exp.challenge.tree import EpsilonRange, recorded_epsilon
 from mico_exp.commands.choosing import Found, Here, find_cells, find_scenarios, predictions_of
-from mico_exp.common.atomic import write_text
+from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import as_text, show
 from mico_exp.config import compose, options
@@ -69,15 +68,12 @@ def command(cfg: DictConfig) -> None:
     }
     path = how.folder / f"{how.challenge.name}.json"
     contents = {name: here.identity.content for name, here in scenarios.items()}
-    statements = [one.told() for one in stated.values()]
+    statements = {name: one.told() for name, one in stated.items()}
     record = AuditRecord(how.challenge.name, provenance.code_version(), contents, statements)
-    text = json.dumps(record.told(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_text(path, text)
+    write_bytes(path, record.file)
     shown = table(how.challenge.name, how.confidence, stated)
-    with tracker.run(record.name, record.to_run().tags) as run:
-        run.note(record.to_run())
-        (run.artifacts / path.name).write_text(text, encoding="utf-8")
-        (run.artifacts / AUDIT_TABLE).write_text(as_text(shown), encoding="utf-8")
+    files = {path.name: record.file, AUDIT_TABLE: as_text(shown).encode()}
+    tracker.log(record.name, record.to_run(), files)
     show(shown)
     for name, one in stated.items():
         print(f"{name}: {one.verdict}")

@@ -2,13 +2,16 @@
 
 ``python -m mico_exp.compare digits/digits_inf digits/digits_lo`` prints TPR and AUC of both with
 intervals of the difference. ``python -m mico_exp.compare digits`` prints accuracy beside risk of
-every scenario, and draws them: what a defence costs and what it gains.
+every scenario, and draws them: what a defence costs and what it gains. Either is logged as the run
+``comparison``, that of two challenges in both of their experiments.
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf import DictConfig
@@ -23,27 +26,60 @@ from mico_exp.auditing.difference import (
     mean_figure,
 )
 from mico_exp.challenge.tree import ModelFolder
+from mico_exp.commands.choosing import describe_rule
 from mico_exp.commands.documentation import privacy
 from mico_exp.commands.known import Known, find_known, named
-from mico_exp.common.atomic import write_bytes
+from mico_exp.common.atomic import write_together
 from mico_exp.common.errors import InputError
-from mico_exp.common.terminal import show
+from mico_exp.common.terminal import as_text, show
 from mico_exp.config import compose
+from mico_exp.config.compose import Choosing
 from mico_exp.results.plots import frontier_plot, png
 from mico_exp.results.scoring import RANKING_FPR
 from mico_exp.results.statistics import Interval, interval
+from mico_exp.runs import provenance
+from mico_exp.runs.record import COMPARISON_FILE, COMPARISON_TABLE, ComparisonRecord
+from mico_exp.runs.tracking import Tracker
 
 SHOWN = dict(zip(FIGURES, (f"TPR@{RANKING_FPR}", "AUC"), strict=True))
 
 
+class Compared(NamedTuple):
+    """What a comparison comes to: all that is said, in a table, in a last line, and drawn."""
+
+    said: Mapping[str, Any]
+    table: Table
+    line: str | None = None
+    plots: Mapping[Path, bytes] = MappingProxyType({})
+
+
 def command(cfg: DictConfig) -> None:
-    """Compare two scenarios, or lay a challenge's side by side."""
+    """Compare two scenarios, or lay a challenge's side by side; print, write and log."""
     sides = compose.comparing(cfg)
+    names = dict.fromkeys(how.challenge.name for how in sides)
+    trackers = {name: Tracker(name, Path.cwd(), create=False) for name in names}
+    found = [find_known(how, trackers[how.challenge.name]) for how in sides]
     if len(sides) == 1:
-        (how,) = sides
-        _lay_out(how.challenge.name, find_known(how), how.folder)
-        return
-    first, second = (find_known(how)[0] for how in sides)
+        compared = _lay_out(sides[0], found[0])
+    else:
+        compared = _set_apart(*(known[0] for known in found))
+    said = {"rule": describe_rule(sides[0].selection), **compared.said}
+    write_together(compared.plots)
+    files = {path.name: plot for path, plot in compared.plots.items()}
+    files[COMPARISON_TABLE] = as_text(compared.table).encode()
+    contents = {one.setup.path: one.here.identity.content for known in found for one in known}
+    for name, tracker in trackers.items():
+        record = ComparisonRecord(name, provenance.code_version(), contents, said)
+        tracker.log(record.name, record.to_run(), {**files, COMPARISON_FILE: record.file})
+    show(compared.table)
+    if compared.line is not None:
+        print(compared.line)
+    for path in compared.plots:
+        print(f"Plot: {path}")
+
+
+def _set_apart(first: Known, second: Known) -> Compared:
+    """Compare two scenarios."""
     check_comparable(first, second)
     phases = [phase for phase in first.phases if phase in second.phases] or ["train"]
     try:
@@ -51,8 +87,31 @@ def command(cfg: DictConfig) -> None:
     except InputError as error:
         paths = " and ".join(one.setup.path for one in (first, second))
         raise InputError(f"{paths}, {named(phases)}: {error}") from error
-    show(_table(first, second, phases, found))
-    print(_told(first, second, found[0]))
+    line = _told(first, second, found[0])
+    ends = found[0].over_models or found[0].over_points
+    over = "" if ends is None else f", 95 % interval {_ends(ends)}"
+    said = {
+        "verdict": f"{line} The difference is {found[0].value:+.4f}{over}.",
+        "compared": f"{first.setup.path} less {second.setup.path}",
+        "phases": named(phases),
+        "first": _side(first),
+        "second": _side(second),
+        "difference": {one.figure: _difference(one) for one in found},
+    }
+    return Compared(said, _table(first, second, phases, found), line)
+
+
+def _side(known: Known) -> dict[str, str]:
+    return {"scenario": known.setup.path, "cell": known.cell}
+
+
+def _difference(one: Difference) -> dict[str, Any]:
+    """A difference as it is told to programs: intervals as their ends, of the kinds there are."""
+    told = asdict(one)
+    del told["figure"]
+    for key in ("over_models", "over_points"):
+        told[key] = None if told[key] is None else Interval(*told[key])._asdict()
+    return told
 
 
 def check_comparable(first: Known, second: Known) -> None:
@@ -109,6 +168,7 @@ class Point(NamedTuple):
     """A scenario on the frontier; accuracy is None where no model records it."""
 
     name: str
+    cell: str
     privacy: str
     accuracy: float | None
     tpr: float
@@ -117,19 +177,42 @@ class Point(NamedTuple):
     phases: str
 
 
-def _lay_out(challenge: str, found: Sequence[Known], folder: Path) -> None:
-    """Print accuracy beside risk, and draw it where accuracy is known."""
-    points = [_point(known) for known in found]
-    show(_frontier(challenge, points))
+def _lay_out(how: Choosing, found: Sequence[Known]) -> Compared:
+    """Lay accuracy beside risk, and draw it where accuracy is known."""
+    challenge, points = how.challenge.name, [_point(known) for known in found]
     drawn = {
         f"{one.name}: {one.privacy}": (one.accuracy, one.tpr, one.tpr_interval)
         for one in points
         if one.accuracy is not None
     }
+    plots = {}
     if drawn:
-        path = folder / f"{challenge}_frontier.png"
-        write_bytes(path, png(frontier_plot(f"{challenge}: accuracy beside risk", drawn)))
-        print(f"Plot: {path}")
+        path = how.folder / f"{challenge}_frontier.png"
+        plots[path] = png(frontier_plot(f"{challenge}: accuracy beside risk", drawn))
+    said: dict[str, Any] = {
+        "verdict": f"{'; '.join(map(_in_words, points))}.",
+        "compared": challenge,
+    }
+    said |= {one.name: _of_point(one) for one in points}
+    return Compared(said, _frontier(challenge, points), plots=plots)
+
+
+def _in_words(one: Point) -> str:
+    accuracy = "" if one.accuracy is None else f" at accuracy {one.accuracy:.4f}"
+    return f"{one.name}: {SHOWN[FIGURES[0]]} {one.tpr:.4f}{accuracy}"
+
+
+def _of_point(one: Point) -> dict[str, Any]:
+    """A scenario on the frontier as it is told to programs."""
+    return {
+        "cell": one.cell,
+        "phases": one.phases,
+        "privacy": one.privacy,
+        "accuracy": one.accuracy,
+        FIGURES[0]: one.tpr,
+        "over_models": None if one.tpr_interval is None else one.tpr_interval._asdict(),
+        FIGURES[1]: one.auc,
+    }
 
 
 def _point(known: Known) -> Point:
@@ -143,7 +226,7 @@ def _point(known: Known) -> Point:
     shown = privacy(known.here.scenario, record.epsilon)
     accuracy = _accuracy(models)
     tpr, auc = (mean_figure(samples, name) for name in FIGURES)
-    return Point(known.setup.name, shown, accuracy, tpr, ends, auc, named(known.phases))
+    return Point(known.setup.name, known.cell, shown, accuracy, tpr, ends, auc, named(known.phases))
 
 
 def _accuracy(models: Iterable[ModelFolder]) -> float | None:

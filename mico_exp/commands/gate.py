@@ -2,12 +2,13 @@
 
 ``python -m mico_exp.gate max_tpr=0.15 max_epsilon=4`` ends with status 0 if every scenario keeps
 both limits, with 1 if one does not, and with 2 if that cannot be said. The worst scenario decides.
+It is logged as the run ``gate``.
 """
 
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from mico_exp.auditing.difference import upper_limit
 from mico_exp.auditing.games import REPLACE_ONE
 from mico_exp.auditing.limits import NAMES
+from mico_exp.commands.choosing import describe_rule
 from mico_exp.commands.known import Known, find_known, named
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.common.process import Refused
@@ -23,14 +25,21 @@ from mico_exp.config import advice, compose
 from mico_exp.config.compose import Gating
 from mico_exp.results.scoring import RANKING_FPR
 from mico_exp.runs import provenance
-from mico_exp.runs.record import AuditRecord
+from mico_exp.runs.record import GATE_FILE, AuditRecord, GateRecord
+from mico_exp.runs.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 
 class Verdict(NamedTuple):
-    """One limit on one scenario: how far the figure is beyond it, as their quotient, in words."""
+    """One limit on one scenario: which, and how far the figure is beyond it, as their quotient.
 
+    figure: that is held against the limit. told: all of it in words.
+    """
+
+    scenario: str
+    limit: str
+    figure: float
     excess: float
     told: str
 
@@ -41,20 +50,40 @@ class Verdict(NamedTuple):
 
 
 def command(cfg: DictConfig) -> None:
-    """Look at every scenario, print the worst, and refuse if it does not keep a limit.
+    """Look at every scenario, log and print the worst, and refuse if it does not keep a limit.
 
     Raises:
         Refused: one does not.
     """
     how = compose.gating(cfg)
     audit = None if how.max_epsilon is None else read_audit(how)
-    found = find_known(how)
+    tracker = Tracker(how.challenge.name, Path.cwd(), create=False)
+    found = find_known(how, tracker)
     verdicts = [one for known in found for one in _verdicts(how, known, audit)]
     worst = max(verdicts, key=lambda one: one.excess)
-    count = f"the worst of {len(found)} scenarios" if len(found) > 1 else "one scenario"
-    print(f"{'Passed' if worst.passes else 'Refused'}: {count}, {worst.told}.")
+    record = _record(how, found, verdicts, worst)
+    tracker.log(record.name, record.to_run(), {GATE_FILE: record.file})
+    print(record.said["verdict"])
     if not worst.passes:
         raise Refused
+
+
+def _record(
+    how: Gating, found: Sequence[Known], verdicts: Sequence[Verdict], worst: Verdict
+) -> GateRecord:
+    """What the run ``gate`` tells."""
+    count = f"the worst of {len(found)} scenarios" if len(found) > 1 else "one scenario"
+    said: dict[str, Any] = {
+        "verdict": f"{'Passed' if worst.passes else 'Refused'}: {count}, {worst.told}.",
+        "passed": worst.passes,
+        "rule": describe_rule(how.selection),
+        "limits": {"max_tpr": how.max_tpr, "max_epsilon": how.max_epsilon},
+    }
+    for one in verdicts:
+        held = {"figure": one.figure, "passed": one.passes, "verdict": one.told}
+        said.setdefault(one.scenario, {})[one.limit] = held
+    contents = {known.setup.name: known.here.identity.content for known in found}
+    return GateRecord(how.challenge.name, provenance.code_version(), contents, said)
 
 
 def _verdicts(how: Gating, known: Known, audit: AuditRecord | None) -> list[Verdict]:
@@ -78,7 +107,7 @@ def _on_tpr(known: Known, most: float) -> Verdict:
         f"{upper.tpr:.4f}, at most {upper.limit:.4f} (one-sided 95 %), "
         f"{_against(upper.limit, most)} max_tpr={most:g}"
     )
-    return Verdict(_quotient(upper.limit, most), told)
+    return Verdict(name, "max_tpr", upper.limit, _quotient(upper.limit, most), told)
 
 
 def on_epsilon(name: str, content: str, audit: AuditRecord, how: Gating) -> Verdict:
@@ -100,7 +129,7 @@ def on_epsilon(name: str, content: str, audit: AuditRecord, how: Gating) -> Verd
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{_path(how)}: is no audit of {name}. Run: {_command()}") from error
     text = f"{name}: {proven}, {_against(lower, most)} max_epsilon={most:g}"
-    return Verdict(_quotient(lower, most), text)
+    return Verdict(name, "max_epsilon", lower, _quotient(lower, most), text)
 
 
 def _proven(told: Mapping[str, Any]) -> str:

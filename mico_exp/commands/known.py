@@ -1,7 +1,6 @@
 """What is known of a scenario's models: the phases that figures come from, and their samples."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from mico_exp.auditing.difference import Sample
@@ -37,10 +36,9 @@ class Known(NamedTuple):
         return [Sample(solutions[p], self.chosen.predictions[p], points[p]) for p in phases]
 
 
-def find_known(how: Choosing) -> list[Known]:
+def find_known(how: Choosing, tracker: Tracker) -> list[Known]:
     """Choose a cell in every scenario, and say which phases its figures come from."""
     scenarios = find_scenarios(how.challenge, how.selection)
-    tracker = Tracker(how.challenge.name, Path.cwd(), create=False)
     chosen = choose(how.challenge, how.selection, tracker, scenarios)
     found = []
     for name, here in scenarios.items():

@@ -47,7 +47,7 @@ from mico_exp.results.scoring import roc
 from mico_exp.results.selection import Selected
 from mico_exp.runs import provenance
 from mico_exp.runs.cells_alike import order_of, sizes_of
-from mico_exp.runs.record import AuditRecord, CellRecord, audits_of
+from mico_exp.runs.record import AuditRecord, CellRecord
 from mico_exp.runs.tracking import Tracker
 
 
@@ -241,7 +241,7 @@ def _audited(
 ) -> dict[str, Mapping[str, Any]]:
     """What the newest audit of each scenario told that was of what is there now."""
     found: dict[str, Mapping[str, Any]] = {}
-    for run in tracker.finished(audits_of(challenge)):
+    for run in tracker.finished(AuditRecord.tags_of(challenge)):
         record = AuditRecord.from_run(run)
         for name, one in record.by_scenario().items():
             if name in scenarios and record.contents.get(name) == scenarios[name].identity.content:

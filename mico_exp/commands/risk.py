@@ -1,8 +1,8 @@
 """Says whose membership shows: every challenge record by the train models that were asked about it.
 
 ``python -m mico_exp.risk`` takes the metric of the cell that `select_best` chooses, or of
-``cell=confidence/1``, and writes ``audits/<challenge>_risk.csv`` and the page
-``audits/<challenge>_risk.html`` beside it.
+``cell=confidence/1``, writes ``audits/<challenge>_risk.csv`` and the page
+``audits/<challenge>_risk.html`` beside it, and logs them as the run ``risk``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from mico_exp.auditing.risk import (
     Risks,
     by_group,
     everywhere,
+    histogram,
     judge_records,
     recurring,
 )
@@ -35,6 +36,7 @@ from mico_exp.config.compose import Risking
 from mico_exp.config.setup import Setup
 from mico_exp.results.plots import png, risk_plot
 from mico_exp.runs import provenance
+from mico_exp.runs.record import RISK_FILE, RiskRecord
 from mico_exp.runs.tracking import Tracker
 
 SHOWN = ("models", "in_mean", "out_mean", "tpr", "rank", "low", "high", "exposed")
@@ -56,6 +58,24 @@ class Judged:
     risks: Risks
     labels: NDArray[np.int64]
     groups: Mapping[str, list[Group]]
+
+    def told(self, count: int) -> dict[str, Any]:
+        """What is written for programs, with so many of the first records."""
+        found = self.risks
+        return {
+            "scenario": self.name,
+            "cell": self.cell,
+            "asked": self.asked,
+            "fpr": found.fpr,
+            "records": len(found.records),
+            "unjudged": found.left_out,
+            "exposed": int(found.exposed.sum()),
+            "mean_tpr": float(found.tpr.mean()),
+            "summary": self.summary,
+            "histogram": histogram(found.tpr).tolist(),
+            "top": self.listed(count),
+            "groups": {name: [one._asdict() for one in some] for name, some in self.groups.items()},
+        }
 
     def listed(self, count: int) -> list[dict[str, Any]]:
         """The first records by rank, what is told of each by name."""
@@ -97,12 +117,24 @@ def command(cfg: DictConfig) -> None:
     ]
     table = how.folder / f"{challenge.name}_risk.csv"
     shown = table.with_suffix(".html")
-    write_together({table: _csv(judged).encode(), shown: _page(how, judged).encode()})
+    files = {table: _csv(judged).encode(), shown: _page(how, judged).encode()}
+    write_together(files)
+    record = _record(how, scenarios, judged)
+    logged = {path.name: content for path, content in files.items()}
+    tracker.log(record.name, record.to_run(), {**logged, RISK_FILE: record.file})
     for one in judged:
         show(top_table(one, how.top))
         print(one.summary)
     print(f"Records: {table}")
     print(f"Page: {shown.absolute().as_uri()}")
+
+
+def _record(how: Risking, scenarios: Mapping[str, Here], judged: Sequence[Judged]) -> RiskRecord:
+    """What the run ``risk`` tells."""
+    said: dict[str, Any] = {"rule": describe_rule(how.selection), "folder": str(how.folder)}
+    said |= {one.name: one.told(how.top) for one in judged}
+    contents = {name: here.identity.content for name, here in scenarios.items()}
+    return RiskRecord(how.challenge.name, provenance.code_version(), contents, said)
 
 
 def _judged(
@@ -178,7 +210,8 @@ def top_table(one: Judged, count: int) -> Table:
 def _page(how: Risking, judged: Sequence[Judged]) -> str:
     """Fill the template."""
     challenge, tprs = how.challenge.name, {one.name: one.risks.tpr for one in judged}
-    drawn = png(risk_plot(f"{challenge}: how the records' TPRs lie", tprs, how.fpr))
+    counts = {name: histogram(values).tolist() for name, values in tprs.items()}
+    drawn = png(risk_plot(f"{challenge}: how the records' TPRs lie", counts, how.fpr))
     highest = "; ".join(f"{name}: {values.max():.2f}" for name, values in tprs.items())
     return page(
         "risk.html",

@@ -57,11 +57,8 @@ def command(cfg: DictConfig) -> None:
     write_together(files)
     shown = table(challenge.name, chosen)
     record = _record(challenge.name, selection, chosen)
-    with tracker.run(record.name, record.to_run().tags) as run:
-        run.note(record.to_run())
-        for file in files:
-            (run.artifacts / file.name).write_bytes(file.read_bytes())
-        (run.artifacts / TABLE).write_text(as_text(shown), encoding="utf-8")
+    logged = {file.name: content for file, content in files.items()}
+    tracker.log(record.name, record.to_run(), {**logged, TABLE: as_text(shown).encode()})
     show(shown)
     print(f"No submission: {absent} The choice: {report}" if absent else f"Submission: {archive}")
     print(f"Runs: {tracker.address()}")

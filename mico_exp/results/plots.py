@@ -390,21 +390,26 @@ def frontier_plot(
 
 
 @rc_context(STYLE)
-def risk_plot(title: str, tprs: Mapping[str, Floats], fpr: float) -> Figure:
-    """Draw how the records' own TPRs (R,) at an FPR lie, scenario by scenario.
+def risk_plot(title: str, counts: Mapping[str, Sequence[int]], fpr: float) -> Figure:
+    """Draw how the records' own TPRs at an FPR lie, scenario by scenario.
 
     The line stands where they would lie around if membership said nothing.
+
+    Args:
+        title: of the plot.
+        counts: scenario → how many records have a TPR in each of equal parts of [0, 1].
+        fpr: of each record's own threshold.
     """
     plot = new_plot(7.2, 4.0, title)
     plot.set_layout_engine("constrained")
     axes = plot.subplots()
     _grid(axes)
-    bins = np.linspace(0, 1, 26).tolist()
-    for (name, values), style in zip(tprs.items(), cycle(SCENARIO_STYLES)):
-        weights = np.full(len(values), 1 / len(values))
+    for (name, found), style in zip(counts.items(), cycle(SCENARIO_STYLES)):
+        bins, shares = np.linspace(0, 1, len(found) + 1), np.divide(found, sum(found))
         axes.hist(
-            values, bins, weights=weights, histtype="step", linewidth=1.6, label=name, **style
-        )
+            (bins[1:] + bins[:-1]) / 2, bins.tolist(), weights=shares, histtype="step",
+            linewidth=1.6, label=name, **style,
+        )  # fmt: skip
     axes.axvline(fpr, color="0.4", linewidth=1, label="over nothing, on average")
     axes.set_yscale("log")
     axes.set_xlim(0, 1)

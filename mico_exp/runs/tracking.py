@@ -188,6 +188,13 @@ class Tracker:
                 raise
             self._end(run, "FINISHED")
 
+    def log(self, name: str, entries: Entries, files: Mapping[str, bytes]) -> None:
+        """Log a run of which all is known: what it tells, and its files by their names."""
+        with self.run(name, entries.tags) as run:
+            run.note(entries)
+            for file, content in files.items():
+                (run.artifacts / file).write_bytes(content)
+
     def _end(self, run: Run, status: str) -> None:
         gone = False
         try:
