@@ -1,6 +1,7 @@
 """Training here beside the same mechanism one by one with Opacus; ratios in one run.
 
     .venv/bin/python benchmarks/training.py [cnn purchase digits roberta] [--rounds 3] [--real OUT]
+    .venv/bin/python benchmarks/training.py --func [--rounds 3]
 
 Poisson sampling, q = batch / n, clipping norm, noise and the divisor are the same on both sides:
 Opacus gives gradients by its hooks (`GradSampleModule`) and clips and adds noise by its
@@ -12,10 +13,15 @@ took beside what lay there before.
 
 Records are random ones of the right shape, or real with ``--real``, a folder with `health`
 (Purchase-100's CSV), `fashion` (images.npy, labels.npy), and `movie` with `tokenizer`.
+
+``--func`` sets the gradients of a step of many convolutional networks, one after another as they
+are trained here, beside all of them at once by `torch.func`: `vmap` over stacked parameters, and
+with privacy over records too. Both are in one process with one thread, by turns.
 """
 
 import argparse
 import functools
+import itertools
 import json
 import resource
 import statistics
@@ -34,6 +40,7 @@ from gpu import ROBERTA_BASE, bits, images, sentences
 from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import nn
+from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
@@ -41,7 +48,8 @@ from mico_exp.challenge import datasets
 from mico_exp.challenge.records import Records, inputs_at
 from mico_exp.models.architectures import CNN, MLP, TextClassifier
 from mico_exp.training import stacked
-from mico_exp.training.loop import train_networks
+from mico_exp.training.loop import train_networks, trained
+from mico_exp.training.per_sample import study
 from mico_exp.training.steps import Draws, Plan, Privacy
 
 CPU = torch.device("cpu")
@@ -206,6 +214,111 @@ def private(row: Row, network: nn.Module) -> Callable[[Any, torch.Tensor], None]
     return step
 
 
+# ---------------------------------------------------------------- networks at once, by torch.func
+
+
+class Tiny(nn.Sequential):
+    """A convolution for digits, 1,490 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 10))
+
+
+class Small(nn.Sequential):
+    """Two convolutions for Fashion-MNIST, 20,490 numbers."""
+
+    def __init__(self) -> None:
+        first = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        second = nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        super().__init__(*first, *second, nn.Flatten(), nn.Linear(1568, 10))
+
+
+AT_ONCE = [  # class, shape of a record, networks, records of a batch
+    (Tiny, (1, 8, 8), 8, 32),
+    (Tiny, (1, 8, 8), 50, 32),
+    (Small, (1, 28, 28), 8, 32),
+    (CNN, (3, 32, 32), 8, 32),
+    (CNN, (3, 32, 32), 8, 128),
+]
+AT_ONCE_CLIP, AT_ONCE_RECORDS = 2.6, 64  # of which all gradients are written out, of all networks
+
+
+def in_turn(
+    networks: list[nn.Module], inputs: torch.Tensor, labels: torch.Tensor, private: bool
+) -> Callable[[], None]:
+    """A step's gradients of each network (M, B, …), as the trainer finds them."""
+    if private:
+        make = study(networks[0], trained(networks[0]), inputs[0, :3], labels[0, :3])
+        ways = [make(network, trained(network)) for network in networks]
+
+    def step() -> None:
+        for i, network in enumerate(networks):
+            parameters = list(network.parameters())
+            if private:
+                sums = [torch.zeros_like(one) for one in parameters]
+                ways[i](inputs[i], labels[i], AT_ONCE_CLIP, sums)
+            else:
+                torch.autograd.grad(cross_entropy(network(inputs[i]), labels[i]), parameters)
+
+    return step
+
+
+def at_once(
+    networks: list[nn.Module], inputs: torch.Tensor, labels: torch.Tensor, private: bool
+) -> Callable[[], None]:
+    """The same by `torch.func`."""
+    base = networks[0]
+    stack = {
+        name: torch.stack([dict(one.named_parameters())[name].detach() for one in networks])
+        for name, _ in base.named_parameters()
+    }
+
+    def loss(state: dict[str, torch.Tensor], some: torch.Tensor, label: torch.Tensor) -> Any:
+        return cross_entropy(functional_call(base, state, (some,)), label)
+
+    def of_record(state: dict[str, torch.Tensor], one: torch.Tensor, label: torch.Tensor) -> Any:
+        return loss(state, one[None], label[None])
+
+    def step() -> None:
+        if not private:
+            vmap(grad(loss))(stack, inputs, labels)
+            return
+        size = max(1, AT_ONCE_RECORDS // len(networks))
+        each = vmap(vmap(grad(of_record), (None, 0, 0)))
+        for some, label in zip(inputs.split(size, 1), labels.split(size, 1), strict=True):
+            found = each(stack, some, label).values()
+            norms = torch.stack([one.flatten(2).square().sum(2) for one in found]).sum(0).sqrt()
+            factors = (AT_ONCE_CLIP / (norms + 1e-6)).clamp(max=1)
+            _ = [torch.einsum("mb,mb...->m...", factors, one) for one in found]
+
+    return step
+
+
+def together(rounds: int) -> None:
+    """Print seconds of both for all networks' gradients of a step, and their ratio."""
+    warnings.filterwarnings("ignore", message="There is a performance drop")
+    torch.set_num_threads(1)
+    for (make, shape, count, batch), private in itertools.product(AT_ONCE, (False, True)):
+        networks = [make().train() for _ in range(count)]
+        given = torch.randn(count, batch, *shape), torch.randint(10, (count, batch))
+        steps = [side(networks, *given, private) for side in (in_turn, at_once)]
+        found = []
+        for _ in range(rounds + 1):
+            ends = [time.process_time()]
+            for step in steps:
+                step()
+                ends.append(time.process_time())
+            found.append((ends[1] - ends[0], ends[2] - ends[1]))
+        one, other = map(statistics.median, zip(*found[1:], strict=True))  # the first warms up
+        ratios = [one / other for one, other in found[1:]]
+        what = f"{count} {make.__name__}, batch {batch}{', DP' if private else ''}"
+        print(
+            f"{what:26} in turn {one:.4f} s, by torch.func {other:.4f} s; ratio "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})",
+            flush=True,
+        )
+
+
 # ---------------------------------------------------------------- measuring
 
 
@@ -270,8 +383,12 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", default=[*TASKS], help=", ".join(TASKS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--real", type=Path, help="folder of real data sets")
+    parser.add_argument("--func", action="store_true", help="networks at once by torch.func")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.func:
+        together(asked.rounds)
+        return
     if asked.side:
         print(json.dumps(measured(asked.tasks[0], asked.side, asked.real)))
         return
