@@ -1,5 +1,6 @@
 """The report and the runs table as a person sees them: in a browser, after a small sweep."""
 
+import csv
 import html
 import json
 import re
@@ -100,19 +101,135 @@ def test_the_same_runs_give_the_same_bytes(reported):
     assert [(folder / "reports" / name).read_bytes() for name in names] == before
 
 
-def test_after_an_audit_every_scenario_has_a_line_of_it_one_without_a_claim_too(reported, tmp_path):
-    folder = tmp_path / "user"
+MORE = ["selection.resamples=100"]
+
+
+@pytest.fixture(scope="module")
+def told(reported, tmp_path_factory):
+    """A folder in which all was said that a report shows, what was printed, and two reports."""
+    folder = tmp_path_factory.mktemp("told") / "user"
     shutil.copytree(reported[0], folder)
-    run("mico_exp.audit", *SWEPT_SIZES, cwd=folder)
-    run("mico_exp.report", *SWEPT_SIZES, cwd=folder)
-    page = (folder / "reports" / "digits.html").read_text(encoding="utf-8")
-    table = re.search(r'<table id="audits">.*?</table>', page, flags=re.S)[0]
-    rows = re.findall(r"<tr><td.*?</tr>", table, flags=re.S)
-    shown = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+    known = "".join(f"{i},{'AB'[i % 2]}\n" for i in range(1797))
+    (folder / "known.csv").write_text(f"record,ward\n{known}")
+    typed = {
+        "audit": [],
+        "risk": ["metadata=known.csv", "cell=confidence/2", *MORE],
+        "compare": ["digits/inf", "digits/lo", *MORE],
+        "gate": ["max_tpr=0.999", *MORE],
+    }
+    shown = {
+        name: run(f"mico_exp.{name}", *words, *SWEPT_SIZES, cwd=folder).stdout
+        for name, words in typed.items()
+    }
+    for name in ("reports", "again"):
+        run("mico_exp.report", *SWEPT_SIZES, f"reports={name}", cwd=folder)
+    return folder, shown
+
+
+def told_page(folder):
+    return (folder / "reports" / "digits.html").read_text(encoding="utf-8")
+
+
+def rows_of(page, table):
+    """Cells of a table's rows, by its id."""
+    found = re.search(rf'<table id="{table}">.*?</table>', page, flags=re.S)[0]
+    rows = re.findall(r"<tr><td.*?</tr>", found, flags=re.S)
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+
+
+def test_what_was_said_gives_the_same_bytes_too(told):
+    for name in ("digits.html", "digits.json"):
+        again, report = (told[0] / folder / name for folder in ("again", "reports"))
+        assert again.read_bytes() == report.read_bytes()
+
+
+def test_what_nobody_looked_at_is_named_with_its_command(reported, page, told):
+    lines = re.findall(r"<li>([^<]*): <code>(.*?)</code></li>", page)
+    typed = " ".join(SWEPT_SIZES)
+    assert [command for _, command in lines] == [
+        f"python -m mico_exp.audit {typed}",
+        f"python -m mico_exp.risk {typed}",
+        f"python -m mico_exp.compare digits {typed}",
+        f"python -m mico_exp.gate max_tpr=0.15 {typed}",
+    ]
+    assert "Not looked at so far" in page
+    assert "Not looked at so far" not in told_page(told[0])
+    report = json.loads((reported[0] / "reports" / "digits.json").read_text())
+    assert (report["comparisons"], report["gates"]) == ([], [])
+    assert {one["risk"] for one in report["scenarios"]} == {None}
+
+
+def test_records_at_risk_are_those_of_the_csv_file(told):
+    page, folder = told_page(told[0]), told[0]
+    with (folder / "audits" / "digits_risk.csv").open() as file:
+        records = list(csv.DictReader(file))
+    shown = rows_of(page, "records")
+    for name in SCENARIOS:
+        mine = [row for row in records if row["scenario"] == name]
+        assert [row[1] for row in shown if row[0] == name] == [row["record"] for row in mine[:5]]
+        for row, one in zip((row for row in shown if row[0] == name), mine, strict=False):
+            assert row[4] == f"{float(one['tpr']):.3f}"
+            assert row[5:8] == [one["rank"], one["low"], one["high"]]
+    summaries = [line for line in told[1]["risk"].splitlines() if "are exposed, each" in line]
+    assert len(summaries) == 3
+    for line in summaries:
+        assert f"<li>{line}</li>" in page
+    assert "the page is audits/digits_risk.html, all records are in audits/digits_risk.csv" in page
+    for column, count in (("class", 10), ("ward", 2)):
+        table = re.search(rf"<caption>By {column}:.*?</table>", page, flags=re.S)[0]
+        rows = re.findall(r"<tr><td.*?</tr>", table, flags=re.S)
+        assert len(rows) == count
+        judged = [re.findall(r"of (\d+)</span>", row) for row in rows]
+        for place, name in enumerate(SCENARIOS):
+            mine = [row for row in records if row["scenario"] == name]
+            assert sum(int(row[place]) for row in judged) == len(mine)
+
+
+def test_the_json_has_what_was_said_by_its_schema(told):
+    folder, shown = told
+    schema = json.loads((files("mico_exp") / "schemas" / "report.schema.json").read_text())
+    report = json.loads((folder / "reports" / "digits.json").read_text())
+    Draft202012Validator(schema).validate(report)
+    for one in report["scenarios"]:
+        assert f"{one['risk']['summary']}\n" in shown["risk"]
+        assert sum(one["risk"]["histogram"]) == one["risk"]["records"]
+        place = folder / "mlruns" / "digits" / one["risk"]["run"] / "artifacts" / "risk.json"
+        logged = json.loads(place.read_text())[one["scenario"]]
+        assert {key: one["risk"][key] for key in logged} == logged
+    (compared,), (gate,) = report["comparisons"], report["gates"]
+    assert compared["verdict"].startswith(shown["compare"].splitlines()[-1])
+    assert f"{gate['verdict']}\n" == shown["gate"]
+    assert gate["passed"]
+    page = told_page(folder)
+    for one in (compared, gate):
+        assert html.escape(one["verdict"], quote=False) in page
+        assert one["when"] in page
+        started = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").get_run(one["run"]).info
+        assert (
+            time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started.start_time / 1000))
+            == (one["when"])
+        )
+
+
+def test_all_that_was_said_in_a_browser(told):
+    page = told_page(told[0])
+    targets = set(re.findall(r'href="#(\w+)"', page))
+    assert {"audit", "risk", "verdicts"} < targets
+    assert targets == set(re.findall(r'<section id="(\w+)"', page))
+    found, console = probe(told[0], page, width=500, height=900)
+    assert not console
+    assert found["width"][0] <= found["width"][1]
+    assert len(found["images"]) == len(SCENARIOS) + 3
+    assert all(complete and width > 300 for complete, width, _ in found["images"])
+
+
+def test_after_an_audit_every_scenario_has_a_line_of_it_one_without_a_claim_too(told):
+    folder, _ = told
+    shown = rows_of(told_page(folder), "audits")
     assert [row[0] for row in shown] == SCENARIOS
     assert [row[2] for row in shown] == ["–", "10", "4"]
-    told = json.loads((folder / "audits" / "digits.json").read_text())["scenarios"]
-    proven = {one["scenario"]: one["lower"]["epsilon"] for one in told}
+    audits = json.loads((folder / "audits" / "digits.json").read_text())["scenarios"]
+    proven = {one["scenario"]: one["lower"]["epsilon"] for one in audits}
     assert [row[4].partition("<")[0] for row in shown] == [
         f"{proven[one]:.2f}" for one in SCENARIOS
     ]

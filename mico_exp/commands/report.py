@@ -36,19 +36,30 @@ from mico_exp.commands.documentation import (
     tested,
 )
 from mico_exp.commands.page import embedded, page
+from mico_exp.commands.said import Said, find_said
 from mico_exp.common.arrays import Mask
 from mico_exp.common.atomic import write_text
 from mico_exp.config import advice, compose
 from mico_exp.config.compose import Challenge
 from mico_exp.config.options import option_names
 from mico_exp.results.cell import Membership, Predicted
-from mico_exp.results.plots import SCENARIO_STYLES, Curve, exposure_plot, heatmap, png, roc_plot
+from mico_exp.results.plots import (
+    SCENARIO_STYLES,
+    Curve,
+    exposure_plot,
+    heatmap,
+    png,
+    risk_plot,
+    roc_plot,
+)
 from mico_exp.results.scoring import roc
 from mico_exp.results.selection import Selected
 from mico_exp.runs import provenance
 from mico_exp.runs.cells_alike import order_of, sizes_of
-from mico_exp.runs.record import AuditRecord, CellRecord
+from mico_exp.runs.record import CellRecord
 from mico_exp.runs.tracking import Tracker
+
+LISTED, GROUPS = 5, 12  # records of a scenario, and groups of a column, that are shown
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,8 @@ class Facts:
     """What a report says of the whole challenge.
 
     tested: days of the runs that are compared. rule: by which the cell was chosen. resamples: draws
-    for intervals. commands: to type to have it again. limits: what the figures do not say.
+    for intervals. commands: to type to have it again. comparisons, gates: what was said of these
+    models, when, and by which run. limits: what the figures do not say.
     """
 
     challenge: str
@@ -65,6 +77,8 @@ class Facts:
     rule: str
     resamples: int
     commands: Sequence[str]
+    comparisons: Sequence[Mapping[str, Any]]
+    gates: Sequence[Mapping[str, Any]]
     limits: Sequence[str] = LIMITS
 
 
@@ -89,6 +103,8 @@ def command(cfg: DictConfig) -> None:
         )
         for one in shown
     ]
+    contents = {name: here.identity.content for name, here in scenarios.items()}
+    said = find_said(tracker, challenge.name, contents)
     facts = Facts(
         challenge=challenge.name,
         code_version=provenance.code_version(),
@@ -96,12 +112,14 @@ def command(cfg: DictConfig) -> None:
         rule=describe_rule(selection),
         resamples=selection.resamples,
         commands=_commands(challenge, chosen, exposed),
+        comparisons=said.comparisons,
+        gates=said.gates,
     )
-    audited = _audited(challenge.name, scenarios, tracker)
-    plots = _rocs(challenge.name, scenarios, chosen, audited), _exposures(challenge.name, exposed)
+    rocs = _rocs(challenge.name, scenarios, chosen, said.audits)
+    plots = rocs, _exposures(challenge.name, exposed)
     path = how.folder / f"{challenge.name}.html"
-    write_text(path, _page(facts, shown, documents, audited, *plots))
-    write_text(path.with_suffix(".json"), facts_of(facts, chosen, shown, documents, audited))
+    write_text(path, _page(facts, shown, documents, said, *plots))
+    write_text(path.with_suffix(".json"), facts_of(facts, chosen, shown, documents, said))
     print(f"Report: {path.absolute().as_uri()}")
 
 
@@ -109,7 +127,7 @@ def _page(
     facts: Facts,
     scenarios: Sequence[Mapping[str, Any]],
     documents: Sequence[Documented],
-    audited: Mapping[str, Mapping[str, Any]],
+    said: Said,
     rocs: Sequence[Mapping[str, str]],
     exposures: Mapping[str, Any] | None,
 ) -> str:
@@ -123,7 +141,9 @@ def _page(
         adversaries=adversaries(documents),
         phases=[p for p in ("dev", "final") if any(p in one["came_out"] for one in scenarios)],
         rocs=rocs,
-        audited=audited,
+        audited=said.audits,
+        risk=_risk(facts.challenge, said.risks),
+        undone=_undone(facts.challenge, said),
         exposures=exposures,
         versions=[pair for one in scenarios for pair in one["versions"]],
     )
@@ -134,7 +154,7 @@ def facts_of(
     chosen: Mapping[str, Chosen],
     scenarios: Sequence[Mapping[str, Any]],
     documents: Sequence[Documented],
-    audited: Mapping[str, Mapping[str, Any]],
+    said: Said,
 ) -> str:
     """The report as JSON, by the schema ``mico_exp/schemas/report.schema.json``."""
     told = [
@@ -148,7 +168,8 @@ def facts_of(
             "residual_risk": one.remains,
             "elements": one.elements,
             "fingerprints": dict(shown["versions"]),
-            "audit": audited.get(one.name),
+            "audit": said.audits.get(one.name),
+            "risk": said.risks.get(one.name),
         }
         for shown, one in zip(scenarios, documents, strict=True)
     ]
@@ -236,19 +257,6 @@ def _heatmap(name: str, selected: Selected, here: Here) -> tuple[str, str]:
     return embedded(png(figure)), f"{alt}Chosen: {selected.verdict.cell}."
 
 
-def _audited(
-    challenge: str, scenarios: Mapping[str, Here], tracker: Tracker
-) -> dict[str, Mapping[str, Any]]:
-    """What the newest audit of each scenario told that was of what is there now."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for run in tracker.finished(AuditRecord.tags_of(challenge)):
-        record = AuditRecord.from_run(run)
-        for name, one in record.by_scenario().items():
-            if name in scenarios and record.contents.get(name) == scenarios[name].identity.content:
-                found.setdefault(name, one)
-    return {name: found[name] for name in scenarios if name in found}
-
-
 def _rocs(
     challenge: str,
     scenarios: Mapping[str, Here],
@@ -285,6 +293,62 @@ def _curve(
     style = SCENARIO_STYLES[place % len(SCENARIO_STYLES)]
     curve = roc(solution, predictions, there)
     return Curve(label, curve, int(there.sum()), style, solution, predictions, there)
+
+
+def _risk(challenge: str, risks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Lay out what the page shows of single records; None where nothing is known of them."""
+    if not risks:
+        return None
+    counts = {name: one["histogram"] for name, one in risks.items()}
+    fpr = next(iter(risks.values()))["fpr"]
+    drawn = risk_plot(f"{challenge}: how the records' TPRs lie", counts, fpr)
+    told = "; ".join(f"{name}: mean {one['mean_tpr']:.3f}" for name, one in risks.items())
+    columns = dict.fromkeys(column for one in risks.values() for column in one["groups"])
+    files: dict[tuple[str, str], list[str]] = {}
+    for name, one in risks.items():
+        files.setdefault((one["folder"], one["run"]), []).append(name)
+    return {
+        "scenarios": {name: {**one, "top": one["top"][:LISTED]} for name, one in risks.items()},
+        "fpr": fpr,
+        "source": embedded(png(drawn)),
+        "alt": f"Histogram of the records' TPR at FPR {fpr:g}. {told}.",
+        "columns": {column: _by_group(risks, column) for column in columns},
+        "files": [(*place, names) for place, names in files.items()],
+    }
+
+
+def _by_group(risks: Mapping[str, Mapping[str, Any]], column: str) -> dict[str, Any]:
+    """Groups of a column, those of the highest TPR in any scenario first; of each by scenario."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for name, one in risks.items():
+        for group in one["groups"].get(column, []):
+            found.setdefault(group["name"], {})[name] = group
+    order = sorted(found, key=lambda name: (-max(g["tpr"] for g in found[name].values()), name))
+    rows = {group: found[group] for group in order[:GROUPS]}
+    return {"rows": rows, "more": len(order) - len(rows)}
+
+
+def _undone(challenge: str, said: Said) -> list[tuple[str, str]]:
+    """What no run says of these models, and the command that does."""
+    typed = _typed()
+    plain = [text for text in typed if not text.startswith("selection.")]
+    asked = {
+        "What the attacks prove of ε": (said.audits, "audit", plain),
+        "Which single records are at risk": (said.risks, "risk", typed),
+        "How far scenarios differ": (said.comparisons, "compare", [challenge, *typed]),
+        "Whether a release keeps limits": (said.gates, "gate", ["max_tpr=0.15", *typed]),
+    }
+    return [
+        (what, advice.command(f"mico_exp.{name}", *words))
+        for what, (found, name, words) in asked.items()
+        if not found
+    ]
+
+
+def _typed() -> list[str]:
+    """What was typed here that other commands are to be told as well."""
+    typed = HydraConfig.get().overrides.task
+    return [text for text in typed if not text.startswith("reports=")]
 
 
 def _exposures(
@@ -326,8 +390,7 @@ def _commands(
             key = (*challenge.setups[name].options, *_overrides(record))
             metric, formula = (label.partition("[")[0] for label in (record.metric, record.formula))
             sweeps.setdefault(key, {}).setdefault(metric, []).append(formula)
-    typed = [text for text in HydraConfig.get().overrides.task if not text.startswith("reports=")]
-    last = [advice.command(f"mico_exp.{name}", *typed) for name in ("select_best", "report")]
+    last = [advice.command(f"mico_exp.{name}", *_typed()) for name in ("select_best", "report")]
     return advice.repeat(sweeps) + last
 
 
