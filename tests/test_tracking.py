@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 from commands import call, start
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from tracking_server import KNOWN, Answers
 
 from mico_exp.common.errors import InputError, UnreachableError
 from mico_exp.runs import database, tracking
+from mico_exp.runs.client import Client
+from mico_exp.runs.own import ENTRIES, Own
+from mico_exp.runs.record import Entries
 from mico_exp.runs.tracking import Tracker
 
 
@@ -401,7 +405,7 @@ def test_an_interrupt_while_a_run_is_logged_is_none_of_the_runs_failures(folder,
     def interrupted(*_, **__):
         raise SystemExit(130)
 
-    monkeypatch.setattr(tracker.client, "log_batch", interrupted)
+    monkeypatch.setattr(tracker.runs, "log", interrupted)
     with pytest.raises(SystemExit), tracker.run("run", {}) as run:
         run.metrics["value"] = 1.0
     assert stored(tracker, run.id).info.status == "KILLED"
@@ -441,3 +445,65 @@ def test_runs_are_read_as_mlflow_reads_them(tmp_path):
 
 
 ORDER = ["attributes.start_time DESC"]
+
+
+def test_runs_are_written_as_mlflow_writes_them(tmp_path, monkeypatch):
+    """Every row of every table, but for what says which run it is, and when it was."""
+    path = tmp_path / "mlflow.db"
+    made = Tracker("both", tmp_path)
+    own, client = Own(path), Client(made.database.uri)
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    tags = {"mlflow.runName": "inf/loss/0", "mlflow.user": "me", "kind": "cell"}
+    values = {"a": 0.1, "b/c": math.nan, "d": math.inf, "e.f": -math.inf, "g h": 3, "i": -1e-300}
+    params = {f"p{i}": i for i in range(120)} | {"none": None, "long": "x" * 7000, "text": "ü%'"}
+    told = Entries(params, values, {"kind": "again", "more": "1", "long": "é" * 9000})
+    runs = []
+    for way in (own, client):
+        run = way.create(made.experiment_id, tags)
+        way.log(run, told)
+        way.end(run, "FAILED")
+        way.tag(made.experiment_id, "of", "all")
+        runs.append(run)
+    with sqlite3.connect(path) as opened:
+        mine, theirs = ({name: rows_of(opened, name, run) for name in LOGGED} for run in runs)
+        found = opened.execute("SELECT * FROM experiment_tags").fetchall()
+    opened.close()
+    assert mine == theirs
+    assert {name: len(rows) for name, rows in mine.items()} == LOGGED
+    assert found == [("of", "all", int(made.experiment_id))]
+
+
+LOGGED = {"runs": 1, "params": 123, "tags": 5, "metrics": 6, "latest_metrics": 6}
+
+
+def rows_of(opened, table, run):
+    """A table's rows of a run, by the columns' names, without the run's own."""
+    found = opened.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", (run,))
+    names = [one[0] for one in found.description]
+    return sorted(repr(dict(zip(names, row, strict=True))).replace(run, "run") for row in found)
+
+
+@pytest.mark.parametrize("table", ["runs", *ENTRIES])
+def test_tables_of_another_version_are_left_to_mlflow(folder, tmp_path, table):
+    copy = tmp_path / "mlflow.db"
+    Tracker("there", folder)
+    shutil.copyfile(folder / "mlflow.db", copy)
+    assert isinstance(Tracker("there", tmp_path).runs, Own)
+    with sqlite3.connect(copy) as opened:
+        opened.execute(f"ALTER TABLE {table} ADD COLUMN new INTEGER")
+    opened.close()
+    tracker = Tracker("there", tmp_path)
+    assert isinstance(tracker.runs, Client)
+    with tracker.run("run", {"kind": "cell"}) as run:
+        run.metrics["value"] = 1.0
+    assert [one.id for one in tracker.finished({"kind": "cell"})] == [run.id]
+
+
+@pytest.mark.parametrize("name", ["a@b", "a//b", "../a", "/a", "", "x" * 251])
+def test_a_name_that_mlflow_refuses_is_refused(folder, name):
+    tracker = Tracker("names", folder)
+    for way in (tracker.runs, Client(tracker.database.uri)):
+        run = way.create(tracker.experiment_id, {"mlflow.runName": "run", "mlflow.user": "me"})
+        with pytest.raises((InputError, MlflowException)):
+            way.log(run, Entries({}, {name: 1.0}, {}))
+        assert stored(tracker, run).data.metrics == {}

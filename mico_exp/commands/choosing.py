@@ -34,10 +34,10 @@ from mico_exp.results.scoring import RANKING_FPR
 from mico_exp.results.selection import Candidate, Selected, newest
 from mico_exp.results.statistics import LEVEL, SEED, Ranked
 from mico_exp.runs.cells_alike import Cell, cells, halvings, judge, sort_out
-from mico_exp.runs.database import LoggedRun
 from mico_exp.runs.record import (
     PREDICTIONS,
     CellRecord,
+    LoggedRun,
     cells_of,
     error_of,
     of_content,

@@ -17,8 +17,7 @@ from mico_exp.results.cell import Membership, Predicted, read_validation
 from mico_exp.results.scoring import RANKING_FPR, roc
 from mico_exp.results.selection import Candidate, Selected, make_rule, selected
 from mico_exp.results.statistics import RESAMPLES, compare
-from mico_exp.runs.database import LoggedRun
-from mico_exp.runs.record import PREDICTIONS, VALIDATED_TPR, CellRecord
+from mico_exp.runs.record import PREDICTIONS, VALIDATED_TPR, CellRecord, LoggedRun
 from mico_exp.runs.tracking import Tracker
 
 log = logging.getLogger(__name__)

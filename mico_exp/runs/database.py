@@ -10,19 +10,16 @@ import os
 import socket
 import sqlite3
 import urllib.request
-from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from mico_exp.common.atomic import exclusive
 from mico_exp.common.errors import InputError, UnreachableError, first_line
 from mico_exp.common.redaction import clean, shown
-from mico_exp.runs.record import Entries
 
 NAME, ARTIFACTS = "mlflow.db", "mlruns"
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
@@ -52,7 +49,7 @@ class Database:
 
 @cache
 def mlflow() -> Any:
-    """MLflow, whose import takes two seconds: to read the folder's own runs nothing needs it."""
+    """MLflow, whose import takes two seconds; runs of the folder's own database need none."""
     import mlflow
 
     return mlflow
@@ -162,111 +159,6 @@ def _server(uri: str) -> tuple[str, int] | None:
     if by_proxy and not urllib.request.proxy_bypass(host):
         return None
     return host, port
-
-
-def find_experiment(database: Database, name: str) -> tuple[str, str, str] | None:
-    """Number, stage and place of artifacts of an experiment in the folder's own database."""
-    asked = "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments"
-    with _opened(database) as opened:
-        found = opened.execute(f"{asked} WHERE name = ?", (name,)).fetchone()
-    return None if found is None else (str(found[0]), str(found[1]), str(found[2]))
-
-
-def count_runs(
-    database: Database,
-    experiment: str,
-    tags: Mapping[str, str],
-    params: Mapping[str, str],
-    without: Mapping[str, str],
-) -> int:
-    """Count the finished runs of an experiment in the folder's own database.
-
-    Args:
-        database: that has them, not a server.
-        experiment: its number.
-        tags: that they carry.
-        params: that they have.
-        without: tags, none of which they carry.
-    """
-    conditions, values = _conditions(experiment, "FINISHED", tags, params, without)
-    with _opened(database) as opened:
-        (count,) = opened.execute(
-            f"SELECT count(*) FROM runs r WHERE {conditions}", values
-        ).fetchone()
-    return int(count)
-
-
-@dataclass(frozen=True)
-class LoggedRun(Entries):
-    """A run that is in a database; `started` in milliseconds since 1970."""
-
-    id: str
-    started: int
-
-
-def read_runs(
-    database: Database, experiment: str, status: str, tags: Mapping[str, str]
-) -> list[LoggedRun]:
-    """Read the runs of an experiment in the folder's own database, the newest first.
-
-    MLflow itself makes objects of every entry, and takes ten times as long.
-
-    Args:
-        database: that has them, not a server.
-        experiment: its number.
-        status: of the runs.
-        tags: that they carry.
-    """
-    conditions, values = _conditions(experiment, status, tags)
-    with _opened(database) as opened:
-
-        def entries(table: str, value: str = "o.value") -> dict[str, dict[str, Any]]:
-            """Of each run, by key; of runs that another process has logged since none."""
-            found: dict[str, dict[str, Any]] = {run: {} for run in started}
-            asked = f"SELECT o.run_uuid, o.key, {value} FROM {table} o JOIN runs r USING (run_uuid)"
-            for run, key, one in opened.execute(f"{asked} WHERE {conditions}", values):
-                if run in found:
-                    found[run][key] = one
-            return found
-
-        asked = f"SELECT run_uuid, start_time FROM runs r WHERE {conditions}"
-        newest = opened.execute(f"{asked} ORDER BY start_time DESC, run_uuid", values)
-        started: dict[str, int] = dict(newest.fetchall())
-        params, found_tags = entries("params"), entries("tags")
-        metrics = entries("latest_metrics", "CASE WHEN o.is_nan THEN 'nan' ELSE o.value END")
-    return [
-        LoggedRun(params[run], _floats(metrics[run]), found_tags[run], run, at)
-        for run, at in started.items()
-    ]
-
-
-def _floats(found: Mapping[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in found.items()}
-
-
-def _opened(database: Database) -> closing[sqlite3.Connection]:
-    assert database.folder is not None
-    return closing(sqlite3.connect(database.folder / NAME))
-
-
-def _conditions(
-    experiment: str,
-    status: str,
-    tags: Mapping[str, str],
-    params: Mapping[str, str] = MappingProxyType({}),
-    without: Mapping[str, str] = MappingProxyType({}),
-) -> tuple[str, list[str]]:
-    """Conditions on a run `r` in SQL, and their values."""
-    has = (
-        "{}EXISTS (SELECT 1 FROM {} h WHERE h.run_uuid = r.run_uuid AND h.key = ? AND h.value = ?)"
-    )
-    wanted = [(has.format("", "tags"), *one) for one in tags.items()]
-    wanted += [(has.format("", "params"), *one) for one in params.items()]
-    wanted += [(has.format("NOT ", "tags"), *one) for one in without.items()]
-    conditions = ["r.experiment_id = ?", "r.status = ?", "r.lifecycle_stage = 'active'"]
-    conditions += [condition for condition, *_ in wanted]
-    values = [experiment, status, *(value for _, *pair in wanted for value in pair)]
-    return " AND ".join(conditions), values
 
 
 def own_artifacts(database: Database, experiment: str, number: str, location: str) -> Path | None:

@@ -68,6 +68,14 @@ class Entries:
 
 
 @dataclass(frozen=True)
+class LoggedRun(Entries):
+    """A run that is in a database; `started` in milliseconds since 1970."""
+
+    id: str
+    started: int
+
+
+@dataclass(frozen=True)
 class CellRecord:
     """One cell of the grid on one scenario.
 

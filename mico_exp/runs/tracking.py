@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -24,8 +23,19 @@ from mico_exp.common import signals
 from mico_exp.common.errors import InputError, UnreachableError, first_line
 from mico_exp.common.redaction import clean, clean_logs
 from mico_exp.runs import database
-from mico_exp.runs.database import Database, LoggedRun, mlflow
-from mico_exp.runs.record import BEST_FIRST, CELLS, COLUMNS, ERROR, HOST, PROCESS, Entries
+from mico_exp.runs.client import Client
+from mico_exp.runs.database import NAME, Database, mlflow
+from mico_exp.runs.own import Own
+from mico_exp.runs.record import (
+    BEST_FIRST,
+    CELLS,
+    COLUMNS,
+    ERROR,
+    HOST,
+    PROCESS,
+    Entries,
+    LoggedRun,
+)
 
 log = logging.getLogger(__name__)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -67,7 +77,9 @@ def reach(folder: Path) -> None:
     """
     found = database.find(folder, create=True)
     with _asking(found):
-        mlflow().MlflowClient(found.uri).search_experiments(max_results=1)
+        runs = _runs_of(found)
+        if isinstance(runs, Client):
+            runs.mlflow.search_experiments(max_results=1)
 
 
 @contextmanager
@@ -85,6 +97,13 @@ def _asking(where: Database, fault: str = "cannot be used") -> Iterator[None]:
         if where.folder is None:
             database.check_answer(where.uri)  # a server that is gone says it at greater length
         raise InputError(f"MLflow at {where.shown} {fault}: {clean(_reason(error))}") from None
+
+
+def _runs_of(where: Database) -> Own | Client:
+    """The runs of a database, by the quicker way where it is one that we know."""
+    if where.folder is not None and (own := Own(where.folder / NAME)).is_known():
+        return own
+    return Client(where.uri)
 
 
 def _status(error: BaseException) -> str:
@@ -114,23 +133,16 @@ class Tracker:
         self.database = database.find(folder, create=create)
         self.artifacts = self.database.artifacts(experiment)
         with self._asking("cannot be used"):
+            self.runs = _runs_of(self.database)
             self.experiment_id = self._experiment(experiment, create)
 
     @cached_property
     def client(self) -> Any:
-        """MLflow's own, for all but reading the folder's own database."""
+        """MLflow's own, for experiments to be made and artifacts that lie elsewhere."""
         return mlflow().MlflowClient(self.database.uri)
 
-    def _known(self, name: str) -> tuple[str, str, str] | None:
-        """Number, stage and place of artifacts of an experiment; None if it is not there."""
-        if self.database.folder is not None:
-            return database.find_experiment(self.database, name)
-        if (found := self.client.get_experiment_by_name(name)) is None:
-            return None
-        return str(found.experiment_id), str(found.lifecycle_stage), str(found.artifact_location)
-
     def _experiment(self, name: str, create: bool) -> str:
-        if known := self._known(name):
+        if known := self.runs.experiment(name):
             number, stage, location = known
             if stage != "active":
                 raise InputError(
@@ -148,7 +160,7 @@ class Tracker:
             return str(self.client.create_experiment(name, artifact_location=place))
         except mlflow().exceptions.MlflowException:
             # Another process was faster, or there is a real fault, which then shows here.
-            if known := self._known(name):
+            if known := self.runs.experiment(name):
                 return known[0]
             raise
 
@@ -160,7 +172,7 @@ class Tracker:
         with suppress(InputError), self._asking("lets no run be ended"):  # none fails for another
             for run in self._search("RUNNING", {HOST: socket.gethostname()}):
                 if not _lives(run.tags.get(PROCESS, "")):
-                    self.client.set_terminated(run.id, "KILLED")
+                    self.runs.end(run.id, "KILLED")
 
     @contextmanager
     def run(self, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
@@ -176,8 +188,8 @@ class Tracker:
             run = None
             try:
                 with signals.whole(), self._asking("takes no run"):
-                    created = self.client.create_run(self.experiment_id, tags={**system, **tags})
-                    run = Run(created.info.run_id, Path(folder), self._place(created.info.run_id))
+                    created = self.runs.create(self.experiment_id, {**system, **tags})
+                    run = Run(created, Path(folder), self._place(created))
                 yield run
             except BaseException as error:
                 if run:
@@ -208,19 +220,13 @@ class Tracker:
         finally:
             if not gone:  # else it would be asked once more, for seconds
                 with signals.whole(), self._asking("does not end a run"):
-                    self.client.set_terminated(run.id, status)
+                    self.runs.end(run.id, status)
 
     def _asking(self, fault: str) -> AbstractContextManager[None]:
         return _asking(self.database, fault)
 
     def _log(self, run: Run) -> None:
-        now, kinds = int(time.time() * 1000), mlflow().entities
-        self.client.log_batch(
-            run.id,
-            metrics=[kinds.Metric(key, value, now, 0) for key, value in run.metrics.items()],
-            params=[kinds.Param(key, str(value)) for key, value in run.params.items()],
-            tags=[kinds.RunTag(key, value) for key, value in run.tags.items()],
-        )
+        self.runs.log(run.id, Entries(run.params, run.metrics, run.tags))
         if not any(run.artifacts.iterdir()):
             return
         if run.place is None:
@@ -246,39 +252,15 @@ class Tracker:
         None where a server has some, which would have to send all of them to be counted.
         """
         with self._asking("does not count its runs"):
-            if self.database.folder is not None:
-                return database.count_runs(self.database, self.experiment_id, tags, params, without)
-            wanted = _where("FINISHED", tags, params, without)
-            found = self.client.search_runs([self.experiment_id], wanted, max_results=1)
-            return None if len(found) else 0
+            return self.runs.count(self.experiment_id, tags, params, without)
 
     def failed(self, tags: Mapping[str, str]) -> list[LoggedRun]:
         """All failed runs that carry these tags, the newest first; why is in the tag ``error``."""
         return self._search("FAILED", tags)
 
     def _search(self, status: str, tags: Mapping[str, str]) -> list[LoggedRun]:
-        if self.database.folder is not None:
-            with self._asking("does not list its runs"):
-                runs = database.read_runs(self.database, self.experiment_id, status, tags)
-            return list(map(_shown, runs))
-        found: list[LoggedRun] = []
-        token: str | None = None
-        while True:
-            with self._asking("does not list its runs"):
-                page = self.client.search_runs(
-                    [self.experiment_id],
-                    _where(status, tags),
-                    max_results=1000,
-                    order_by=["attributes.start_time DESC"],
-                    page_token=token,
-                )
-            found += [
-                _shown(LoggedRun(d.params, d.metrics, d.tags, i.run_id, i.start_time))
-                for d, i in ((run.data, run.info) for run in page)
-            ]
-            token = page.token
-            if not token:
-                return found
+        with self._asking("does not list its runs"):
+            return list(map(_shown, self.runs.read(self.experiment_id, status, tags)))
 
     def address(self) -> str:
         """Give the address of the runs table, with a view of the cells, the best first.
@@ -300,9 +282,8 @@ class Tracker:
         now = int(time.time() * 1000)
         view = {"name": "mico_exp cells", "createdAt": now, "state": json.dumps(state)}
         try:
-            self.client.set_experiment_tag(
-                self.experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view)
-            )
+            name = f"mlflow.sharedViewState.{VIEW}"
+            self.runs.tag(self.experiment_id, name, json.dumps(view))
         except Exception as error:  # a server may refuse it; the plain table is there
             log.debug("No view of the runs: %s", clean(first_line(error)))
             return plain
@@ -315,20 +296,6 @@ class Tracker:
         with self._asking(f"gives no artifact {name} of run {run_id}"):
             folder.mkdir(exist_ok=True)
             return Path(self.client.download_artifacts(run_id, name, str(folder)))
-
-
-def _where(
-    status: str,
-    tags: Mapping[str, str],
-    params: Mapping[str, str] = MappingProxyType({}),
-    without: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """Say in MLflow's words: of a status, with tags and params, and no tag of `without`."""
-    conditions = [f"attributes.status = '{status}'"]
-    conditions += [f"tags.{key} = '{value}'" for key, value in tags.items()]
-    conditions += [f"params.{key} = '{value}'" for key, value in params.items()]
-    conditions += [f"tags.{key} != '{value}'" for key, value in without.items()]
-    return " and ".join(conditions)
 
 
 def _shown(run: LoggedRun) -> LoggedRun:
