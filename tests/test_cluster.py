@@ -9,7 +9,7 @@ import pytest
 import torch
 from commands import run, start
 from conftest import SIZES, tiny_recipe
-from failing import OnceDeadly, broken, once_deadly
+from failing import OnceDeadly, broken, once_deadly, whose
 from listener import heard, listening
 from test_recipe import contents
 
@@ -87,6 +87,18 @@ def test_a_worker_that_dies_is_replaced(extraction_by, tmp_path):
 def test_a_workers_error_is_the_works_own(extraction_by):
     with pytest.raises(MetricError, match="metric `odd` fails: ZeroDivisionError: as a user's"):
         extraction_by("store", Ray(num_workers=2)).compute({"odd": broken})
+
+
+def test_workers_stay_for_the_next_work_but_not_after_an_error():
+    workers = Ray(num_workers=2)
+    first = {process for _, process in workers.map(whose, [1] * 8)}
+    assert {process for _, process in workers.map(whose, [1] * 8)} <= first
+    with pytest.raises(ZeroDivisionError) as failed:
+        list(workers.map(whose, [0]))
+    assert failed.value.args[0] in first
+    after = {process for _, process in workers.map(whose, [1] * 8)}
+    assert failed.value.args[0] not in after
+    assert not Ray(num_workers=2, address="auto")._is_alone()
 
 
 def test_a_cluster_that_is_not_there(extraction_by):

@@ -1,7 +1,8 @@
 """Pieces of work done by Ray actors: on the processors and GPUs of this machine, or of a cluster.
 
 Every machine must see the models under the same paths, and have this package installed. A worker
-that dies is replaced, and only its piece is done again.
+that dies is replaced, and only its piece is done again. Workers of a Ray that is started here stay
+for the next pieces, since each imports for seconds; those of a cluster, which others use, end.
 """
 
 import logging
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -20,12 +21,12 @@ import torch
 from mico_exp.common import require
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.common.pool import DEATHS
+from mico_exp.models.notes import SECONDS_TO_HEAR, Notes
 from mico_exp.models.workers import Hear
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 SECONDS_TO_ANSWER = 10
-SECONDS_TO_HEAR = 2.0  # of how far workers are
 SECONDS_TO_WAIT, SECONDS_TO_SETTLE, SECONDS_BETWEEN = 600.0, 5.0, 0.5  # for what others use
 log = logging.getLogger(__name__)
 
@@ -97,46 +98,52 @@ class Ray:
         import ray
 
         self._check_resources(ray.cluster_resources())  # type: ignore[no-untyped-call]
-        count = self._count(ray.available_resources)
+        idle = _idle if self._is_alone() else []
+        count = self._count(ray.available_resources, len(idle))
+        threads = None if self.num_gpus else self.threads
         kind = ray.remote(_Worker).options(
             num_cpus=0 if self.num_gpus else self.threads,
             num_gpus=1 / self.jobs_per_gpu if self.num_gpus else 0,
-            max_restarts=DEATHS,
+            max_restarts=-1,
             max_task_retries=DEATHS,
         )
-        shared, notes = ray.put(work), None if hear is None else _Notes(hear)
-        threads = None if self.num_gpus else self.threads
-        idle: list[Any] = []
-        workers: list[Any] = []
+        shared, notes = ray.put(work), None if hear is None else Notes(hear)
         running: dict[Any, tuple[int, Any]] = {}
         ahead = iter(enumerate(pieces))
         try:
             while True:
                 while len(running) < count and (one := next(ahead, None)):
-                    if not idle:  # one only once there is work for it
-                        idle.append(kind.remote(threads))
-                        workers.append(idle[-1])
-                    worker = idle.pop()
+                    # A worker is started only once there is work for it.
+                    worker: Any = idle.pop() if idle else kind.remote(threads)
                     task = worker.do.remote([shared], one[1], notes and notes.tell)
                     running[task] = one[0], worker
                 if not running:
                     return
                 done = _first(list(running), notes)
-                position, worker = running.pop(done)
                 result = _get(done)
+                position, worker = running.pop(done)
                 idle.append(worker)
                 yield position, result
         finally:
-            for worker in [*workers, *([notes.actor] if notes else [])]:
+            ending = [worker for _, worker in running.values()]
+            ending += [notes.actor] if notes else []
+            for worker in ending if idle is _idle else ending + idle:
                 ray.kill(worker)
+            for worker in _idle:
+                worker.forget.remote()
+
+    def _is_alone(self) -> bool:
+        """Whether nobody else can use this Ray, as it was started here."""
+        return self.address is None and bool(_connected)
 
     def _connect(self) -> None:
         ray = _import(self.address)
-        wanted = (self.address, self.num_workers, self.num_gpus)
+        wanted = (self.address, self.num_workers, self.num_gpus, self.jobs_per_gpu)
         if ray.is_initialized():
             if wanted in _connected or not _connected:  # else Ray was started here for another job
                 return
             ray.shutdown()
+        _idle.clear()
         # Metrics of the user's own lie in the folders that Python looks in here.
         paths = [os.getcwd() if path == "" else path for path in sys.path]
         environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
@@ -171,11 +178,12 @@ class Ray:
                     f"`compute`: {wanted} {kind}s are asked for, Ray has {there.get(kind, 0):g}."
                 )
 
-    def _count(self, free: Callable[[], Mapping[str, float]]) -> int:
+    def _count(self, free: Callable[[], Mapping[str, float]], idle: int = 0) -> int:
         """How many workers there is room for now, of those asked for; waits while there is none.
 
         Args:
             free: gives what nobody uses at the moment.
+            idle: workers of ours that are there, and have nothing to do.
 
         Raises:
             InputError: others have used all of it for ten minutes.
@@ -183,7 +191,8 @@ class Ray:
         kind, each = ("GPU", 1 / self.jobs_per_gpu) if self.num_gpus else ("CPU", self.threads)
         started, said = time.monotonic(), False
         while True:
-            room, waited = int(free().get(kind, 0) / each + 1e-6), time.monotonic() - started
+            room = idle + int(free().get(kind, 0) / each + 1e-6)
+            waited = time.monotonic() - started
             # Workers of the last pass may be about to end; whoever else has some keeps them.
             if room >= self.num_workers or (room and waited > SECONDS_TO_SETTLE):
                 break
@@ -201,7 +210,8 @@ class Ray:
         return min(room, self.num_workers)
 
 
-_connected: list[tuple[str | None, int, int]] = []  # what Ray was started with here, if it was
+_connected: list[tuple[str | None, int, int, int]] = []  # what Ray was started with, if it was
+_idle: list[Any] = []  # workers of a Ray that nobody else uses, which wait for work
 
 
 def _import(address: str | None) -> Any:
@@ -255,48 +265,12 @@ class _Worker:
         assert self.work is not None
         return self.work(piece) if tell is None else self.work(piece, tell)
 
-
-class _Notes:
-    """Where workers note how far they are: an actor that adds it up until somebody asks."""
-
-    def __init__(self, hear: Hear) -> None:
-        import ray
-
-        self.hear = hear
-        self.actor: Any = ray.remote(_Sum).options(num_cpus=0).remote()
-
-    @property
-    def tell(self) -> Hear:
-        """What a worker tells by; it does not wait."""
-        tell: Hear = self.actor.add.remote
-        return tell
-
-    def read(self) -> None:
-        """Hear what was noted; where the actor is busy or gone, the next time."""
-        import ray
-
-        with suppress(ray.exceptions.RayError):
-            if (told := ray.get(self.actor.rest.remote(), timeout=SECONDS_TO_HEAR)) is not None:
-                self.hear(told)
+    def forget(self) -> None:
+        """Let go of the work, and of the records that it holds: the next one is another."""
+        self.work = None
 
 
-class _Sum:
-    """What has been told since somebody asked."""
-
-    def __init__(self) -> None:
-        self.sum: Any = None
-
-    def add(self, more: Any) -> None:
-        """Take in more."""
-        self.sum = more if self.sum is None else self.sum + more
-
-    def rest(self) -> Any:
-        """What was not asked for yet; None where that is nothing."""
-        rest, self.sum = self.sum, None
-        return rest
-
-
-def _first(running: list[Any], notes: _Notes | None) -> Any:
+def _first(running: list[Any], notes: Notes | None) -> Any:
     """Wait for the first piece that is done; meanwhile hear how far the workers are."""
     import ray
 
