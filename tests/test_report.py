@@ -143,6 +143,19 @@ def test_what_was_said_gives_the_same_bytes_too(told):
         assert again.read_bytes() == report.read_bytes()
 
 
+def test_no_run_that_says_something_is_taken_for_a_cell(reported, told):
+    """All else is as it was before anything was said."""
+    before, after = (
+        json.loads((folder / "reports" / "digits.json").read_text())
+        for folder in (reported[0], told[0])
+    )
+    for one in (before, after):
+        del one["comparisons"], one["gates"], one["commands"]
+        for scenario in one["scenarios"]:
+            del scenario["audit"], scenario["risk"]
+    assert before == after
+
+
 def test_what_nobody_looked_at_is_named_with_its_command(reported, page, told):
     lines = re.findall(r"<li>([^<]*): <code>(.*?)</code></li>", page)
     typed = " ".join(SWEPT_SIZES)
