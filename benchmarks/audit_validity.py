@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.special import expit, ndtr
+from scipy.stats import binom
 
 from mico_exp.auditing import bounds, curves, one_run
 from mico_exp.auditing.counts import Counts, each
@@ -132,7 +133,9 @@ def truth_gaussian(g, mu):
     yield "Clopper-Pearson", bounds.clopper_pearson(*sides, DELTA, ALPHA), epsilon
     yield "Gaussian DP", bounds.gaussian(*sides, ALPHA), mu
     every = g.binomial(MANY, ndtr(mu / 2), REPETITIONS)
-    yield "accuracy, μ", bounds.accuracy_mu(every, MANY, ALPHA), mu
+    chance = binom.pmf(np.arange(MANY + 1), MANY, ndtr(mu / 2))
+    above = chance[bounds.accuracy_mu(np.arange(MANY + 1), MANY, ALPHA) > mu].sum()
+    yield f"accuracy, μ (exactly {above:.1%})", bounds.accuracy_mu(every, MANY, ALPHA), mu
 
 
 def show_truths(title, found):

@@ -92,6 +92,11 @@ def test_one_canary_a_model_is_bounded_by_limits_of_its_rates():
     assert next(iter(bounded)) == "clopper_pearson"
     assert 0.75 * mu < bounded["gaussian"].mu < mu
     assert bounded["clopper_pearson"].epsilon > 1
+    assert 0.9 * mu < bounded["accuracy_gaussian"].mu < mu
+    # Halfway between the means a guess is right with Φ(μ/2).
+    share = stats.norm.cdf(mu / 2)
+    assert 0.8 < bounded["accuracy"].epsilon / np.log(share / (1 - share)) < 1
+    assert bounded["accuracy"].right == pytest.approx(3000 * share, abs=4 * 3000**0.5 / 2)
     told = methods.estimate(found, how, "a/1")
     assert told.low < told.epsilon < told.high
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mico_exp.auditing import bounds, ceiling, curves, floor, games, one_run, posterior
 from mico_exp.auditing.counts import Counts
@@ -53,6 +54,8 @@ def prove(attacked: Attacked, how: How, mechanism: Mechanism | None) -> tuple[Bo
     found: list[Bounded] = []
     if how.game == ONE_PER_MODEL and attacked.validation is not None:
         found = _trials(attacked, how)
+        if games.is_fair(*attacked.sizes):
+            found += _accuracy(attacked, how)
     if how.game != ONE_PER_MODEL or games.is_fair(*attacked.sizes):
         found += [_one_run(attacked, how), *_curves(attacked, how, mechanism)]
     if not found:
@@ -115,6 +118,25 @@ def _trials(attacked: Attacked, how: How) -> list[Bounded]:
     mu = float(gaussian(*sides))
     second = curves.epsilon_of_gaussian(mu, how.delta)
     return [first, Bounded("gaussian", second, mu, cell, *_guessed(sides))]
+
+
+def _accuracy(attacked: Attacked, how: How) -> list[Bounded]:
+    """ε, and μ of Gaussian DP, by the share of right guesses of all trials; bits are fair coins."""
+    cell, (true, members, false, others) = _at_threshold(attacked, _share_right)
+    trials = members + others
+    made = (1.0, trials, trials, true + others - false, 1)
+    right = made[3], trials
+    epsilon = float(bounds.accuracy_epsilon(*right, how.delta, how.significance))
+    mu = float(bounds.accuracy_mu(*right, how.significance))
+    second = curves.epsilon_of_gaussian(mu, how.delta)
+    return [
+        Bounded("accuracy", epsilon, None, cell, *made),
+        Bounded("accuracy_gaussian", second, mu, cell, *made),
+    ]
+
+
+def _share_right(true: ArrayLike, members: int, false: ArrayLike, others: int) -> Floats:
+    return (np.asarray(true) + others - np.asarray(false)) / (members + others)
 
 
 def _clopper_pearson(how: How) -> Rates:

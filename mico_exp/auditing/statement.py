@@ -16,6 +16,8 @@ ASSUMES = {
     "one_run_accountant": "the accountant's trade-off, with other noise",
     "clopper_pearson": "nothing; one canary a model",
     "gaussian": "a Gaussian trade-off; one canary a model",
+    "accuracy": "nothing; one canary a model, in by a fair coin",
+    "accuracy_gaussian": "a Gaussian trade-off; one canary a model, in by a fair coin",
 }
 
 
