@@ -196,6 +196,15 @@ def server():
         serving.shutdown()
 
 
+def test_a_server_has_a_run_logged_without_a_word_on_standard_output(server, monkeypatch, capsys):
+    """A gate's answer is one line; MLflow would print two more, with the server's password."""
+    monkeypatch.setattr(_Server, "status", 200)
+    monkeypatch.setattr(_Server, "message", {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    Tracker("here", Path.cwd()).log("run", Entries({}, {"value": 1.0}, {}), {})
+    assert capsys.readouterr().out == ""
+
+
 def _log_a_metric(tracker, folder):
     with tracker.run("run", {}) as run:
         run.metrics["value"] = 1.0

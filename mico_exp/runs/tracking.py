@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is down is soon known
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # which has the server's password
 MAX_TAG = 5000  # MLflow refuses longer values
 UI = "http://127.0.0.1:5000"  # where `mlflow ui` answers
 VIEWS_SINCE = Version("3.15")  # runs tables with columns of one's own, by their address
