@@ -36,6 +36,7 @@ from mico_exp.scores.soundness import check_training
 from mico_exp.training import building
 from mico_exp.training.building import build, is_complete
 from mico_exp.training.making import Making, step_seconds
+from mico_exp.training.mechanism import of_build
 from mico_exp.training.recipe import Fresh, PrivacyTarget
 from mico_exp.training.steps import Plan
 
@@ -186,6 +187,11 @@ def test_differential_privacy_of_a_network(digits, tmp_path):
     assert 4 - 0.01 < float((folder / "epsilon").read_text()) <= 4
     told = json.loads((folder.parents[1] / "build.json").read_text())
     assert (told["accountant"], told["clip_norm"]) == ("pld", 1.0)
+    known = of_build(folder.parents[1])
+    del told["noise_multiplier"]
+    (tmp_path / "build.json").write_text(json.dumps(told))  # as it was written at first
+    assert known == of_build(tmp_path)  # found by a search, to the same bit
+    assert known.noise_multiplier == recipe_of(privacy=PRIVATE).privacy_for().noise_multiplier
 
 
 def test_a_model_that_diverges_is_named_and_the_others_are_there(tmp_path, digits):

@@ -20,6 +20,7 @@ from mico_exp.common.errors import InputError
 
 RECORD = "build.json"
 FINGERPRINT, CANARIES = "records_fingerprint", "canaries"  # in it
+NOISE, RATE = "noise_multiplier", "sample_rate"  # in it, of models with differential privacy
 
 
 def begin(folder: Path, asked: Mapping[str, Any]) -> None:

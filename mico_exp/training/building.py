@@ -38,6 +38,8 @@ from mico_exp.models.architectures import bare
 from mico_exp.models.devices import open_device
 from mico_exp.models.folders import (
     FINGERPRINT,
+    NOISE,
+    RATE,
     RECORD,
     check_built_from,
     compare,
@@ -102,7 +104,7 @@ def build(
     lock = folder.with_name(f".{recipe.scenario}.lock")
     with exclusive(lock, f"building {folder}"):
         _check_record(folder, recipe, records)
-        told = recipe.description(records) | _devices(folder)
+        told = recipe.description(records) | _noise(making) | _devices(folder)
         write_text(folder / RECORD, json.dumps(told, indent=2) + "\n")
         if (canaries := recipe.canaries) and canaries.are_shared:
             write_array(folder / f"{CHALLENGE}.npy", canaries.points(recipe.sizes.records, 0))
@@ -354,6 +356,13 @@ class Progress:
         rate = self.steps / max(time.monotonic() - self.started, 1e-9)
         loss = "" if self.loss is None else f", loss {self.loss:.3f}"
         return f"{self.finished} done, {rate:,.1f} steps/s{loss}"
+
+
+def _noise(making: Making) -> dict[str, float]:
+    """How much noise models are trained with, which takes a search to find again."""
+    if making.privacy is None:
+        return {}
+    return {NOISE: making.privacy.noise_multiplier, RATE: making.recipe.sample_rate}
 
 
 def _devices(folder: Path) -> dict[str, list[str]]:

@@ -9,11 +9,12 @@ from typing import Any
 
 from mico_exp.common import require
 from mico_exp.common.errors import InputError
-from mico_exp.models.folders import RECORD, read_record
+from mico_exp.models.folders import NOISE, RATE, RECORD, read_record
 from mico_exp.training.accountant import noise_multiplier
 
-KEYS = ("noise_multiplier", "sample_rate", "steps")
-SEARCHED = ("steps", "batch_size", "len_training", "epsilon", "delta")  # what a builder starts from
+KEYS = (NOISE, RATE, "steps")
+# What a builder starts from, whose first records told no more.
+SEARCHED = ("steps", "batch_size", "len_training", "epsilon", "delta")
 
 
 @dataclass(frozen=True)
