@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf import DictConfig
@@ -63,7 +63,7 @@ def command(cfg: DictConfig) -> None:
     tracker = Tracker(how.challenge.name, Path.cwd(), create=False)
     found = find_cells(how.challenge, how.selection, tracker, scenarios)
     stated = {
-        name: _stated(how, name, here, tracker, found, *claims[name])
+        name: _stated(how, name, here, tracker, found, claims[name])
         for name, here in scenarios.items()
     }
     path = how.folder / f"{how.challenge.name}.json"
@@ -125,15 +125,26 @@ def check_mechanism(
             )
 
 
-def _accounted(
-    how: Auditing, name: str, claim: Claim | None
-) -> tuple[Claim | None, Mechanism | None]:
+class Promise(NamedTuple):
+    """What is claimed of a scenario, and what comes of that.
+
+    mechanism: that its models were trained with; None where it is not known. ceilings: TPR that is
+    allowed, by relation: of the mechanism where it is known, else of the claim.
+    """
+
+    claim: Claim | None
+    mechanism: Mechanism | None
+    ceilings: dict[str, dict[str, float]]
+
+
+def _accounted(how: Auditing, name: str, claim: Claim | None) -> Promise:
     """A claim with what the accountant says of the mechanism that its models were trained with."""
     if claim is None:
-        return None, None
+        return Promise(None, None, {})
     mechanism = how.mechanism or of_build(how.challenge.setups[name].folder)
     if mechanism is None:
-        return claim, None
+        alone = ceiling.of_claim(claim.epsilon, claim.delta)
+        return Promise(claim, None, {ADD_REMOVE: alone.figures()})
     spent, swapped = (
         ceiling.epsilon_of(mechanism, claim.delta, one) for one in (ADD_REMOVE, REPLACE_ONE)
     )
@@ -143,7 +154,9 @@ def _accounted(
         log.warning(
             "%s: the accountant says ε = %.4g, and %g is claimed", name, spent, claim.epsilon
         )
-    return known, mechanism
+    profiles = {one: ceiling.of_mechanism(mechanism, one) for one in (ADD_REMOVE, REPLACE_ONE)}
+    allowed = {of: one.figures() for of, one in profiles.items() if one is not None}
+    return Promise(known, mechanism, allowed)
 
 
 def _recorded(setup: Setup, here: Here) -> EpsilonRange | None:
@@ -176,17 +189,17 @@ def _stated(
     here: Here,
     tracker: Tracker,
     found: Found,
-    claim: Claim | None,
-    mechanism: Mechanism | None,
+    promise: Promise,
 ) -> Statement:
     """Audit one scenario."""
+    claim = promise.claim
     try:
         game = how.game or _game_of(here, how.challenge.setups[name].folder)
         attacked = _attacked(how, name, here, tracker, found, raw=game == ONE_PER_MODEL)
         _check_game(game, attacked)
         shares = methods.shares_of(how.guesses, attacked, game)
         asked = How(how.deltas[name], 1 - how.confidence, game, shares, how.seed)
-        bounded = methods.prove(attacked, asked, mechanism)
+        bounded = methods.prove(attacked, asked, promise.mechanism)
         estimated = methods.estimate(attacked, asked, bounded[0].cell)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
@@ -208,7 +221,7 @@ def _stated(
         floor=bounded[0],
         methods=bounded,
         estimate=estimated,
-        ceilings=_ceilings(claim, mechanism),
+        ceilings=promise.ceilings,
         attack=attack,
         contradicted=claim is not None and methods.contradicts(bounded[0], claim, asked),
     )
@@ -230,16 +243,6 @@ def _check_game(game: str, attacked: Attacked) -> None:
         return
     if not all(rows.single for some in attacked.targets.values() for rows in some):
         raise InputError(f"`game={game}` needs models with one challenge point each.")
-
-
-def _ceilings(claim: Claim | None, mechanism: Mechanism | None) -> dict[str, dict[str, float]]:
-    """TPR that is allowed, by relation: of the mechanism where it is known, else of the claim."""
-    if claim is None:
-        return {}
-    if mechanism is None:
-        return {ADD_REMOVE: ceiling.of_claim(claim.epsilon, claim.delta).figures()}
-    profiles = {one: ceiling.of_mechanism(mechanism, one) for one in (ADD_REMOVE, REPLACE_ONE)}
-    return {name: one.figures() for name, one in profiles.items() if one is not None}
 
 
 def _attacked(
