@@ -1,6 +1,7 @@
 """What is proven of ε with canaries: the last model alone, by the commands that anybody would type.
 
     python benchmarks/canaries.py worst FOLDER         ε = 10, one gradient canary a model
+    python benchmarks/canaries.py thousands FOLDER     the same with 10,000 models
     python benchmarks/canaries.py mislabelled FOLDER   ε = 68.5, 1,000 mislabelled canaries
 
 Each prints what `mico_exp.audit` writes of the scenario. FOLDER is made, and a run in one that is
@@ -24,6 +25,7 @@ WORST = [
     *("dataset.recipe.clip_norm=0.1", "dataset.recipe.accountant=pld"),
     "dataset.phases={train: 400, dev: 500, final: 500}",
 ]
+THOUSANDS = [*WORST[:-1], "dataset.phases={train: 1000, dev: 4500, final: 4500}"]
 MISLABELLED = [
     *("dataset=digits", "canary=mislabelled", "canary.count=1000"),
     *("dataset.recipe.accountant=pld", "dataset.phases={train: 20, dev: 1, final: 1}"),
@@ -37,6 +39,7 @@ known_sample: null
 """
 PARTS = {  # options, scenario, metrics, formulas
     "worst": (WORST, "hi", "canary_projection,loss", "none"),
+    "thousands": (THOUSANDS, "hi", "canary_projection,loss", "none"),
     "mislabelled": (MISLABELLED, "loose", "loss,canary_projection", "none,1,offset,lira_shrunk"),
 }
 

@@ -79,6 +79,52 @@ def test_it_is_logged_as_a_run(world):
         assert logged[one["scenario"]]["verdict"] == one["verdict"]
 
 
+CANARIES = {  # options, bits of six or of sixty models, the methods
+    "independent": (
+        ["canary=mislabelled", "canary.count=30", "dataset.phases={train: 9, dev: 3, final: 3}"],
+        6 * 30,
+        ["one_run", "one_run_gaussian", "one_run_accountant"],
+    ),
+    "one_per_model": (
+        [
+            *("canary=gradient", "canary.one_per_model=true"),
+            "dataset.phases={train: 40, dev: 30, final: 30}",
+        ],
+        60,
+        [
+            *("clopper_pearson", "gaussian", "accuracy", "accuracy_gaussian"),
+            *("one_run", "one_run_gaussian", "one_run_accountant"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("game", [*CANARIES])
+def test_canaries_from_the_build_to_the_audit_are_bits_of_add_remove(tmp_path, game):
+    options, bits, methods = CANARIES[game]
+    own = ["dataset.len_training=120", *options]
+    steps = ["dataset.recipe.steps=10", "dataset.recipe.batch_size=60"]
+    cell = ["scenario=hi", "metric=canary_projection", "formula=none", "plots=off"]
+    run("mico_exp", *cell, *own, *steps, cwd=tmp_path)
+    shown = run("mico_exp.audit", "scenarios=[hi]", *own, cwd=tmp_path).stdout
+    name = f"digits_{options[0].partition('=')[2]}"
+    found = json.loads((tmp_path / "audits" / f"{name}.json").read_text(encoding="utf-8"))
+    Draft202012Validator(SCHEMA).validate(found)
+    (one,) = found["scenarios"]
+    lower, claim = one["lower"], one["claimed"]
+    assert (lower["relation"], lower["bits"], lower["method"]) == ("add_remove", bits, methods[0])
+    assert [*one["methods"]] == methods
+    assert 0 <= lower["epsilon"] < claim["epsilon"]
+    assert not one["contradicted"]
+    assert one["verdict"] in shown
+    if game == "independent":  # of whom as many pairs as there are of both kinds
+        run("mico_exp.audit", "scenarios=[hi]", "game=paired", *own, cwd=tmp_path)
+        swapped = json.loads((tmp_path / "audits" / f"{name}.json").read_text(encoding="utf-8"))
+        paired = swapped["scenarios"][0]["lower"]
+        assert paired["relation"] == "replace_one"
+        assert paired["bits"] < bits / 2
+
+
 def test_where_truth_is_not_known_halves_of_the_train_models_are_judged(world, tmp_path):
     folder = tmp_path / "user"
     shutil.copytree(world[0], folder)
