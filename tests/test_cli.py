@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from mico_exp.cli import _can_set_mode
 from mico_exp.common.errors import InputError
 from mico_exp.config.typed import OPTIONS, check_choice, name_challenge, quote_choices
+from mico_exp.runs.tracking import Tracker
 
 GROUPS = {"dataset", "scenario", "metric", "formula", "compute"}
 
@@ -88,6 +89,27 @@ def test_help_shows_the_options_and_imports_nothing_heavy(tmp_path, command):
         in done.stdout
     )
     assert f"python -m {command}" in done.stdout
+
+
+def test_a_run_and_a_choice_import_nothing_slow_that_they_do_without(tmp_path):
+    with Tracker("digits", tmp_path).run("first", {"kind": "cell"}):
+        pass
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import mico_exp.commands.attack, mico_exp.commands.select_best\n"
+        "from mico_exp.runs.tracking import Tracker\n"
+        "tracker = Tracker('digits', Path.cwd())\n"
+        "with tracker.run('second', {'kind': 'cell'}) as run:\n"
+        "    run.metrics['value'] = 1.0\n"
+        "assert len(tracker.finished({'kind': 'cell'})) == 2\n"
+        "slow = {'mlflow', 'sklearn', 'pandas', 'scipy.stats', 'opacus', 'dp_accounting'}\n"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_hydras_mode_is_asked_for_where_a_file_sets_one():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mico_exp.auditing import bounds, games, one_run
+from mico_exp.auditing import bounds, coins, games, one_run
 from mico_exp.auditing.counts import Counts, each
 from mico_exp.auditing.games import Bits
 from mico_exp.common.errors import InputError
@@ -75,7 +75,7 @@ def test_one_class_is_refused(game, only):
 )
 def test_membership_that_no_fair_coins_drew_is_refused(members, points, words):
     with pytest.raises(InputError, match=words):
-        games.check_coins(np.array(members), np.full(len(members), points))
+        coins.check(np.array(members), np.full(len(members), points))
 
 
 def test_membership_of_fair_coins_is_refused_in_one_of_a_thousand_cases():
@@ -83,7 +83,7 @@ def test_membership_of_fair_coins_is_refused_in_one_of_a_thousand_cases():
     random, refused = np.random.default_rng(4), 0
     for points in (1, 2, 3, 50) * 100:
         try:
-            games.check_coins(random.binomial(points, 0.5, size=8), np.full(8, points))
+            coins.check(random.binomial(points, 0.5, size=8), np.full(8, points))
         except InputError:
             refused += 1
     assert refused <= stats.binom.ppf(0.9999, 400, 0.002)

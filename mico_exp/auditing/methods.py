@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mico_exp.auditing import bounds, ceiling, curves, floor, games, one_run, posterior
+from mico_exp.auditing import bounds, ceiling, coins, curves, floor, games, one_run, posterior
 from mico_exp.auditing.counts import Counts
 from mico_exp.auditing.floor import INDEPENDENT, ONE_PER_MODEL, PAIRED, Attacked, Bound, Proof, Rows
 from mico_exp.auditing.statement import Bounded, Claim, Estimated
@@ -50,13 +50,13 @@ def prove(attacked: Attacked, how: How, mechanism: Mechanism | None) -> tuple[Bo
         InputError: nothing can be guessed, or membership is not what the game needs.
     """
     if how.game == INDEPENDENT:
-        games.check_coins(*attacked.sizes)
+        coins.check(*attacked.sizes)
     found: list[Bounded] = []
     if how.game == ONE_PER_MODEL and attacked.validation is not None:
         found = _trials(attacked, how)
-        if games.is_fair(*attacked.sizes):
+        if coins.is_fair(*attacked.sizes):
             found += _accuracy(attacked, how)
-    if how.game != ONE_PER_MODEL or games.is_fair(*attacked.sizes):
+    if how.game != ONE_PER_MODEL or coins.is_fair(*attacked.sizes):
         found += [_one_run(attacked, how), *_curves(attacked, how, mechanism)]
     if not found:
         members, points = attacked.sizes
