@@ -89,7 +89,8 @@ def test_a_risk_that_is_not_whole_is_passed_over(tracker):
 
 
 def test_of_each_gate_and_comparison_the_newest(tracker):
-    log(tracker, gate(NOW, verdict="old"))
+    log(tracker, gate(NOW, verdict="foreign", rule={"of": "another"}))
+    log(tracker, gate(dict(reversed(NOW.items())), verdict="old"))
     log(tracker, gate(NOW, verdict="other limits", limits={"max_tpr": 0.2}))
     log(tracker, gate({"digits_lo": "l"}, verdict="other scenarios"))
     log(tracker, gate(NOW, verdict="new", passed=False))
@@ -105,6 +106,7 @@ def test_of_each_gate_and_comparison_the_newest(tracker):
         ("new", False),
         ("other scenarios", True),
         ("other limits", True),
+        ("foreign", True),
     ]
     assert [(one["verdict"], one["compared"]) for one in said.comparisons] == [
         ("new", "digits/digits_inf less b/x"),

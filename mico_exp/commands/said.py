@@ -92,35 +92,38 @@ def _comparisons(
 ) -> list[dict[str, Any]]:
     """The newest of each comparison whose sides of this challenge are as they are there now."""
     paths = {f"{challenge}/{name}": one for name, one in contents.items()}
-    found: dict[Any, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for run in tracker.finished(ComparisonRecord.tags_of(challenge)):
         record = ComparisonRecord.from_run(run)
         mine = [one for one in record.contents.items() if one[0].startswith(f"{challenge}/")]
         compared = record.said.get("compared")
         if mine and all(one in paths.items() for one in mine) and isinstance(compared, str):
-            key = (compared, record.said.get("rule"))
-            _keep(found, key, run, record, {"compared": compared})
+            _keep(found, (compared,), run, record, {"compared": compared})
     return list(found.values())
 
 
 def _gates(tracker: Tracker, challenge: str, contents: Mapping[str, str]) -> list[dict[str, Any]]:
     """The newest gate of each limits and scenarios, all of which are as they are there now."""
-    found: dict[Any, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for run in tracker.finished(GateRecord.tags_of(challenge)):
         record = GateRecord.from_run(run)
         passed = record.said.get("passed")
         if record.contents and record.contents.items() <= contents.items():
-            key = (repr(record.said.get("limits")), record.said.get("rule"), *record.contents)
+            asked = record.said.get("limits"), sorted(record.contents)
             if isinstance(passed, bool):
-                _keep(found, key, run, record, {"passed": passed})
+                _keep(found, asked, run, record, {"passed": passed})
     return list(found.values())
 
 
 def _keep(
-    found: dict[Any, dict[str, Any]], key: Any, run: LoggedRun, record: SaidRecord, more: Told
+    found: dict[str, dict[str, Any]],
+    asked: Sequence[Any],
+    run: LoggedRun,
+    record: SaidRecord,
+    more: Told,
 ) -> None:
-    """Take what a run said in one line, unless a newer one answers the same question."""
-    verdict = record.said.get("verdict")
+    """Take what a run said in one line, unless a newer one was asked the same by the same rule."""
+    verdict, key = record.said.get("verdict"), repr((*asked, record.said.get("rule")))
     if isinstance(verdict, str):
         when = datetime.fromtimestamp(run.started / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
         found.setdefault(key, {**more, "verdict": verdict, "when": when, "run": run.id})
