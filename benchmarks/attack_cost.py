@@ -25,9 +25,10 @@ from hydra.core.hydra_config import HydraConfig
 from mico_exp.attacks.evidence import Evidence
 from mico_exp.attacks.learned import Stack
 from mico_exp.challenge.points import ChallengePoints
+from mico_exp.config import cells, options
 from mico_exp.config import compose as config
-from mico_exp.config import options
 from mico_exp.config.making import make
+from mico_exp.config.metrics import all_metrics
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results.cell import calibrate_phases
 from mico_exp.scores.inference import GRADIENTS, ModelRunner, Processor, family_of
@@ -70,7 +71,7 @@ def measure(cfg: Any) -> None:
     setup.build()
     records, scenario, points = setup.records, setup.found, setup.points
     extraction = setup.extraction
-    metrics = options.all_metrics(disclosed=False)
+    metrics = all_metrics(disclosed=False)
     runner = ModelRunner(Processor("cpu"))
     folders = [model.path for model in scenario.phases["train"][:MODELS]]
     models = [runner.load_one(extraction.architecture, path) for path in folders]
@@ -99,7 +100,7 @@ def measure(cfg: Any) -> None:
         if option.name != name or "disclosure" in needs or name.startswith("lira_script"):
             continue
         formula = make(option.function)
-        held = evidence.scores if options.COMBINED in needs else ["confidence"]
+        held = evidence.scores if cells.COMBINED in needs else ["confidence"]
         some = Evidence({key: evidence.scores[key] for key in held}, points, evidence.labels)
         slow = name in ("quantile", "stack", "stack_search")
         target = "target 20" if slow else "target 1"

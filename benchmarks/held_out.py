@@ -34,13 +34,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from tqdm import tqdm
 
-from mico_exp.attacks.evidence import Evidence
+from mico_exp.attacks.evidence import Attack, Evidence
 from mico_exp.challenge.tree import read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import digest
+from mico_exp.config import cells, codes, options
 from mico_exp.config import compose as config
-from mico_exp.config import options
 from mico_exp.config.making import make
+from mico_exp.config.metrics import all_metrics
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results.cell import (
     calibrate_phases,
@@ -118,7 +119,7 @@ def claim(folder: Path) -> None:
     """
     with initialize_config_dir(str(OPTIONS), version_base="1.3"):
         codes = [
-            options.present_code(group, name)
+            codes.present_code(group, name)
             for group in ("metric", "formula")
             for name in options.option_names(group)
         ]
@@ -144,7 +145,7 @@ def sensible(scenario: str) -> list[tuple[str, str]]:
         [f"metric={metric}", f"formula='{formula}'", f"scenario='{scenario}'"]
         for metric, formula in product(options.option_names("metric"), formulas)
     ]
-    kept = options.sensible_cells(jobs, "skip")
+    kept = cells.sensible_cells(jobs, "skip")
     return [(metric[7:], formula[9:-1]) for metric, formula, _ in kept]
 
 
@@ -159,13 +160,13 @@ def planned(case: Case, cells: Sequence[tuple[str, str]]) -> Iterator[tuple[str,
     """Every cell by name, what it may see and its formula; then those of the other tables."""
     for metric, formula in cells:
         name = f"{metric}/{formula}"
-        yield name, Some(None if metric == options.COMBINED else (metric,)), made(formula)
+        yield name, Some(None if metric == cells.COMBINED else (metric,)), made(formula)
     if case.scenario == "ddp":
-        undisclosed = tuple(options.all_metrics(disclosed=False))
+        undisclosed = tuple(all_metrics(disclosed=False))
         yield "undisclosed/stack", Some(undisclosed), made("stack")
     if case.scenario in ("inf", "lo"):
         for (metric, formula), out in product(cells, SCARCE):
-            if metric in SCARCE_METRICS and not isinstance(made(formula), options.Attack):
+            if metric in SCARCE_METRICS and not isinstance(made(formula), Attack):
                 yield f"{metric}/{formula}@{out}", Some((metric,), out), made(formula)
 
 
@@ -178,7 +179,7 @@ def look(cfg: Any) -> tuple[Evidence, dict[str, np.ndarray]]:
     """Build, extract every metric, and read the evidence and dev's and final's truth."""
     setup = config.setup(cfg)
     setup.build()
-    metrics = options.all_metrics(disclosed=setup.discloses)
+    metrics = all_metrics(disclosed=setup.discloses)
     setup.extraction.compute(metrics)
     evidence = setup.evidence(metrics)
     assert evidence is not None

@@ -47,6 +47,7 @@ from mico_exp.challenge.tree import (
     write_solution,
 )
 from mico_exp.config import options
+from mico_exp.config.cells import COMBINED
 from mico_exp.config.making import make
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results.cell import calibrate_phases, read_predictions
@@ -305,7 +306,7 @@ def attacks() -> dict[str, Any]:
             option = compose("config", overrides=[f"formula='{name}'"]).formula
             if option.name != name or name.startswith("lira_script"):
                 continue  # another's name, or for pools in which no record lacks models
-            if set(option.get("needs") or ()) <= {options.COMBINED}:
+            if set(option.get("needs") or ()) <= {COMBINED}:
                 found[name] = make(option.function)
     return found
 

@@ -37,8 +37,8 @@ from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
 from mico_exp.challenge.texts import from_file
 from mico_exp.challenge.tree import find_scenario, load_scenario, read_truth, scenario_folder
-from mico_exp.config import options
 from mico_exp.config.making import make
+from mico_exp.config.metrics import all_metrics
 from mico_exp.config.typed import OPTIONS
 from mico_exp.models.architectures import Architecture
 from mico_exp.models.workers import Local
@@ -221,7 +221,7 @@ class World:
 
 
 def options_metric(name: str) -> Any:
-    return options.all_metrics(disclosed=False)[name]
+    return all_metrics(disclosed=False)[name]
 
 
 def rows(world: World) -> Iterator[tuple[str, Row, float]]:

@@ -60,7 +60,7 @@ class GridSweeper(ScenarioSweeper):
     ) -> list[list[list[str]]]:
         """List each job's overrides, in batches."""
         from mico_exp.common.errors import InputError
-        from mico_exp.config.options import sensible_cells
+        from mico_exp.config.cells import sensible_cells
         from mico_exp.config.typed import groups, quote_choices
 
         (split,) = BasicSweeper.split_arguments(overrides, None)
@@ -74,7 +74,7 @@ class GridSweeper(ScenarioSweeper):
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose one job of each kind: cells' own options were composed to see their meaning."""
-        from mico_exp.config.options import CELL, is_of
+        from mico_exp.config.cells import CELL, is_of
 
         kinds = {tuple(text for text in job if not is_of(CELL, text)): job for job in batch}
         super().validate_batch_is_legal(list(kinds.values()))

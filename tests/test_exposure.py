@@ -12,7 +12,9 @@ from mlflow import MlflowClient
 
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.fingerprints import definition
-from mico_exp.config import options, variants
+from mico_exp.config import choices, codes, options, variants
+from mico_exp.config.cells import check_cell, sensible_cells
+from mico_exp.config.metrics import all_metrics, metrics_of, pass_metrics
 from mico_exp.models.architectures import Alone
 from mico_exp.runs.record import CellRecord
 from mico_exp.scores import exposures, metrics
@@ -86,14 +88,14 @@ def allowed(composed, exposure):
     """Metrics that a cell may be of."""
     composed()
     jobs = [
-        [f"metric={one}", "formula='1'", f"exposure={exposure}"] for one in options.single_metrics()
+        [f"metric={one}", "formula='1'", f"exposure={exposure}"] for one in choices.single_metrics()
     ]
-    return {job[0].partition("=")[2] for job in options.sensible_cells(jobs, "skip")}
+    return {job[0].partition("=")[2] for job in sensible_cells(jobs, "skip")}
 
 
 def test_each_exposure_lets_what_it_shows_be_computed(composed):
     assert set(options.option_names("exposure") if composed() else ()) == set(EXPOSURES)
-    every = set(options.single_metrics())
+    every = set(choices.single_metrics())
     assert allowed(composed, "weights") == every - {"kfac_disclosed"}
     of_logits = every - GRADIENTS - {"kfac_disclosed", "canary_projection"}
     for name in ("top5", "rounded", "probabilities", "logits"):
@@ -111,21 +113,21 @@ def test_each_exposure_lets_what_it_shows_be_computed(composed):
 )
 def test_cells_that_ask_for_more(composed, overrides, told):
     with pytest.raises(InputError, match=told):
-        options.check_cell(composed(*overrides))
+        check_cell(composed(*overrides))
 
 
 def test_the_usual_exposure_leaves_everything_as_it_is(composed):
     """Names, codes and the very functions, and with these the keys of the store."""
     for name in ("loss", "mod_entropy", "kfac", "kfac_disclosed", "correct"):
         cfg = composed(f"metric={name}", "scenario=ddp")
-        metric = options.choice(cfg, "metric")
-        (made,) = options.metrics_of(metric, "ddp", True).items()
+        metric = choices.choice(cfg, "metric")
+        (made,) = metrics_of(metric, "ddp", True).items()
         plain = instantiate(cfg.metric.function)
         assert (metric.label, metric.changes, made[0]) == (name, [], name)
         assert definition(made[1]) == definition(plain)
-        assert options.code(metric) == variants.code(metric.function)
-        assert options.present_code("metric", name) == options.code(metric)
-    assert set(options.all_metrics(disclosed=False)) == set(options.single_metrics()) - {
+        assert codes.code(metric) == variants.code(metric.function)
+        assert codes.present_code("metric", name) == codes.code(metric)
+    assert set(all_metrics(disclosed=False)) == set(choices.single_metrics()) - {
         "kfac_disclosed", "canary_projection", *OF_LABEL,
     }  # fmt: skip
 
@@ -135,18 +137,18 @@ CHANGES = ["exposure=rounded", "exposure.function.decimals=2"]
 
 def test_another_one_is_a_change_of_the_metric(composed):
     cfg = composed("metric=loss", *CHANGES)
-    metric = options.choice(cfg, "metric")
+    metric = choices.choice(cfg, "metric")
     assert metric.label == "loss[exposure=rounded, decimals=2]"
     assert metric.changes == CHANGES
     assert CellRecord(metric_changes=json.dumps(CHANGES)).exposure == "rounded, decimals=2"
-    ((name, made),) = options.metrics_of(metric, "inf", False).items()
+    ((name, made),) = metrics_of(metric, "inf", False).items()
     logits, labels = torch.randn(3, 4, 10), torch.arange(4)
     assert name == metric.label
     assert torch.equal(made(logits, labels), metrics.loss(Rounded(2)(logits), labels))
     others = (["metric=loss", "exposure=rounded"], ["metric=loss"], ["metric=logit", *CHANGES])
-    chosen = [options.choice(composed(*overrides), "metric") for overrides in others]
-    codes = [options.code(one) for one in (metric, *chosen)]
-    assert len(set(codes)) == 4
+    chosen = [choices.choice(composed(*overrides), "metric") for overrides in others]
+    hashes = [codes.code(one) for one in (metric, *chosen)]
+    assert len(set(hashes)) == 4
 
 
 @pytest.mark.parametrize(
@@ -163,11 +165,11 @@ def test_another_one_is_a_change_of_the_metric(composed):
 )
 def test_the_code_of_what_was_logged(composed, overrides, label):
     """A run can be compared only if its exposure still does the same."""
-    metric = options.choice(composed(*overrides), "metric")
-    names = options.metrics_of(metric, "inf", False)
+    metric = choices.choice(composed(*overrides), "metric")
+    names = metrics_of(metric, "inf", False)
     assert metric.label == label
-    found = options.logged_code("metric", label, options.written(metric), False)
-    assert found == options.code(metric, names)
+    found = codes.logged_code("metric", label, choices.written(metric), False)
+    assert found == codes.code(metric, names)
 
 
 @pytest.mark.parametrize(
@@ -184,21 +186,21 @@ def test_the_code_of_what_was_logged(composed, overrides, label):
 def test_a_run_that_says_what_none_from_here_would(composed, label, changes, told):
     composed()
     with pytest.raises(InputError, match=told):
-        options.logged_code("metric", label, json.dumps(changes), False)
+        codes.logged_code("metric", label, json.dumps(changes), False)
 
 
 def test_one_pass_sees_a_model_through_all_exposures_of_a_sweep(composed):
     cfg = composed("metric=loss", *CHANGES, "exposures=[label,rounded,weights]")
-    metric = options.choice(cfg, "metric")
-    chosen = options.metrics_of(metric, "inf", False)
-    seen = options.swept_exposures(cfg, metric.exposure)
-    found = options.pass_metrics(chosen, ["loss", "correct", "kfac"], False, seen)
+    metric = choices.choice(cfg, "metric")
+    chosen = metrics_of(metric, "inf", False)
+    seen = choices.swept_exposures(cfg, metric.exposure)
+    found = pass_metrics(chosen, ["loss", "correct", "kfac"], False, seen)
     assert set(found) == {
         "loss[exposure=rounded, decimals=2]", "correct[exposure=rounded, decimals=2]",
         "correct[exposure=label]", "loss", "correct", "kfac",
     }  # fmt: skip
     with pytest.raises(InputError, match=r"`exposures` must be null or a list of .* got x"):
-        options.swept_exposures(composed("exposures=[x]"), metric.exposure)
+        choices.swept_exposures(composed("exposures=[x]"), metric.exposure)
 
 
 class Network(torch.nn.Module):

@@ -22,7 +22,9 @@ from mico_exp.challenge.points import challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario, read_truth
 from mico_exp.config import options
+from mico_exp.config.cells import sensible_cells
 from mico_exp.config.compose import make
+from mico_exp.config.metrics import all_metrics
 from mico_exp.config.typed import OPTIONS
 from mico_exp.models.architectures import MLP, Architecture
 from mico_exp.results.cell import calibrate_phases
@@ -69,7 +71,7 @@ def world(request, tmp_path_factory, digits):
     where = ScoreStore(root / "store"), Processor("cpu"), None, known
     extraction = Extraction(scenario, points, digits, Architecture.of(MLP((64, 16, 10))), *where)
     with initialize_config_dir(str(OPTIONS), version_base="1.3"):
-        every = options.all_metrics(disclosed=not request.param)
+        every = all_metrics(disclosed=not request.param)
         for name in ("correct", "agreement", "canary_projection"):  # which `all` leaves out
             every[name] = make(options.option_of("metric", name).function)
         metrics = {name: smaller(metric) for name, metric in every.items()}
@@ -98,7 +100,7 @@ def cells(scenario):
         [f"metric={metric}", f"formula='{formula}'", f"scenario={scenario}"]
         for metric, formula in product(options.option_names("metric"), formulas)
     ]
-    for metric, formula, _ in options.sensible_cells(jobs, "skip"):
+    for metric, formula, _ in sensible_cells(jobs, "skip"):
         yield metric.removeprefix("metric="), *made(formula.removeprefix("formula=").strip("'"))
 
 

@@ -5,7 +5,8 @@ from commands import run
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mico_exp.common.errors import InputError
-from mico_exp.config import options
+from mico_exp.config import cells, choices, codes, metrics, options
+from mico_exp.config.metrics import all_metrics, extracted_metrics
 
 GRADIENTS = {"grad_alignment", "grad_norm", "kfac", "kfac_high", "kfac_low", "representer"}
 
@@ -24,7 +25,7 @@ GRADIENTS = {"grad_alignment", "grad_norm", "kfac", "kfac_high", "kfac_low", "re
 )
 def test_cells_without_meaning(composed, overrides, reason):
     with pytest.raises(InputError, match=reason):
-        options.check_cell(composed(*overrides))
+        cells.check_cell(composed(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -38,12 +39,12 @@ def test_cells_without_meaning(composed, overrides, reason):
     ],
 )
 def test_cells_with_meaning(composed, overrides):
-    options.check_cell(composed(*overrides))
+    cells.check_cell(composed(*overrides))
 
 
 def test_a_need_that_nobody_knows(composed):
     with pytest.raises(InputError, match="`needs` of 0 must be of all, probability, disclosure"):
-        options.check_cell(composed("formula='0'", "+formula.needs=[gradients]"))
+        cells.check_cell(composed("formula='0'", "+formula.needs=[gradients]"))
 
 
 def jobs(metrics, formulas, scenario="inf"):
@@ -55,46 +56,46 @@ def jobs(metrics, formulas, scenario="inf"):
 def test_a_sweep_keeps_its_order_and_says_what_it_leaves_out(composed, caplog):
     composed()
     grid = jobs(["loss", "confidence", "all"], ["0", "rmia_online", "stack"], "'inf'")
-    kept = options.sensible_cells(grid, "skip")
+    kept = cells.sensible_cells(grid, "skip")
     assert kept == [grid[0], grid[3], grid[4], grid[8]]
     with pytest.raises(InputError) as refused:
-        options.sensible_cells(grid, "refuse")
+        cells.sensible_cells(grid, "refuse")
     lines = str(refused.value).splitlines()
     assert lines[0] == "These cells have no meaning, and so nothing is begun:"
     assert sum(line.startswith("  formula=") for line in lines) == 4
     assert next(line for line in lines if "formula=stack" in line).endswith("(2 of 9 jobs)")
-    assert options.sensible_cells(kept, "refuse") == kept
+    assert cells.sensible_cells(kept, "refuse") == kept
     with pytest.raises(InputError, match="nothing is begun") as all_refused:
-        options.sensible_cells(grid[1:3], "skip")
+        cells.sensible_cells(grid[1:3], "skip")
     assert "skip sweeps" not in str(all_refused.value)
     with pytest.raises(InputError, match="must be refuse or skip, got maybe"):
-        options.sensible_cells(grid, "maybe")
+        cells.sensible_cells(grid, "maybe")
 
 
 def test_disclosure_makes_the_difference(composed):
     composed()
     grid = jobs(["kfac_disclosed", "loss"], ["1", "conformal"], "ddp")
-    assert options.sensible_cells(grid, "refuse") == grid
+    assert cells.sensible_cells(grid, "refuse") == grid
     grid = jobs(["kfac_disclosed", "loss"], ["1", "conformal"], "lo")
-    assert options.sensible_cells(grid, "skip") == [grid[2]]
+    assert cells.sensible_cells(grid, "skip") == [grid[2]]
 
 
 def metrics_of(cfg):
     """Metrics of the cell that is chosen."""
-    metric = options.choice(cfg, "metric")
-    return options.metrics_of(metric, cfg.scenario.name, cfg.scenario.disclose_training)
+    metric = choices.choice(cfg, "metric")
+    return metrics.metrics_of(metric, cfg.scenario.name, cfg.scenario.disclose_training)
 
 
 def code(cfg, group):
-    return options.code(options.choice(cfg, group), metrics_of(cfg))
+    return codes.code(choices.choice(cfg, group), metrics_of(cfg))
 
 
 def test_all_metrics_of_a_scenario(composed):
     composed()
-    every = options.all_metrics(disclosed=False)
+    every = all_metrics(disclosed=False)
     assert every.keys() >= GRADIENTS | {"loss", "logit"}
     assert "all" not in every
-    told = options.all_metrics(disclosed=True)
+    told = all_metrics(disclosed=True)
     assert told.keys() - every.keys() == {"kfac_disclosed"}
     cfg = composed("metric=all", "formula=stack")
     assert list(metrics_of(cfg)) == list(every)
@@ -109,23 +110,23 @@ def test_metrics_that_a_scenario_refuses_are_not_left_out_silently(composed):
     cfg = composed("metric=all", "formula=stack", told, "scenario=ddp")
     assert list(metrics_of(cfg)) == ["loss", "kfac_disclosed"]
     with pytest.raises(InputError, match="`metrics` must name at least one"):
-        options.extracted_metrics(composed("metrics=null"))
+        extracted_metrics(composed("metrics=null"))
     cfg = composed("metrics=gradients")
-    assert options.extracted_metrics(cfg).keys() == GRADIENTS
+    assert extracted_metrics(cfg).keys() == GRADIENTS
 
 
 def test_labels_tell_what_was_changed(composed):
     cfg = composed("metric=kfac", "metric.function.damping=0.5", "formula=rmia_offline")
-    assert options.choice(cfg, "metric").label == "kfac[damping=0.5]"
-    assert options.choice(cfg, "formula").label == "rmia_offline"
+    assert choices.choice(cfg, "metric").label == "kfac[damping=0.5]"
+    assert choices.choice(cfg, "formula").label == "rmia_offline"
     cfg = composed("metric=confidence", "formula=rmia_offline", "formula.function.a=0.5")
-    assert options.choice(cfg, "formula").label == "rmia_offline[a=0.5]"
-    assert options.choice(cfg, "formula").changes == ["formula.function.a=0.5"]
+    assert choices.choice(cfg, "formula").label == "rmia_offline[a=0.5]"
+    assert choices.choice(cfg, "formula").changes == ["formula.function.a=0.5"]
     cfg = composed("metric=loss", "formula=conformal", "formula.function.base.w=1.0")
-    assert options.choice(cfg, "formula").label == "conformal[base.w=1.0]"
+    assert choices.choice(cfg, "formula").label == "conformal[base.w=1.0]"
     cfg = composed("metric=all", "formula=stack", "metrics=[loss,logit]")
-    assert options.choice(cfg, "metric").label == "all[metrics=[loss,logit]]"
-    assert options.choice(composed("formula=midpoint"), "formula").label == "0"
+    assert choices.choice(cfg, "metric").label == "all[metrics=[loss,logit]]"
+    assert choices.choice(composed("formula=midpoint"), "formula").label == "0"
 
 
 def test_the_present_code_of_what_was_run(composed):
@@ -140,13 +141,13 @@ def test_the_present_code_of_what_was_run(composed):
     ):
         cfg = composed(*overrides)
         for group in ("metric", "formula"):
-            name = options.choice(cfg, group).label.partition("[")[0]
-            changed = tuple(options.choice(cfg, group).changes)
-            assert code(cfg, group) == options.present_code(group, name, changed)
+            name = choices.choice(cfg, group).label.partition("[")[0]
+            changed = tuple(choices.choice(cfg, group).changes)
+            assert code(cfg, group) == codes.present_code(group, name, changed)
             if changed:
-                assert code(cfg, group) != options.present_code(group, name)
+                assert code(cfg, group) != codes.present_code(group, name)
     with pytest.raises(InputError, match="there is no metric=gone here"):
-        options.present_code("metric", "gone")
+        codes.present_code("metric", "gone")
 
 
 def test_two_formulas_of_one_function_are_two_experiments(composed):

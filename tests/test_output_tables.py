@@ -18,8 +18,9 @@ from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario, read_truth
 from mico_exp.common.errors import InputError
-from mico_exp.config import options
+from mico_exp.config import choices, codes
 from mico_exp.config.compose import source
+from mico_exp.config.metrics import metrics_of, pass_metrics
 from mico_exp.config.typed import OPTIONS
 from mico_exp.models.recorded import take_in
 
@@ -368,13 +369,13 @@ def test_what_outputs_let_be_computed(tmp_path, pool, kind, monkeypatch):
         typed = [place, "dataset=mine", "metric=all", "formula=stack"]
         cfg = compose("config", overrides=typed, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        chosen = options.choice(cfg, "metric")
-        found = options.metrics_of(chosen, "inf", False)
+        chosen = choices.choice(cfg, "metric")
+        found = metrics_of(chosen, "inf", False)
         assert set(found) == OF_ALL | (OF_CLASSES if kind == "logits" else set())
         lacks = source(cfg).lacks
-        written = options.written(chosen)
-        code = options.code(chosen, found)
-        assert options.logged_code("metric", "all", written, False, lacks) == code
-        assert options.logged_code("metric", "all", written, False) != code
-        passed = options.pass_metrics({}, ["entropy", "kfac"], False, [chosen.exposure])
+        written = choices.written(chosen)
+        code = codes.code(chosen, found)
+        assert codes.logged_code("metric", "all", written, False, lacks) == code
+        assert codes.logged_code("metric", "all", written, False) != code
+        passed = pass_metrics({}, ["entropy", "kfac"], False, [chosen.exposure])
         assert set(passed) == ({"entropy"} if kind == "logits" else set())

@@ -19,7 +19,7 @@ from mico_exp.common import beside
 from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError, MetricError, printable
 from mico_exp.common.terminal import warn_once
-from mico_exp.config import compose, options, sweep
+from mico_exp.config import cells, choices, compose, sweep
 from mico_exp.config.compose import Cell
 from mico_exp.results.cell import Result, evaluate, write_predictions
 from mico_exp.results.plots import PHASE_STYLE, Curve, Limit, png, roc_plot, scores_plot
@@ -44,8 +44,8 @@ log = logging.getLogger("mico_exp")
 def command(cfg: DictConfig) -> float:
     """Run one cell, as one MLflow run; gives its validation TPR@0.1FPR to Hydra's sweeper."""
     started = time.perf_counter()
-    options.check_cell(cfg)
-    metric, formula = options.choice(cfg, "metric"), options.choice(cfg, "formula")
+    cells.check_cell(cfg)
+    metric, formula = choices.choice(cfg, "metric"), choices.choice(cfg, "formula")
     record = compose.record(cfg, metric, formula)
     with Tracker(record.challenge, Path.cwd()).run(record.name, record.to_run().tags) as run:
         run.note(record.to_run())

@@ -37,8 +37,9 @@ from mico_exp.commands.choosing import Found, Here, find_cells, find_scenarios, 
 from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import as_text, show
-from mico_exp.config import compose, options
+from mico_exp.config import choices, compose
 from mico_exp.config.compose import Auditing
+from mico_exp.config.metrics import metrics_of
 from mico_exp.config.setup import Setup
 from mico_exp.models.folders import has_canaries
 from mico_exp.results.cell import calibrate_phases, read_validation, with_both_classes
@@ -344,15 +345,15 @@ def _evidence(setup: Setup, record: CellRecord) -> tuple[Any, Any]:
         InputError: a score is not in the store.
     """
     told = record.metric, record.metric_changes, setup.source.lacks
-    metric = options.logged_choice("metric", *told)
-    formula = options.logged_choice("formula", record.formula, record.formula_changes)
-    metrics = options.metrics_of(metric, setup.scenario, setup.discloses)
+    metric = choices.logged_choice("metric", *told)
+    formula = choices.logged_choice("formula", record.formula, record.formula_changes)
+    metrics = metrics_of(metric, setup.scenario, setup.discloses)
     evidence = setup.evidence(metrics)
     if evidence is None:
         raise InputError(
             f"the scores of {record.cell} are not in the store any more: run the sweep again."
         )
-    return evidence, options.formula_of(formula)
+    return evidence, choices.formula_of(formula)
 
 
 # ---------------------------------------------------------------- what is shown

@@ -17,8 +17,9 @@ from mico_exp.challenge.records import Records
 from mico_exp.challenge.tree import Scenario
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.terminal import show
-from mico_exp.config import compose, options
+from mico_exp.config import compose
 from mico_exp.config.exposing import Exposure
+from mico_exp.config.metrics import all_metrics
 from mico_exp.config.setup import Setup
 from mico_exp.scores import glance
 from mico_exp.scores.estimate import (
@@ -173,7 +174,7 @@ def _examine(setup: Setup, seen: Seen) -> tuple[list[PhaseReport], Cost | None]:
         asked = *asked[:-1], runner_on(replace(setup.processor, batch_size=1))
     _glance(setup, scenario, points, records, seen)
     given = Exposure(lacks=setup.source.lacks)
-    metrics = options.all_metrics(disclosed=scenario.discloses, exposure=given)
+    metrics = all_metrics(disclosed=scenario.discloses, exposure=given)
     alike = setup.dataset, made.key, tuple(metrics)
     if alike not in seen.rates:
         seen.rates[alike] = _measured(scenario.path, partial(measure, *asked), metrics, findings)

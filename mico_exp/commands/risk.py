@@ -31,8 +31,10 @@ from mico_exp.commands.page import embedded, page
 from mico_exp.common.atomic import write_together
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import show
-from mico_exp.config import compose, options
+from mico_exp.config import compose
+from mico_exp.config.choices import logged_choice
 from mico_exp.config.compose import Risking
+from mico_exp.config.metrics import metrics_of
 from mico_exp.config.setup import Setup
 from mico_exp.results.plots import png, risk_plot
 from mico_exp.runs import provenance
@@ -165,10 +167,11 @@ def _asked(setup: Setup, here: Here, chosen: Chosen) -> tuple[Asked, str]:
     points alone.
     """
     record = chosen.runs[chosen.selected.best.run_id].record
-    metrics = options.logged_metrics(record.metric, record.metric_changes, here.lacks)
-    if metrics is None:
+    metric = logged_choice("metric", record.metric, record.metric_changes, here.lacks)
+    if metric.function is None:
         points = setup.points.of_phase["train"]
         return recurring(points, chosen.predictions["train"], here.solution), RECURRING
+    metrics = metrics_of(metric, setup.scenario, setup.discloses)
     return everywhere(setup.scored(metrics).only, setup.points), EVERYWHERE
 
 

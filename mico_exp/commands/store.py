@@ -13,7 +13,8 @@ from rich.table import Table
 from mico_exp.common.atomic import exclusive, remove_leftovers
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import show
-from mico_exp.config import compose, options
+from mico_exp.config import compose
+from mico_exp.config.metrics import stored_metrics
 from mico_exp.config.setup import Setup
 from mico_exp.scores.extraction import progress
 from mico_exp.scores.inference import PRECISIONS
@@ -123,7 +124,7 @@ def _wanted(setup: Setup) -> set[tuple[str, Place]]:
     Raises:
         InputError: the scenario is not there, or a metric's option cannot be used.
     """
-    metrics = options.stored_metrics(disclosed=setup.found.discloses)
+    metrics = stored_metrics(disclosed=setup.found.discloses)
     wanted: set[tuple[str, Place]] = set()
     for precision in PRECISIONS:
         in_precision = replace(setup, processor=replace(setup.processor, precision=precision))

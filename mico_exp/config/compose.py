@@ -1,8 +1,8 @@
 """From a composed configuration to one frozen object for each command.
 
-With `options`, which does so for metrics and formulas, the one place that reads a configuration:
-commands get what is made here, and what is below them takes plain arguments. What is wrong with a
-configuration is said here, before anything is read or built.
+With `cells`, `choices` and `metrics`, which do so for metrics and formulas, the one place that
+reads a configuration: commands get what is made here, and what is below them takes plain arguments.
+What is wrong with a configuration is said here, before anything is read or built.
 """
 
 import difflib
@@ -27,8 +27,10 @@ from mico_exp.common import require
 from mico_exp.common.atomic import check_writable
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import stamp
-from mico_exp.config import options
+from mico_exp.config import choices, options
+from mico_exp.config.codes import code
 from mico_exp.config.making import make
+from mico_exp.config.metrics import extracted_metrics, metrics_of, pass_metrics
 from mico_exp.config.setup import Setup, Source
 from mico_exp.models.architectures import MLP, Architecture
 from mico_exp.models.recorded import recorded
@@ -192,7 +194,7 @@ class Gating(Choosing):
 # ---------------------------------------------------------------- commands
 
 
-def record(cfg: DictConfig, metric: options.Choice, formula: options.Choice) -> CellRecord:
+def record(cfg: DictConfig, metric: choices.Choice, formula: choices.Choice) -> CellRecord:
     """What a cell's run tells before it begins."""
     return CellRecord(
         challenge=cfg.challenge,
@@ -200,8 +202,8 @@ def record(cfg: DictConfig, metric: options.Choice, formula: options.Choice) -> 
         scenario=cfg.scenario.name,
         metric=metric.label,
         formula=formula.label,
-        metric_changes=options.written(metric),
-        formula_changes=options.written(formula),
+        metric_changes=choices.written(metric),
+        formula_changes=choices.written(formula),
         len_training=cfg.dataset.get("len_training"),
         len_challenge=None if canaries(cfg) else cfg.dataset.get("len_challenge"),
         seed=cfg.seed,
@@ -213,29 +215,29 @@ def record(cfg: DictConfig, metric: options.Choice, formula: options.Choice) -> 
     )
 
 
-def cell(cfg: DictConfig, metric: options.Choice, formula: options.Choice) -> Cell:
+def cell(cfg: DictConfig, metric: choices.Choice, formula: choices.Choice) -> Cell:
     """Make all that a cell works with.
 
     Raises:
         InputError: something cannot be made, or a cell like that cannot run here.
     """
     disclosed = bool(cfg.scenario.disclose_training)
-    metrics = options.metrics_of(metric, cfg.scenario.name, disclosed)
-    made = options.formula_of(formula)
-    codes = options.code(metric, metrics), options.code(formula)
+    metrics = metrics_of(metric, cfg.scenario.name, disclosed)
+    made = choices.formula_of(formula)
+    hashes = code(metric, metrics), code(formula)
     drawn, found = plots(cfg), _setup_of_cell(cfg)
     found.workers.check(found.processor.device)
-    named = options.named_metrics(cfg.metrics)
-    seen = options.swept_exposures(cfg, metric.exposure)
-    passed = options.pass_metrics(metrics, named, disclosed, seen)
-    return Cell(found, metrics, passed, made, *codes, claim(cfg.scenario), drawn)
+    named = choices.named_metrics(cfg.metrics)
+    seen = choices.swept_exposures(cfg, metric.exposure)
+    passed = pass_metrics(metrics, named, disclosed, seen)
+    return Cell(found, metrics, passed, made, *hashes, claim(cfg.scenario), drawn)
 
 
 def extracting(cfg: DictConfig) -> tuple[Setup, Mapping[str, Metric]]:
     """Make what an extraction works with, and the metrics that it computes."""
     found = setup(cfg)
     found.workers.check(found.processor.device)
-    return found, options.extracted_metrics(cfg)
+    return found, extracted_metrics(cfg)
 
 
 def building(cfg: DictConfig) -> Setup:

@@ -17,7 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from mico_exp.config.options import CELL, file_of, is_of
+from mico_exp.config.cells import CELL, is_of
+from mico_exp.config.options import file_of
 
 
 class SweepLoader(ConfigLoader):

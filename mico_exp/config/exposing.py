@@ -122,6 +122,9 @@ class Exposure:
         return found
 
 
+USUAL = Exposure()
+
+
 def split(changes: Sequence[Any]) -> tuple[list[Any], str, list[Any]]:
     """Changes of a metric itself, the name of its exposure, and the changes of that.
 
