@@ -28,7 +28,7 @@ RECORDS, BATCH, CLIP, SIGMA, CLASSES = 40, 8, 0.3, 1.5, 3
 RATE = BATCH / RECORDS
 
 
-def gradients(make, records, privacy, steps_made=1, models=1, batch=BATCH, rate=None):
+def gradients(make, records, privacy, steps_made=1, models=1, batch=BATCH, **of_plan):
     """Gradients (steps, models, D) that the optimiser is given; the weights stay as they are."""
     seen = []
 
@@ -37,7 +37,7 @@ def gradients(make, records, privacy, steps_made=1, models=1, batch=BATCH, rate=
             every = [one.grad for group in self.param_groups for one in group["params"]]
             seen.append([one.detach().clone() for one in every])
 
-    plan = Plan(steps_made, batch, functools.partial(Recorder, lr=1.0), sample_rate=rate)
+    plan = Plan(steps_made, batch, functools.partial(Recorder, lr=1.0), **of_plan)
     networks = []
     for _ in range(models):
         torch.manual_seed(0)

@@ -21,13 +21,15 @@ from torch import nn
 
 from mico_exp.challenge import datasets
 from mico_exp.challenge.points import challenge_points
+from mico_exp.challenge.records import Features
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.errors import InputError
 from mico_exp.models import devices
 from mico_exp.models.architectures import CNN, MLP, Architecture, TextClassifier, bare, roberta
+from mico_exp.models.devices import PRECISIONS
 from mico_exp.scores import gradients, metrics
 from mico_exp.scores.extraction import Extraction
-from mico_exp.scores.inference import PRECISIONS, ModelRunner, Processor, Shard, Work, runner_on
+from mico_exp.scores.inference import ModelRunner, Processor, Shard, Work, runner_on
 from mico_exp.scores.store import ScoreStore
 from mico_exp.training import loop, stacked
 from mico_exp.training.building import build
@@ -373,6 +375,33 @@ def test_a_network_trains_as_on_the_cpu(privacy):
     expected = trained_cnn("cpu", privacy)
     assert torch.equal(trained_cnn(DEVICE, privacy), trained_cnn(DEVICE, privacy))
     torch.testing.assert_close(trained_cnn(DEVICE, privacy), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+@pytest.mark.parametrize("kind", ["cnn", "mlps"])
+def test_in_coarser_precisions_a_clipped_gradient_is_as_long_as_c(kind, precision):
+    """A step of one record and no noise moves the weights by C, and otherwise than in float32."""
+    if precision == "tf32" and not ON_GPU:
+        pytest.skip("a processor has none")
+    records, own = images(4), [np.arange(1)] * 2
+    if kind == "mlps":
+        features = records.inputs(torch.arange(4)).flatten(1)
+        records = Features(features, records.labels)
+
+    def moved(how):
+        torch.manual_seed(0)
+        networks = [CNN() if kind == "cnn" else MLP([3072, 16, 10]) for _ in own]
+        before = [nn.utils.parameters_to_vector(one.parameters()).detach() for one in networks]
+        sources = [torch.Generator().manual_seed(seed) for seed in (3, 5)]
+        plan = Plan(1, 1, functools.partial(torch.optim.SGD, lr=1.0), precision=how)
+        privacy, where = Privacy(0.0, 0.5), torch.device(DEVICE)
+        loop.train_networks(networks, records, own, plan, sources, privacy, where)
+        after = [nn.utils.parameters_to_vector(one.parameters()).detach() for one in networks]
+        return torch.stack(after).cpu() - torch.stack(before)
+
+    coarse, exact = moved(precision), moved("float32")
+    assert (coarse.norm(dim=1) / 0.5 - 1).abs().max() < 1e-4
+    assert 1e-5 < (coarse - exact).norm() / exact.norm() < 0.1
 
 
 @real_gpu

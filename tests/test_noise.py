@@ -41,7 +41,7 @@ def by_network(patch, as_one):
     if not as_one:
         patch.setattr(loop, "_can_stack", lambda *_: False)
     records = Features(torch.randn(RECORDS, 3), torch.zeros(RECORDS, dtype=torch.int64))
-    return gradients(sure, records, PRIVACY, STEPS, MODELS, rate=RATE)
+    return gradients(sure, records, PRIVACY, STEPS, MODELS, sample_rate=RATE)
 
 
 def with_one_stream(_):

@@ -16,8 +16,8 @@ from mico_exp.common.terminal import show
 from mico_exp.config import compose
 from mico_exp.config.metrics import stored_metrics
 from mico_exp.config.setup import Setup
+from mico_exp.models.devices import PRECISIONS
 from mico_exp.scores.extraction import progress
-from mico_exp.scores.inference import PRECISIONS
 from mico_exp.scores.store import DAMAGED, Columns, Place, ScoreStore, StoredFile
 
 ACTIONS = ("list", "verify", "prune")

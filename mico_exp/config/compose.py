@@ -49,7 +49,7 @@ OF_DATASET = (
 )
 OF_TRAINING = (  # keys of a recipe, and of its `private`
     *("steps", "epochs", "batch_size", "optimizer", "schedule", "schedule_each", "augment"),
-    *("clip_norm", "accountant"),
+    *("precision", "clip_norm", "accountant"),
 )
 LENGTHS = ("steps", "epochs")  # of which one takes the other's place
 OF_RECIPE = (*OF_TRAINING, "network", "private", "unasked")
@@ -279,9 +279,10 @@ def training(cfg: DictConfig) -> Setup:
     typed = _typed_keys()
     for key in OF_ASKING:
         if f"compute.{key}" in typed:
+            own = "; models train in `dataset.recipe.precision`" if key == "precision" else ""
             raise InputError(
                 f"`compute.{key}` is about models that are asked: a build, which trains them, has "
-                "no use for it."
+                f"no use for it{own}."
             )
     return setup(cfg)
 

@@ -1,11 +1,14 @@
 """Devices: found by their names, and how exactly a GPU multiplies."""
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
 
 from mico_exp.common.errors import InputError
+
+FLOAT32, TF32, BFLOAT16 = PRECISIONS = "float32", "tf32", "bfloat16"
 
 
 def open_device(name: str) -> torch.device:
@@ -51,3 +54,15 @@ def allow_tf32(allowed: bool) -> None:
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.deterministic = True
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Where products are computed in bfloat16, if that is the precision; else nothing changes."""
+    if precision != BFLOAT16:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+
+def in_float32(values: torch.Tensor) -> torch.Tensor:
+    """Values that `autocast` left in bfloat16 in float32, all others as they are."""
+    return values.float() if values.dtype is torch.bfloat16 else values

@@ -24,7 +24,7 @@ from mico_exp.common.errors import InputError, MetricError, first_line
 from mico_exp.models.architectures import Alone, Architecture, Stacked, State, fill, stack
 from mico_exp.models.backprop import Known, Plan, Trace, trace
 from mico_exp.models.batching import Batches, needs_memory, out_of_memory
-from mico_exp.models.devices import allow_tf32, open_device
+from mico_exp.models.devices import PRECISIONS, allow_tf32, open_device
 from mico_exp.models.planning import plan_of
 from mico_exp.models.states import HALF
 from mico_exp.models.weights import load_state, not_finite, weights_file
@@ -35,7 +35,6 @@ from mico_exp.scores.metrics import LogitMetric, OfSoftmax, Softmax
 Answer = TypeVar("Answer")
 Metric = LogitMetric | GradientMetric
 LOGITS, GRADIENTS = "logits", "gradients"
-PRECISIONS = ("float32", "tf32", "bfloat16")
 CPU_TRACE_BYTES = 64 << 20  # a backward pass is no faster in smaller batches
 TRIED = 4  # points at which gradients are set beside those of autograd
 LAYERS_OF_A_TRACE = 8  # it keeps about so many times what the largest layer gives out

@@ -15,10 +15,10 @@ numbers of all parameters of a module, flat.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torch.nn.functional import group_norm, layer_norm, pad, unfold
 
 from mico_exp.models.backprop import LOOKUP as TABLE
 from mico_exp.models.backprop import OWN, TRANSPOSED, Call, Lookup, Rule, flat
+from mico_exp.models.devices import in_float32
 from mico_exp.models.per_record import Rows
 
 
@@ -249,6 +250,23 @@ def _squares(rows: Tensor) -> Tensor:
     return rows.flatten(1).square().sum(dim=1)
 
 
+def _exact(part: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a part of what came in bfloat16 in float32.
+
+    Whatever a record's gradient is rounded to, its norm and what is added to the sum must be of one
+    and the same vector: so what is clipped to C has a norm of C.
+    """
+
+    def made(module: nn.Module, names: Sequence[str], call: Call, signals: Tensor) -> Any:
+        given = {
+            slot: in_float32(one) if isinstance(one, Tensor) else one
+            for slot, one in call.given.items()
+        }
+        return part(module, names, call._replace(given=given), in_float32(signals))
+
+    return made
+
+
 def _shapes(module: nn.Module, names: Sequence[str]) -> list[torch.Size]:
     return [module.get_parameter(name).shape for name in names]
 
@@ -310,8 +328,9 @@ def _own(module: nn.Module, names: Sequence[str], call: Call, signals: Tensor) -
     return formed(found, _shapes(module, names))
 
 
-DENSE, CONVOLUTION, EMBEDDED = Rule(flat, _dense), Rule(flat, _convolution), Rule(flat, _lookup)
-SCALE, RERUN = Rule(flat, _scale), Rule(flat, _own)
+DENSE, CONVOLUTION, EMBEDDED, SCALE, RERUN = (
+    Rule(flat, _exact(part)) for part in (_dense, _convolution, _lookup, _scale, _own)
+)
 
 
 def rule_of(module: nn.Module, names: Sequence[str]) -> Rule:

@@ -26,10 +26,10 @@ from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.models.architectures import MLP, Alone
 from mico_exp.models.batching import Batches, needs_memory, out_of_memory
-from mico_exp.models.devices import allow_tf32
+from mico_exp.models.devices import TF32, allow_tf32
 from mico_exp.training import stacked
 from mico_exp.training.graphed import Graphed, graphed
-from mico_exp.training.per_sample import Make, check_padding, loss_of, study
+from mico_exp.training.per_sample import Make, check_padding, coarse, loss_of, study
 from mico_exp.training.steps import (
     AfterStep,
     Draws,
@@ -81,7 +81,7 @@ def train_networks(
             or the network cannot be trained, with the reason.
     """
     allow_tf32(False)  # whatever ran before
-    _check(networks, own, plan)
+    _check(networks, own, plan, device)
     shelf = _Shelf(records, own, device)
     draws = [Draws(generator, device) for generator in generators]
     for network in networks:
@@ -95,7 +95,11 @@ def train_networks(
             network.eval()
 
 
-def _check(networks: Sequence[nn.Module], own: Sequence[Indices], plan: Plan) -> None:
+def _check(
+    networks: Sequence[nn.Module], own: Sequence[Indices], plan: Plan, device: torch.device
+) -> None:
+    if plan.precision == TF32 and device.type != "cuda":
+        raise InputError(f"`precision` = {TF32} is of CUDA's products, not of {device.type}'s.")
     least = min(map(len, own))
     if plan.batch_size > least:
         raise InputError(
@@ -272,6 +276,11 @@ class _Model:
     def train(self, draws: Draws, after_step: AfterStep) -> str | None:
         """Make all steps; the reason if it was stopped before."""
         watch = Watch(1, self.plan.steps, self.shelf.device)
+        with coarse(self.network, self.plan.precision):
+            self._make_steps(draws, watch, after_step)
+        return watch.reasons()[0]
+
+    def _make_steps(self, draws: Draws, watch: Watch, after_step: AfterStep) -> None:
         privacy = self.clipping.privacy if self.clipping else None
         batches = draws.batches(self.plan, len(self.own), privacy)
         self._record()
@@ -282,7 +291,6 @@ class _Model:
             if not watch.going:
                 break
             after_step(Progress([self.row], step, loss))
-        return watch.reasons()[0]
 
     def _step(self, wanted: Tensor, draws: Draws) -> Tensor:
         """Make a step with these records; the mean loss ()."""

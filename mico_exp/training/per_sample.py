@@ -20,7 +20,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +35,7 @@ from mico_exp.common.errors import InputError, first_line
 from mico_exp.models.architectures import logits_of
 from mico_exp.models.backprop import Plan, differentiable, tensors_of, trace, watched
 from mico_exp.models.batching import out_of_memory
+from mico_exp.models.devices import FLOAT32, TF32, allow_tf32, autocast, in_float32
 from mico_exp.models.planning import CLOSE, ROUNDING, plan_of
 from mico_exp.training.ghost import RERUN, Summed, formed, rule_of
 
@@ -80,6 +81,7 @@ class InTurn:
         for i in range(len(labels)):
             loss = loss_of(self.network, _rows(inputs, slice(i, i + 1)), labels[i : i + 1])
             found = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+            allow_tf32(False)
             factor = _factors(torch.stack([one.square().sum() for one in found]).sum(), clip_norm)
             for total, one in zip(sums, found, strict=True):
                 total += one * factor
@@ -111,6 +113,7 @@ class AtOnce:
             found, losses = vmap(grad_and_value(loss), axes, randomness="different")(
                 every, labels, *parts.values()
             )
+        allow_tf32(False)
         squares = [one.flatten(1).square().sum(dim=1) for one in found.values()]
         factors = _factors(torch.stack(squares).sum(dim=0), clip_norm)
         for total, name in zip(sums, self.parameters, strict=True):
@@ -145,9 +148,12 @@ class Ghost:
             signals = logits.softmax(dim=1)
             signals.scatter_add_(1, labels[:, None], -torch.ones_like(signals[:, :1]))
             parts = self._parts(traced.back(signals))
-            factors = _factors(
-                torch.stack([part.squared_norms() for part in parts]).sum(dim=0), clip_norm
-            )
+            squares = []
+            for part in parts:
+                allow_tf32(False)  # anew, for what is left of a network runs it again
+                squares.append(part.squared_norms())
+            allow_tf32(False)
+            factors = _factors(torch.stack(squares).sum(dim=0), clip_norm)
             for part, places in zip(parts, self.of_parts, strict=True):
                 part.add(factors, [sums[i] for i in places])
         return cross_entropy(logits, labels, reduction="none")
@@ -197,6 +203,36 @@ def frozen(parameters: Any) -> Iterator[None]:
     finally:
         for one in every:
             one.requires_grad_(True)
+
+
+@contextmanager
+def coarse(network: nn.Module, precision: str) -> Iterator[None]:
+    """Let a network compute its products in a precision for a while; its logits are in float32.
+
+    A GPU's products are in TF32 from its forward pass on, and so in the backward pass, until
+    somebody ends that: whoever clips, before norms and sums.
+    """
+    if precision == FLOAT32:
+        yield
+        return
+    forward, own = network.forward, vars(network).get("forward")
+    device = next(network.parameters()).device
+
+    @wraps(forward)
+    def coarsely(*args: Any, **kwargs: Any) -> Tensor:
+        allow_tf32(precision == TF32)
+        with autocast(device, precision):
+            logits = logits_of(forward(*args, **kwargs))
+        return in_float32(logits)
+
+    network.forward = coarsely
+    try:
+        yield
+    finally:
+        del network.forward
+        if own is not None:
+            network.forward = own
+        allow_tf32(False)
 
 
 # ---------------------------------------------------------------- before the first step

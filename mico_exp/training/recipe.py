@@ -15,6 +15,7 @@ from mico_exp.common import require
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError
 from mico_exp.models.architectures import MLP
+from mico_exp.models.devices import FLOAT32
 from mico_exp.models.folders import CANARIES, FINGERPRINT
 from mico_exp.training.accountant import (
     ACCOUNTANTS,
@@ -27,7 +28,7 @@ from mico_exp.training.steps import EPOCH, Plan, Privacy
 
 CLIP_NORMS = (1e-20, 1e20)  # the noise is σ·C, in single precision
 # What builds of before have none of, so that it is told only where it is another.
-OF_LATE = ("network", "schedule", "augment", "accountant", CANARIES)
+OF_LATE = ("network", "schedule", "augment", "precision", "accountant", CANARIES)
 
 
 @dataclass(frozen=True)
@@ -285,6 +286,7 @@ class Recipe:
             "network": self.network and self.network.described,
             "schedule": schedule,
             "augment": plan.augment and _call(plan.augment),
+            "precision": plan.precision if plan.precision != FLOAT32 else None,
             "accountant": target.accountant if target and target.accountant != "prv" else None,
             CANARIES: self.canaries and asdict(self.canaries),
         }
@@ -307,6 +309,7 @@ def planned(
     schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
     schedule_each: str = EPOCH,
     augment: Callable[..., Any] | None = None,
+    precision: str = FLOAT32,
     canaries: Canaries | None = None,
     **others: Any,
 ) -> Recipe:
@@ -327,7 +330,7 @@ def planned(
         steps = steps_of(epochs, of_seeds(sizes)[0], batch_size)
     assert steps is not None
     rate = batch_size / of_seeds(sizes)[0] if canaries else None
-    plan = Plan(steps, batch_size, optimizer, schedule, schedule_each, augment, rate)
+    plan = Plan(steps, batch_size, optimizer, schedule, schedule_each, augment, rate, precision)
     return Recipe(sizes=sizes, plan=plan, epochs=epochs, canaries=canaries, **others)
 
 

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from mico_exp.models.architectures import StackedMLP
-from mico_exp.models.devices import allow_tf32
+from mico_exp.models.devices import FLOAT32, TF32, allow_tf32, autocast, in_float32
 from mico_exp.training.steps import (
     AfterStep,
     Draws,
@@ -77,16 +77,31 @@ def gradients(
 
 
 def _passes(
-    mlps: StackedMLP, inputs: Tensor, labels: Tensor, weight: Tensor, clip_norm: float
+    mlps: StackedMLP,
+    inputs: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    clip_norm: float,
+    precision: str = FLOAT32,
 ) -> tuple[list[Tensor], Tensor]:
-    """What `gradients` gives, and the logits (M, B, C)."""
-    *signals, logits = mlps.activations(inputs)
+    """What `gradients` gives, and the logits (M, B, C).
+
+    Layers' inputs and the signals that come back to them are of the precision, sums of float32.
+    """
+    allow_tf32(precision == TF32)
+    with autocast(inputs.device, precision):
+        *signals, logits = mlps.activations(inputs)
+    logits = in_float32(logits)
     delta = logits.softmax(dim=-1)
     delta.scatter_add_(2, labels.unsqueeze(2), -torch.ones_like(delta[..., :1]))
     deltas = [delta]
     for (layer_weight, _), activation in zip(mlps.layers[:0:-1], signals[:0:-1], strict=True):
-        deltas.append(torch.bmm(deltas[-1], layer_weight) * (1 - activation.square()))
+        with autocast(inputs.device, precision):
+            back = torch.bmm(deltas[-1], layer_weight)
+        deltas.append(back * (1 - activation.square()))
     deltas.reverse()
+    allow_tf32(False)
+    signals, deltas = [*map(in_float32, signals)], [*map(in_float32, deltas)]
     if math.isfinite(clip_norm):
         weight = weight * (clip_norm / (_norms(signals, deltas) + 1e-6)).clamp(max=1)
     result = []
@@ -181,7 +196,7 @@ def train_each(
         inputs, labels = batch_at(padded)
         size = present.sum(dim=1, keepdim=True)
         weight = present if privacy else present / size
-        sums, logits = _passes(mlps, inputs, labels, weight, clip_norm)
+        sums, logits = _passes(mlps, inputs, labels, weight, clip_norm, plan.precision)
         for parameter, one in zip(mlps.parameters, sums, strict=True):
             parameter.grad = _privatised(one, privacy, plan, draws) if privacy else one
         optimizer.step()

@@ -17,6 +17,7 @@ from torch import Tensor
 from mico_exp.challenge.records import Inputs
 from mico_exp.common import require
 from mico_exp.common.errors import InputError
+from mico_exp.models.devices import FLOAT32, PRECISIONS
 
 EPOCH, STEP = "epoch", "step"
 SEEDS = 2**63 - 1
@@ -42,6 +43,7 @@ class Plan:
     schedule_each: what it moves after, an ``epoch`` of ⌈n / batch⌉ steps or a ``step``.
     augment: gives other inputs for those of a batch (B, …), each record by itself.
     sample_rate: with privacy, however many records a model has; None for batch / n.
+    precision: of the products of forward and backward passes; all else is in float32.
     """
 
     steps: int
@@ -51,6 +53,7 @@ class Plan:
     schedule_each: str = EPOCH
     augment: Callable[[Inputs], Inputs] | None = None
     sample_rate: float | None = None
+    precision: str = FLOAT32
 
     def __post_init__(self) -> None:
         require.whole("steps", self.steps, 1)
@@ -58,6 +61,10 @@ class Plan:
         if self.schedule_each not in (EPOCH, STEP):
             raise InputError(
                 f"`schedule_each` must be {EPOCH} or {STEP}, got {self.schedule_each!r:.80}."
+            )
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f"`precision` must be one of {', '.join(PRECISIONS)}, got {self.precision!r:.80}."
             )
 
     def rate(self, records: int) -> float:
