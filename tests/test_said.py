@@ -91,7 +91,8 @@ def test_a_risk_that_is_not_whole_is_passed_over(tracker):
 def test_of_each_gate_and_comparison_the_newest(tracker):
     log(tracker, gate(NOW, verdict="foreign", rule={"of": "another"}))
     log(tracker, gate(dict(reversed(NOW.items())), verdict="old"))
-    log(tracker, gate(NOW, verdict="other limits", limits={"max_tpr": 0.2}))
+    log(tracker, gate(NOW, verdict="older", limits={"max_tpr": 0.2, "max_epsilon": 4}))
+    log(tracker, gate(NOW, verdict="other limits", limits={"max_epsilon": 4, "max_tpr": 0.2}))
     log(tracker, gate({"digits_lo": "l"}, verdict="other scenarios"))
     log(tracker, gate(NOW, verdict="new", passed=False))
     log(tracker, gate(NOW, verdict=None, limits={"max_tpr": 0.3}))

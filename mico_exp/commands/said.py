@@ -123,7 +123,8 @@ def _keep(
     more: Told,
 ) -> None:
     """Take what a run said in one line, unless a newer one was asked the same by the same rule."""
-    verdict, key = record.said.get("verdict"), repr((*asked, record.said.get("rule")))
+    verdict = record.said.get("verdict")
+    key = json.dumps([*asked, record.said.get("rule")], sort_keys=True)
     if isinstance(verdict, str):
         when = datetime.fromtimestamp(run.started / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
         found.setdefault(key, {**more, "verdict": verdict, "when": when, "run": run.id})
