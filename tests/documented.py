@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from hydra import compose, initialize_config_dir
 
-from mico_exp.config.compose import source
+from mico_exp.config.dataset import source
 from mico_exp.config.typed import OPTIONS
 
 PAGE = Path(__file__).parents[1] / "docs" / "own_models.md"

@@ -29,6 +29,8 @@ from mico_exp.challenge.tree import load_scenario
 from mico_exp.common import pool
 from mico_exp.common.errors import InputError
 from mico_exp.config import compose
+from mico_exp.config.dataset import network as network_of
+from mico_exp.config.recipe import recipe
 from mico_exp.models.architectures import roberta
 from mico_exp.models.classifiers import Pretrained
 from mico_exp.models.weights import load_state
@@ -338,7 +340,7 @@ def test_a_build_begins_with_a_pretrained_network(pretrained, tmp_path):
 
 def recipe_from(composed, *overrides):
     cfg = composed(*overrides)
-    how = compose.recipe(cfg, cfg.scenario, compose.network(cfg))
+    how = recipe(cfg, cfg.scenario, network_of(cfg))
     sizes = (cfg.dataset.num_records, cfg.dataset.len_training, cfg.dataset.len_challenge)
     return how(sizes=Sizes(*sizes))
 

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mico_exp.commands.choosing import choice_identity, choose, find_scenarios
 from mico_exp.common.errors import InputError
 from mico_exp.common.identity import WORDS
-from mico_exp.config.compose import choosing
+from mico_exp.config.statements import choosing
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results import scoring
 from mico_exp.runs.cells_alike import candidate

@@ -21,7 +21,7 @@ from mico_exp.challenge.tree import load_scenario
 from mico_exp.commands import compare as comparing
 from mico_exp.commands import gate
 from mico_exp.common.errors import InputError
-from mico_exp.config import compose as made
+from mico_exp.config import statements
 from mico_exp.config.typed import OPTIONS
 from mico_exp.runs.record import (
     COMPARISON_FILE,
@@ -214,7 +214,11 @@ def asked(tmp_path, monkeypatch):
         with initialize_config_dir(str(OPTIONS), version_base="1.3"):
             cfg = compose(name, overrides=list(typed), return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
-            return {"gate": made.gating, "compare": made.comparing, "risk": made.risking}[name](cfg)
+            return {
+                "gate": statements.gating,
+                "compare": statements.comparing,
+                "risk": statements.risking,
+            }[name](cfg)
 
     return ask
 

@@ -12,7 +12,7 @@ from mico_exp.auditing.limits import limit_of_claim, limits_of
 from mico_exp.challenge.phases import CALLED
 from mico_exp.challenge.tree import load_scenario, read_truth
 from mico_exp.common.errors import InputError
-from mico_exp.config.compose import claim
+from mico_exp.config.scenario import claim
 from mico_exp.results.cell import read_validation
 from mico_exp.results.plots import PHASE_STYLE, SCENARIO_STYLES, Curve, png, roc_plot
 from mico_exp.results.scoring import roc

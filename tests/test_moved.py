@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from mico_exp.common.errors import InputError
-from mico_exp.config.compose import make
+from mico_exp.config.making import make
 from mico_exp.config.moved import MOVED, check_places
 from mico_exp.config.typed import OPTIONS
 

@@ -23,7 +23,7 @@ from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario, read_truth
 from mico_exp.config import options
 from mico_exp.config.cells import sensible_cells
-from mico_exp.config.compose import make
+from mico_exp.config.making import make
 from mico_exp.config.metrics import all_metrics
 from mico_exp.config.typed import OPTIONS
 from mico_exp.models.architectures import MLP, Architecture

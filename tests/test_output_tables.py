@@ -19,7 +19,7 @@ from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario, read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.config import choices, codes
-from mico_exp.config.compose import source
+from mico_exp.config.dataset import source
 from mico_exp.config.metrics import metrics_of, pass_metrics
 from mico_exp.config.typed import OPTIONS
 from mico_exp.models.recorded import take_in

@@ -14,7 +14,7 @@ from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import load_scenario, read_truth
 from mico_exp.common.errors import InputError
-from mico_exp.config.compose import check_keys
+from mico_exp.config.dataset import check_keys
 from mico_exp.config.setup import Source
 from mico_exp.models.architectures import Architecture
 from mico_exp.models.recorded import recorded, take_in

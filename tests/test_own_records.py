@@ -23,7 +23,7 @@ from mico_exp.challenge import images, items, tables, texts
 from mico_exp.challenge.arrays import from_files
 from mico_exp.common import fingerprints
 from mico_exp.common.errors import InputError
-from mico_exp.config.compose import source
+from mico_exp.config.dataset import source
 from mico_exp.config.typed import OPTIONS
 from mico_exp.scores.soundness import check_records
 

@@ -53,6 +53,15 @@ def test_what_a_number_must_be(rule, bounds, good, bad, words):
         assert str(caught.value) == f"`it` must be {words}, got {value!r}."
 
 
+def test_a_switch_is_no_number_and_no_word():
+    assert require.switch("it", True) is True
+    assert require.switch("it", False) is False
+    for value in (1, 0, None, "true", "false", np.bool_(True)):
+        with pytest.raises(InputError) as caught:
+            require.switch("it", value)
+        assert str(caught.value) == f"`it` must be true or false, got {value!r}."
+
+
 def test_infinity_where_it_need_not_be_finite():
     require.above("fpr", math.inf, 0, finite=False)
     with pytest.raises(InputError, match=r"^`fpr` must be a number above 0, got -inf\.$"):

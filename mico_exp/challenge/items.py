@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mico_exp.challenge.arrays import PLACE
 from mico_exp.challenge.labels import numbered
 from mico_exp.challenge.records import Inputs, Records, fingerprint_arrays
+from mico_exp.common import require
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.common.fingerprints import digest
@@ -144,8 +145,7 @@ def from_dataset(dataset: Any, keep: bool = True, classes: Any = None) -> Record
     Raises:
         InputError: names the first item that is not what it must be, or another when asked again.
     """
-    if not isinstance(keep, bool):
-        raise InputError(f"`{PLACE}.keep` must be true or false, got {keep!r:.80}.")
+    require.switch(f"{PLACE}.keep", keep)
     reader = Reader(dataset)
     first = reader[0]
     kept = first.room(reader.count) if keep else None

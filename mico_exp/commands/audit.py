@@ -37,10 +37,10 @@ from mico_exp.commands.choosing import Found, Here, find_cells, find_scenarios, 
 from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import as_text, show
-from mico_exp.config import choices, compose
-from mico_exp.config.compose import Auditing
+from mico_exp.config import choices
 from mico_exp.config.metrics import metrics_of
 from mico_exp.config.setup import Setup
+from mico_exp.config.statements import Auditing, auditing
 from mico_exp.models.folders import has_canaries
 from mico_exp.results.cell import calibrate_phases, read_validation, with_both_classes
 from mico_exp.results.scoring import RANKING_FPR, roc
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 def command(cfg: DictConfig) -> None:
     """Audit, print, write and log."""
-    how = compose.auditing(cfg)
+    how = auditing(cfg)
     scenarios = find_scenarios(how.challenge, how.selection)
     claimed = {name: _claimed(how, name, here) for name, here in scenarios.items()}
     if how.mechanism is not None:

@@ -21,9 +21,10 @@ from mico_exp.common.errors import InputError, printable
 from mico_exp.common.fingerprints import definition
 from mico_exp.common.identity import OTHER_CONTENT, CellIdentity, ChoiceIdentity
 from mico_exp.config.advice import advice
+from mico_exp.config.challenges import Challenge
 from mico_exp.config.codes import logged_code
-from mico_exp.config.compose import Challenge, Selection
 from mico_exp.config.options import option_names
+from mico_exp.config.selection import Selection
 from mico_exp.config.setup import Setup
 from mico_exp.results.cell import (
     Membership,

@@ -32,8 +32,8 @@ from mico_exp.commands.known import Known, find_known, named
 from mico_exp.common.atomic import write_together
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import as_text, show
-from mico_exp.config import compose
-from mico_exp.config.compose import Choosing
+from mico_exp.config import statements
+from mico_exp.config.statements import Choosing
 from mico_exp.results.plots import frontier_plot, png
 from mico_exp.results.scoring import RANKING_FPR
 from mico_exp.results.statistics import Interval, interval
@@ -55,7 +55,7 @@ class Compared(NamedTuple):
 
 def command(cfg: DictConfig) -> None:
     """Compare two scenarios, or lay a challenge's side by side; print, write and log."""
-    sides = compose.comparing(cfg)
+    sides = statements.comparing(cfg)
     names = dict.fromkeys(how.challenge.name for how in sides)
     trackers = {name: Tracker(name, Path.cwd(), create=False) for name in names}
     found = [find_known(how, trackers[how.challenge.name]) for how in sides]

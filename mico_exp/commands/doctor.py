@@ -17,7 +17,7 @@ from mico_exp.challenge.records import Records
 from mico_exp.challenge.tree import Scenario
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.terminal import show
-from mico_exp.config import compose
+from mico_exp.config import challenges
 from mico_exp.config.exposing import Exposure
 from mico_exp.config.metrics import all_metrics
 from mico_exp.config.setup import Setup
@@ -70,7 +70,7 @@ class Seen:
 
 def command(cfg: DictConfig) -> None:
     """Examine all scenarios of a challenge."""
-    challenge = compose.challenge(cfg, recipes=True)
+    challenge = challenges.challenge(cfg, recipes=True)
     title = f"Challenge {challenge.name} in {challenge.root}"
     overview = Table(title=title, title_justify="left")
     for title in ("scenario", "phase", "models", "expected", "sound", "weights", ""):

@@ -21,8 +21,8 @@ from mico_exp.commands.choosing import describe_rule
 from mico_exp.commands.known import Known, find_known, named
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.common.process import Refused
-from mico_exp.config import advice, compose
-from mico_exp.config.compose import Gating
+from mico_exp.config import advice, statements
+from mico_exp.config.statements import Gating
 from mico_exp.results.scoring import RANKING_FPR
 from mico_exp.runs import provenance
 from mico_exp.runs.record import GATE_FILE, AuditRecord, GateRecord
@@ -55,7 +55,7 @@ def command(cfg: DictConfig) -> None:
     Raises:
         Refused: one does not.
     """
-    how = compose.gating(cfg)
+    how = statements.gating(cfg)
     audit = None if how.max_epsilon is None else read_audit(how)
     tracker = Tracker(how.challenge.name, Path.cwd(), create=False)
     found = find_known(how, tracker)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from mico_exp.auditing.difference import Sample
 from mico_exp.challenge.phases import CALLED
 from mico_exp.commands.choosing import Chosen, Here, choose, find_scenarios
-from mico_exp.config.compose import Choosing
 from mico_exp.config.setup import Setup
+from mico_exp.config.statements import Choosing
 from mico_exp.results.cell import with_both_classes
 from mico_exp.runs.tracking import Tracker
 

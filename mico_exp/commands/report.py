@@ -39,8 +39,8 @@ from mico_exp.commands.page import embedded, page
 from mico_exp.commands.said import Said, find_said
 from mico_exp.common.arrays import Mask
 from mico_exp.common.atomic import write_text
-from mico_exp.config import advice, compose
-from mico_exp.config.compose import Challenge
+from mico_exp.config import advice, statements
+from mico_exp.config.challenges import Challenge
 from mico_exp.config.options import option_names
 from mico_exp.results.cell import Membership, Predicted
 from mico_exp.results.plots import (
@@ -84,7 +84,7 @@ class Facts:
 
 def command(cfg: DictConfig) -> None:
     """Compare, draw and write."""
-    how = compose.choosing(cfg, "reports")
+    how = statements.choosing(cfg, "reports")
     challenge, selection = how.challenge, how.selection
     scenarios = find_scenarios(challenge, selection)
     tracker = Tracker(challenge.name, Path.cwd(), create=False)

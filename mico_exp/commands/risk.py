@@ -31,11 +31,11 @@ from mico_exp.commands.page import embedded, page
 from mico_exp.common.atomic import write_together
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import show
-from mico_exp.config import compose
+from mico_exp.config import statements
 from mico_exp.config.choices import logged_choice
-from mico_exp.config.compose import Risking
 from mico_exp.config.metrics import metrics_of
 from mico_exp.config.setup import Setup
+from mico_exp.config.statements import Risking
 from mico_exp.results.plots import png, risk_plot
 from mico_exp.runs import provenance
 from mico_exp.runs.record import RISK_FILE, RiskRecord
@@ -107,7 +107,7 @@ class Judged:
 
 def command(cfg: DictConfig) -> None:
     """Choose, judge and write."""
-    how = compose.risking(cfg)
+    how = statements.risking(cfg)
     challenge = how.challenge
     metadata = None if how.metadata is None else Metadata(how.metadata)
     scenarios = find_scenarios(challenge, how.selection)

@@ -28,8 +28,8 @@ from mico_exp.commands.choosing import (
 )
 from mico_exp.common.atomic import write_together
 from mico_exp.common.terminal import as_text, show
-from mico_exp.config import compose
-from mico_exp.config.compose import Selection
+from mico_exp.config import statements
+from mico_exp.config.selection import Selection
 from mico_exp.results.submission import pack_submission
 from mico_exp.runs import provenance
 from mico_exp.runs.record import TABLE, SelectionRecord
@@ -38,7 +38,7 @@ from mico_exp.runs.tracking import Tracker
 
 def command(cfg: DictConfig) -> None:
     """Select, package and log."""
-    how = compose.choosing(cfg, "submissions")
+    how = statements.choosing(cfg, "submissions")
     challenge, selection = how.challenge, how.selection
     scenarios = find_scenarios(challenge, selection)
     tracker = Tracker(challenge.name, Path.cwd(), create=False)

@@ -13,7 +13,7 @@ from rich.table import Table
 from mico_exp.common.atomic import exclusive, remove_leftovers
 from mico_exp.common.errors import InputError
 from mico_exp.common.terminal import show
-from mico_exp.config import compose
+from mico_exp.config import challenges, compose
 from mico_exp.config.metrics import stored_metrics
 from mico_exp.config.setup import Setup
 from mico_exp.models.devices import PRECISIONS
@@ -35,7 +35,7 @@ def command(cfg: DictConfig) -> None:
     elif cfg.action == "verify":
         _verify(store)
     else:
-        _prune(compose.challenge(cfg).setups.values(), store, force=cfg.force)
+        _prune(challenges.challenge(cfg).setups.values(), store, force=cfg.force)
 
 
 def _list(store: ScoreStore) -> None:

@@ -58,6 +58,13 @@ def between(name: str, value: Any, low: float, high: float) -> None:
         raise _refused(name, f"a number in ({low:g}, {high:g})", value)
 
 
+def switch(name: str, value: Any) -> bool:
+    """Want true or false."""
+    if not isinstance(value, bool):
+        raise _refused(name, "true or false", value)
+    return value
+
+
 def name(key: str, value: Any) -> None:
     """Want a name that serves as a folder's and an option's: letters, digits, _ and -."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", value):

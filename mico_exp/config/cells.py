@@ -10,12 +10,12 @@ from functools import cache
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mico_exp.common.errors import InputError
+from mico_exp.config.dataset import lacking
 from mico_exp.config.exposing import OF_DATA, SEEN, seen_by
 from mico_exp.config.options import composed, option_names, option_of, said_by
-from mico_exp.config.setup import Source
 
 log = logging.getLogger(__name__)
 COMBINED = "all"  # the metric that stands for several
@@ -78,17 +78,6 @@ def refusal(
     if COMBINED in given and COMBINED not in (formula.get("needs") or ()):
         return f"formula={formula.name}: it takes one metric, not metric={metric.name}"
     return None
-
-
-def lacking(dataset: DictConfig) -> tuple[str, ...]:
-    """What metrics may need and a data set does not give, of whose models only outputs are known.
-
-    Raises:
-        InputError: they cannot be loaded.
-    """
-    if (outputs := dataset.get("outputs")) is None:
-        return ()
-    return Source(dataset.name, OmegaConf.to_yaml(outputs, resolve=True), None).lacks
 
 
 def unmet(need: str, lacks: Collection[str], words: Mapping[str, str]) -> str:

@@ -16,7 +16,8 @@ from mico_exp.attacks.calibration import Formula
 from mico_exp.attacks.evidence import Attack
 from mico_exp.common.errors import InputError, printable
 from mico_exp.config import variants
-from mico_exp.config.cells import COMBINED, lacking
+from mico_exp.config.cells import COMBINED
+from mico_exp.config.dataset import lacking
 from mico_exp.config.exposing import USUAL, Exposure, split
 from mico_exp.config.making import make
 from mico_exp.config.options import function_of, option_names, option_of, plain, said_by

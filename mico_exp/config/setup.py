@@ -10,12 +10,9 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from mico_exp.attacks.calibration import Calibrated
 from mico_exp.attacks.evidence import Evidence
 from mico_exp.challenge.lists import read_indices
-from mico_exp.challenge.outputs import Outputs
 from mico_exp.challenge.phases import PHASES, SHADOW
 from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
@@ -30,8 +27,7 @@ from mico_exp.challenge.tree import (
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 from mico_exp.common.identity import CellIdentity
-from mico_exp.config.exposing import CLASSES, INPUTS, LIKELIHOOD, LOGITS, WEIGHTS
-from mico_exp.config.making import make
+from mico_exp.config.source import Source
 from mico_exp.models.architectures import Architecture
 from mico_exp.models.folders import RECORD, check_built_from, check_sizes
 from mico_exp.models.recorded import take_in
@@ -40,7 +36,7 @@ from mico_exp.results.cell import evaluate
 from mico_exp.runs import provenance
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Metric, Processor
-from mico_exp.scores.soundness import check_records, check_training
+from mico_exp.scores.soundness import check_training
 from mico_exp.scores.store import ScoreStore
 from mico_exp.scores.vitals import Vitals
 from mico_exp.training.building import (
@@ -55,93 +51,6 @@ from mico_exp.training.recipe import Recipe
 from mico_exp.training.shadow import POINTS, Among, Pool, Run, check_asked, groups_for, points_of
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a data set's records come from; loaded once in a process, whoever asks.
-
-    name: of the data set.
-    option: `dataset.records`, as YAML.
-    told: how many records there must be; None where that is not told.
-    """
-
-    name: str
-    option: str
-    told: int | None
-
-    @cached_property
-    def records(self) -> Records:
-        """The records.
-
-        Raises:
-            InputError: they cannot be loaded, or are more or fewer than is told.
-        """
-        made = _loaded(self.option)
-        loaded: Records = made.records if isinstance(made, Outputs) else made
-        if self.told is not None and self.told != (found := len(loaded.labels)):
-            raise InputError(
-                f"`dataset.num_records` must be the number of records, {self.told!r} as told, but "
-                f"{found} were loaded: seeds point into all of them. Are {self.name}'s records "
-                "complete?"
-            )
-        return loaded
-
-    @property
-    def outputs(self) -> Outputs | None:
-        """What models gave, where nothing else is known of them."""
-        made = _loaded(self.option)
-        return made if isinstance(made, Outputs) else None
-
-    @property
-    def lacks(self) -> tuple[str, ...]:
-        """What metrics and exposures may need and is not known, where only outputs are.
-
-        Raises:
-            InputError: the outputs cannot be loaded.
-        """
-        if (outputs := self.outputs) is None:
-            return ()
-        if outputs.kind == LOGITS:
-            return WEIGHTS, INPUTS
-        if outputs.gives_classes:
-            return WEIGHTS, INPUTS, LOGITS
-        odds = (LIKELIHOOD,) if outputs.kind == "scores" else ()
-        return WEIGHTS, INPUTS, LOGITS, CLASSES, *odds
-
-    def check_steady(self) -> None:
-        """Load the records once more, before long work, and compare; once in a process.
-
-        Raises:
-            InputError: they are others.
-        """
-        _check_steady(self.option)
-
-
-def _made(option: str) -> Records | Outputs:
-    """Records or outputs, made by a function that is given plain lists and dictionaries."""
-    return make(OmegaConf.create(option), _convert_="all")
-
-
-@cache
-def _loaded(option: str) -> Records | Outputs:
-    loaded = _made(option)
-    check_records(loaded.records if isinstance(loaded, Outputs) else loaded)
-    return loaded
-
-
-@cache
-def _check_steady(option: str) -> None:
-    if isinstance(first := _loaded(option), Outputs):
-        return  # files of values, which are compared by their content
-    again = _made(option)
-    assert not isinstance(again, Outputs)
-    if again.fingerprint != first.fingerprint:
-        raise InputError(
-            "`dataset.records` must give the same records in the same order every time, got others "
-            "when they were loaded again: its loader is not deterministic. Does it shuffle without "
-            "a seed?"
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -120,10 +120,7 @@ class Canaries:
 
     def __post_init__(self) -> None:
         require.whole("canary.count", self.count, 1)
-        if type(self.one_per_model) is not bool:
-            raise InputError(
-                f"`canary.one_per_model` must be true or false, got {self.one_per_model!r:.80}."
-            )
+        require.switch("canary.one_per_model", self.one_per_model)
 
     @property
     def are_shared(self) -> bool:
