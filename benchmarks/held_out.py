@@ -35,7 +35,7 @@ from hydra.core.hydra_config import HydraConfig
 from tqdm import tqdm
 
 from mico_exp.attacks.evidence import Attack, Evidence
-from mico_exp.challenge.tree import read_truth
+from mico_exp.challenge.truth import read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import digest
 from mico_exp.config import cells, codes, options

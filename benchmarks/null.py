@@ -38,14 +38,8 @@ from mico_exp.attacks.evidence import Evidence
 from mico_exp.attacks.learned import Stack
 from mico_exp.challenge.points import ChallengePoints, challenge_points
 from mico_exp.challenge.protocol import MAX_SEED, Sizes, split
-from mico_exp.challenge.tree import (
-    Scenario,
-    load_scenario,
-    read_truth,
-    scenario_folder,
-    truth_folder,
-    write_solution,
-)
+from mico_exp.challenge.tree import Scenario, load_scenario, scenario_folder, write_solution
+from mico_exp.challenge.truth import read_truth, truth_folder
 from mico_exp.config import options
 from mico_exp.config.cells import COMBINED
 from mico_exp.config.making import make

@@ -36,7 +36,8 @@ from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
 from mico_exp.challenge.texts import from_file
-from mico_exp.challenge.tree import find_scenario, load_scenario, read_truth, scenario_folder
+from mico_exp.challenge.tree import find_scenario, load_scenario, scenario_folder
+from mico_exp.challenge.truth import read_truth
 from mico_exp.config.making import make
 from mico_exp.config.metrics import all_metrics
 from mico_exp.config.typed import OPTIONS

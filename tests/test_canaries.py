@@ -16,7 +16,8 @@ from mico_exp.challenge.datasets import Sentences
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Features
-from mico_exp.challenge.tree import load_scenario, read_truth
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.challenge.truth import read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.config import compose
 from mico_exp.models.architectures import MLP

@@ -11,21 +11,19 @@ import pytest
 from conftest import GOLDEN, SIZES
 
 from mico_exp.challenge import protocol
+from mico_exp.challenge.epsilon import EpsilonRange, read_epsilon, recorded_epsilon
 from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.points import challenge_points, known_sample, known_training
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.tree import (
-    EpsilonRange,
     ModelFolder,
     Scenario,
     load_scenario,
-    read_epsilon,
     read_seed,
     read_solution,
-    read_truth,
-    recorded_epsilon,
     write_solution,
 )
+from mico_exp.challenge.truth import read_truth
 from mico_exp.common.errors import InputError
 
 CASES = json.loads((GOLDEN / "splits.json").read_text())["cases"]

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as save_safetensors
 
-from mico_exp.challenge import archive, datasets, tree
+from mico_exp.challenge import archive, datasets, epsilon, tree
 from mico_exp.common.errors import InputError
 from mico_exp.models import folders
 from mico_exp.models.architectures import MLP, roberta
@@ -100,7 +100,7 @@ TABLE = pd.DataFrame({"sentence": ["a good film", "a bad one"], "label": [1, 0]}
 NAME = "digits/digits_inf/dev/model_3/prediction.csv"
 READERS = {  # a file's name → one that is right, and what reads it
     "seed_challenge": (b"123456789\n", tree.read_seed),
-    "epsilon": (b"4.0\n", tree.read_epsilon),
+    "epsilon": (b"4.0\n", epsilon.read_epsilon),
     "solution.csv": (b"0,1,1,0\n", lambda path: tree.read_solution(path, 4)),
     "model.pt": (saved(lambda buffer: torch.save(LIKE.state_dict(), buffer)), weights),
     "model.safetensors": (save_safetensors(LIKE.state_dict()), weights),

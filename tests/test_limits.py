@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from mico_exp.auditing import ceiling
 from mico_exp.auditing.limits import limit_of_claim, limits_of
 from mico_exp.challenge.phases import CALLED
-from mico_exp.challenge.tree import load_scenario, read_truth
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.challenge.truth import read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.config.scenario import claim
 from mico_exp.results.cell import read_validation

@@ -15,7 +15,8 @@ from mico_exp.challenge.lists import read_members
 from mico_exp.challenge.outputs import arrays as outputs_of
 from mico_exp.challenge.points import NONE, challenge_points, known_training
 from mico_exp.challenge.protocol import Sizes
-from mico_exp.challenge.tree import SEEDS, load_scenario, read_truth, truth_folder
+from mico_exp.challenge.tree import SEEDS, load_scenario
+from mico_exp.challenge.truth import read_truth, truth_folder
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints
 from mico_exp.models.architectures import MLP, Architecture

@@ -20,7 +20,8 @@ from mico_exp.attacks.evidence import Evidence
 from mico_exp.attacks.learned import Quantile, Stack, StackSearch
 from mico_exp.challenge.points import challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
-from mico_exp.challenge.tree import load_scenario, read_truth
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.challenge.truth import read_truth
 from mico_exp.config import options
 from mico_exp.config.cells import sensible_cells
 from mico_exp.config.making import make

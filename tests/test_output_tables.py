@@ -16,7 +16,8 @@ from mico_exp.challenge.output_tables import long, wide
 from mico_exp.challenge.outputs import OF_LABEL, arrays
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
-from mico_exp.challenge.tree import load_scenario, read_truth
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.challenge.truth import read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.config import choices, codes
 from mico_exp.config.dataset import source

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from mico_exp.challenge.outputs import KINDS, arrays
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
-from mico_exp.challenge.tree import load_scenario, read_truth
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.challenge.truth import read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.config.dataset import check_keys
 from mico_exp.config.setup import Source

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from mico_exp.challenge.epsilon import read_epsilon
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
-from mico_exp.challenge.tree import load_scenario, read_epsilon, read_truth
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.challenge.truth import read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.models.own import own_models
 

@@ -19,7 +19,8 @@ from opacus.accountants import PRVAccountant
 
 from mico_exp.challenge import datasets
 from mico_exp.challenge.protocol import Sizes
-from mico_exp.challenge.tree import load_scenario, model_folders, read_solution, read_truth
+from mico_exp.challenge.tree import load_scenario, model_folders, read_solution
+from mico_exp.challenge.truth import read_truth
 from mico_exp.common import pool
 from mico_exp.common.errors import InputError
 from mico_exp.models.architectures import MLP

@@ -19,7 +19,8 @@ from mico_exp.attacks.sides import side
 from mico_exp.challenge.phases import SHADOW
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
-from mico_exp.challenge.tree import LEFT_OUT, find_scenario, load_scenario, read_truth
+from mico_exp.challenge.tree import LEFT_OUT, find_scenario, load_scenario
+from mico_exp.challenge.truth import read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints
 from mico_exp.models.architectures import MLP, Architecture

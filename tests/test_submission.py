@@ -7,7 +7,8 @@ import pytest
 from conftest import SIZES
 
 from mico_exp.challenge.protocol import Sizes
-from mico_exp.challenge.tree import ModelFolder, Scenario, load_scenario, read_truth
+from mico_exp.challenge.tree import ModelFolder, Scenario, load_scenario
+from mico_exp.challenge.truth import read_truth
 from mico_exp.commands import score
 from mico_exp.common.errors import InputError
 from mico_exp.results import scoring

@@ -21,7 +21,8 @@ from worlds import COUNTS, SIZES
 from mico_exp.attacks.evidence import Evidence
 from mico_exp.challenge import datasets
 from mico_exp.challenge.points import challenge_points, known_sample, known_training
-from mico_exp.challenge.tree import load_scenario, read_truth
+from mico_exp.challenge.tree import load_scenario
+from mico_exp.challenge.truth import read_truth
 from mico_exp.models.architectures import CNN, MLP, Architecture, TextClassifier, roberta
 from mico_exp.results import cell
 from mico_exp.scores import metrics

@@ -4,9 +4,9 @@ A *scenario* such as ``digits_inf`` has up to three *phases* (train, dev, final)
 models in the order of their numbers. Beside them may lie reference models (shadow), which tell what
 is usual and are attacked by nobody.
 What is known of a model lies in its folder; the truth of dev and final models lies apart
-(`read_truth`) and is read by scoring alone.
+(`truth.read_truth`) and is read by scoring alone.
 
-Axes: T target models, P = 2m challenge points of one model.
+Axes: P = 2m challenge points of one model.
 """
 
 import codecs
@@ -15,17 +15,18 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_exp.challenge.lists import KEEP, MEMBERS, List, Lists, check_keep, read_members
+from mico_exp.challenge.lists import KEEP, Lists, check_keep
 from mico_exp.challenge.phases import PHASES, SHADOW, SUBMITTED
 from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split, of_seeds, permutation, split
 from mico_exp.common import require
-from mico_exp.common.arrays import padded
 from mico_exp.common.errors import InputError
+
+SEEDS = ("seed_challenge", "seed_training", "seed_membership")
+LEFT_OUT = "left_out"  # file of a reference model: the target whose points it was trained without
 
 
 @dataclass(frozen=True)
@@ -183,17 +184,50 @@ def _what_else_tells(model: ModelFolder, sizes: Sizes) -> str:
     )
 
 
-SEEDS = ("seed_challenge", "seed_training", "seed_membership")
+def read_solution(path: Path, length: int | None = None) -> NDArray[np.bool_]:
+    """Read one line of zeros and ones, `length` of them if given; returns (length,) bool.
+
+    Raises:
+        InputError: it cannot be read, or holds another number of values or other values.
+    """
+    try:
+        values = split_line(path, require.file(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}.") from error
+    expected = f"expected one line of {'' if length is None else f'{length} '}values 0 or 1"
+    if not values or length not in (None, len(values)):
+        raise InputError(f"{path}: {expected}, got {len(values)}.")
+    if wrong := [value for value in values if value not in ("0", "1")]:
+        raise InputError(f"{path}: {expected}, got {wrong[0][:40]!r} among them.")
+    return np.array([value == "1" for value in values])
+
+
+def split_line(origin: object, content: bytes) -> list[str]:
+    """Split a file's one line of comma-separated values; an empty file has none.
+
+    Blanks around a value, a newline at the end and Windows' line ends do not matter.
+
+    Raises:
+        InputError: more lines, or no plain text; `origin` says which file it is.
+    """
+    if content.startswith(codecs.BOM_UTF8):
+        raise InputError(f"{origin}: must be plain text, got a byte-order mark at its start.")
+    if not content.isascii():
+        raise InputError(f"{origin}: must be plain text, got bytes that are not ASCII.")
+    lines = content.decode().strip(" \t\r\n").replace("\r\n", "\n").split("\n")
+    if len(lines) != 1:
+        raise InputError(f"{origin}: expected one line, got {len(lines)}.")
+    return [value.strip(" \t") for value in lines[0].split(",")] if lines[0] else []
+
+
+def write_solution(solution: NDArray[np.bool_]) -> str:
+    """Text of a solution.csv for a (2m,) membership vector."""
+    return ",".join(str(int(value)) for value in solution) + "\n"
 
 
 def scenario_folder(root: Path, challenge: str, name: str) -> Path:
     """Folder of a scenario in the competition's tree under `root`."""
     return root / challenge / name
-
-
-def truth_folder(root: Path) -> Path:
-    """Folder under `root` whose tree holds solution.csv of dev and final models."""
-    return root / "truth"
 
 
 def model_number(path: Path) -> int:
@@ -320,9 +354,6 @@ def arranged(
     return Scenario(challenge, name, sizes, phases, _asked(others, ()))
 
 
-LEFT_OUT = "left_out"  # file of a reference model: the target whose points it was trained without
-
-
 def left_out(model: ModelFolder) -> bool:
     """Tell whether a reference model was trained on all but one target's challenge points."""
     return (model.path / LEFT_OUT).exists()
@@ -399,138 +430,3 @@ def read_seed(path: Path) -> int:
     if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > MAX_SEED:
         raise InputError(f"{path}: a seed must be an integer in [0, 2^63 - 1], got {text[:40]!r}.")
     return int(text)
-
-
-class EpsilonRange(NamedTuple):
-    """Lowest and highest ε that the folders of some models record; infinite without privacy."""
-
-    low: float
-    high: float
-    models: int
-
-    def __str__(self) -> str:
-        return "–".join(dict.fromkeys(f"{value:g}" for value in (self.low, self.high)))
-
-    @classmethod
-    def over(cls, some: Iterable["EpsilonRange"]) -> "EpsilonRange":
-        """The range of several together, of which there is one at least."""
-        lows, highs, models = zip(*some, strict=True)
-        return cls(min(lows), max(highs), sum(models))
-
-
-def recorded_epsilon(scenario: Scenario) -> dict[str, EpsilonRange]:
-    """Find the range of ε in each phase, over the models that record theirs; most record none.
-
-    Raises:
-        InputError: a file ``epsilon`` holds something else.
-    """
-    found = {}
-    for phase, models in scenario.phases.items():
-        values = [read_epsilon(model.path / "epsilon") for model in models]
-        if known := [value for value in values if value is not None]:
-            found[phase] = EpsilonRange(min(known), max(known), len(known))
-    return found
-
-
-def read_epsilon(path: Path) -> float | None:
-    """Read the ε that a model was trained with; ``inf`` is no privacy, None no such file.
-
-    Raises:
-        InputError: it is no positive number.
-    """
-    try:
-        text = require.file(path).read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: ε must be readable as text, got: {error}.") from error
-    number = r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|\+?inf(inity)?"
-    if not re.fullmatch(number, text, flags=re.IGNORECASE) or not float(text) > 0:
-        raise InputError(f"{path}: ε must be a number above 0 or inf, got {text[:40]!r}.")
-    return float(text)
-
-
-def read_solution(path: Path, length: int | None = None) -> NDArray[np.bool_]:
-    """Read one line of zeros and ones, `length` of them if given; returns (length,) bool.
-
-    Raises:
-        InputError: it cannot be read, or holds another number of values or other values.
-    """
-    try:
-        values = split_line(path, require.file(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}.") from error
-    expected = f"expected one line of {'' if length is None else f'{length} '}values 0 or 1"
-    if not values or length not in (None, len(values)):
-        raise InputError(f"{path}: {expected}, got {len(values)}.")
-    if wrong := [value for value in values if value not in ("0", "1")]:
-        raise InputError(f"{path}: {expected}, got {wrong[0][:40]!r} among them.")
-    return np.array([value == "1" for value in values])
-
-
-def split_line(origin: object, content: bytes) -> list[str]:
-    """Split a file's one line of comma-separated values; an empty file has none.
-
-    Blanks around a value, a newline at the end and Windows' line ends do not matter.
-
-    Raises:
-        InputError: more lines, or no plain text; `origin` says which file it is.
-    """
-    if content.startswith(codecs.BOM_UTF8):
-        raise InputError(f"{origin}: must be plain text, got a byte-order mark at its start.")
-    if not content.isascii():
-        raise InputError(f"{origin}: must be plain text, got bytes that are not ASCII.")
-    lines = content.decode().strip(" \t\r\n").replace("\r\n", "\n").split("\n")
-    if len(lines) != 1:
-        raise InputError(f"{origin}: expected one line, got {len(lines)}.")
-    return [value.strip(" \t") for value in lines[0].split(",")] if lines[0] else []
-
-
-def write_solution(solution: NDArray[np.bool_]) -> str:
-    """Text of a solution.csv for a (2m,) membership vector."""
-    return ",".join(str(int(value)) for value in solution) + "\n"
-
-
-def truth_file(folder: Path) -> Path:
-    """File that tells a model's membership in its folder of the truth, if any does.
-
-    It is the solution of its challenge points, or else the list of all that it was trained on.
-    """
-    solution = folder / "solution.csv"
-    listed = None if solution.exists() else List.named(folder, MEMBERS)
-    return solution if listed is None else listed.path
-
-
-def _truth_of(model: ModelFolder, path: Path, sizes: Sizes) -> NDArray[np.bool_]:
-    """(P,) membership of a model's challenge points by such a file."""
-    if path.name != "solution.csv":
-        members: NDArray[np.bool_] = read_members(path, sizes.records)[model.split(sizes).challenge]
-        return members
-    check_solution(model, sizes, path)
-    return read_solution(path, model.num_points(sizes))
-
-
-def read_truth(root: Path, scenario: Scenario) -> dict[str, NDArray[np.bool_]]:
-    """Read the truth of dev and final models as far as it is known: phase → (T, P) bool.
-
-    It is False beyond the last point of a model with fewer than others.
-
-    A phase with no truth at all is left out; one with a gap is an error, since figures over
-    part of a phase would not be the official ones.
-    """
-    truth = {}
-    for phase in SUBMITTED:
-        base = scenario_folder(truth_folder(root), scenario.challenge, scenario.name) / phase
-        models = scenario.phases.get(phase, ())
-        paths = [truth_file(base / model.path.name) for model in models]
-        known = [path for path in paths if path.exists()]
-        if not known:
-            continue
-        if missing := sorted(set(paths) - set(known)):
-            raise InputError(f"{missing[0]} is missing, while {len(known)} others are there.")
-        found = [
-            _truth_of(model, path, scenario.sizes)
-            for model, path in zip(scenario.phases[phase], paths, strict=True)
-        ]
-        truth[phase] = padded(found, False)
-    return truth

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mico_exp.auditing.limits import limit_of_claim
 from mico_exp.challenge.phases import CALLED
-from mico_exp.challenge.tree import read_truth
+from mico_exp.challenge.truth import read_truth
 from mico_exp.common import beside
 from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError, MetricError, printable

@@ -32,7 +32,7 @@ from mico_exp.auditing.halves import (
 )
 from mico_exp.auditing.methods import How
 from mico_exp.auditing.statement import MOST_APART, Attack, Claim, Statement
-from mico_exp.challenge.tree import EpsilonRange, recorded_epsilon
+from mico_exp.challenge.epsilon import EpsilonRange, recorded_epsilon
 from mico_exp.commands.choosing import Found, Here, find_cells, find_scenarios, predictions_of
 from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mico_exp.challenge.points import undisclosed
-from mico_exp.challenge.tree import Scenario, read_truth
+from mico_exp.challenge.tree import Scenario
+from mico_exp.challenge.truth import read_truth
 from mico_exp.common.arrays import Mask, padded
 from mico_exp.common.errors import InputError, printable
 from mico_exp.common.fingerprints import definition

@@ -17,13 +17,8 @@ from mico_exp.challenge.phases import PHASES, SHADOW
 from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
-from mico_exp.challenge.tree import (
-    Scenario,
-    find_scenario,
-    load_scenario,
-    scenario_folder,
-    truth_folder,
-)
+from mico_exp.challenge.tree import Scenario, find_scenario, load_scenario, scenario_folder
+from mico_exp.challenge.truth import truth_folder
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 from mico_exp.common.identity import CellIdentity

@@ -17,7 +17,8 @@ import torch
 
 from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.protocol import MAX_SEED, Sizes, Split
-from mico_exp.challenge.tree import ModelFolder, scenario_folder, truth_folder
+from mico_exp.challenge.tree import ModelFolder, scenario_folder
+from mico_exp.challenge.truth import truth_folder
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError
 from mico_exp.models.folders import begin, packed, write_model

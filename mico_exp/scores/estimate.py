@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mico_exp.challenge.epsilon import EpsilonRange, recorded_epsilon
 from mico_exp.challenge.lists import check_keep
 from mico_exp.challenge.phases import PHASES, SHADOW
 from mico_exp.challenge.points import ChallengePoints, disclosed, undisclosed
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
 from mico_exp.challenge.tree import (
-    EpsilonRange,
     ModelFolder,
     Scenario,
     arranged,
@@ -29,9 +29,8 @@ from mico_exp.challenge.tree import (
     look_for_models,
     model_number,
     read_model,
-    read_truth,
-    recorded_epsilon,
 )
+from mico_exp.challenge.truth import read_truth
 from mico_exp.common.arrays import Indices, Mask
 from mico_exp.common.errors import InputError
 from mico_exp.models.architectures import Architecture, can_stack

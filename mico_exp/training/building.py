@@ -24,13 +24,8 @@ from mico_exp.challenge.lists import CHALLENGE
 from mico_exp.challenge.phases import PHASES
 from mico_exp.challenge.protocol import MAX_SEED, Split
 from mico_exp.challenge.records import Records
-from mico_exp.challenge.tree import (
-    ModelFolder,
-    model_folders,
-    scenario_folder,
-    truth_file,
-    truth_folder,
-)
+from mico_exp.challenge.tree import ModelFolder, model_folders, scenario_folder
+from mico_exp.challenge.truth import truth_file, truth_folder
 from mico_exp.common import cores
 from mico_exp.common.atomic import exclusive, remove_leftovers, write_array, write_text
 from mico_exp.common.errors import InputError
