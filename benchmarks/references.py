@@ -51,8 +51,9 @@ from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
 from mico_exp.training.building import build
+from mico_exp.training.drawing import Among
 from mico_exp.training.recipe import Fresh, Recipe, planned
-from mico_exp.training.shadow import Among, Pool, Run, groups_for
+from mico_exp.training.shadow import Pool, Run, groups_for
 
 RECORDS, WORDS, WIDTH = 2400, 3000, 32
 SIZES = Sizes(RECORDS, training=2349, challenge=50)

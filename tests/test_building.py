@@ -34,7 +34,7 @@ from mico_exp.config.recipe import recipe
 from mico_exp.models.architectures import roberta
 from mico_exp.models.classifiers import Pretrained
 from mico_exp.models.weights import load_state
-from mico_exp.scores.soundness import check_training
+from mico_exp.scores.trial import check_training
 from mico_exp.training import building
 from mico_exp.training.building import build, is_complete
 from mico_exp.training.making import Making, step_seconds

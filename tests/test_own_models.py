@@ -36,6 +36,7 @@ from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.gradients import GradNorm
 from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.store import ScoreStore
+from mico_exp.scores.trial import Trial, trial_of
 
 COUNT, WIDTH, CLASSES = 12, 5, 3
 ROWS = torch.from_numpy(np.random.default_rng(0).normal(size=(COUNT, WIDTH))).float()
@@ -488,8 +489,8 @@ def test_what_a_network_gives_means_what_its_option_says(kind, tmp_path):
     folder = in_file(network, dict, tmp_path / "model_0")
     records = Features(ROWS, torch.arange(COUNT) % classes)
     architecture = Architecture.of(Interpreted(Giving(function, classes), **options))
-    trial = soundness.Trial(architecture, records, CPU)
-    assert trial(soundness.trial_of(records, EVERY, [folder])) == ""
+    trial = Trial(architecture, records, CPU)
+    assert trial(trial_of(records, EVERY, [folder])) == ""
     runner, points = ModelRunner(CPU), EVERY[None]
     wanted = {"loss": metrics.loss, "logit": metrics.logit, "margin": metrics.margin}
     found = runner.scores(runner.load(architecture, [folder]), records, points, wanted)
@@ -716,8 +717,8 @@ def losses(network, sentences):
 def scored(architecture, folder, records):
     """Losses on the way that an extraction takes; and whether records are asked one by one."""
     points = np.arange(len(records.labels))
-    trial = soundness.Trial(architecture, records, CPU)
-    otherwise = trial(soundness.trial_of(records, points, [folder]))
+    trial = Trial(architecture, records, CPU)
+    otherwise = trial(trial_of(records, points, [folder]))
     runner = ModelRunner(Processor("cpu", batch_size=1 if otherwise else None))
     models = runner.load(architecture, [folder])
     found = runner.scores(models, records, points[None], {"loss": metrics.loss})

@@ -32,8 +32,9 @@ from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
 from mico_exp.training.accountant import noise_multiplier
+from mico_exp.training.drawing import Among, Draw
 from mico_exp.training.recipe import Fresh, PrivacyTarget
-from mico_exp.training.shadow import Among, Draw, Pool, Run, check_asked, groups_for
+from mico_exp.training.shadow import Pool, Run, check_asked, groups_for
 from mico_exp.training.steps import Plan
 
 NETWORK = MLP([64, 16, 10])

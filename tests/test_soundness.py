@@ -23,6 +23,7 @@ from mico_exp.scores import estimate, gradients, metrics, soundness
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import ModelRunner, Processor, reference_of
 from mico_exp.scores.store import ScoreStore
+from mico_exp.scores.trial import Trial, check_training, trial_of
 from mico_exp.training.building import untrained
 
 COUNT, WIDTH, CLASSES = 60, 5, 4
@@ -371,8 +372,8 @@ def tried(tmp_path):
         folder.mkdir(exist_ok=True)
         torch.save(bare(network).state_dict(), folder / "model.pt")
         records = records or Own()
-        shard = soundness.trial_of(records, points, [folder])
-        trial = soundness.Trial(Architecture.of(network), records, Processor("cpu"), **options)
+        shard = trial_of(records, points, [folder])
+        trial = Trial(Architecture.of(network), records, Processor("cpu"), **options)
         trial(shard)
 
     return try_out
@@ -443,9 +444,9 @@ def test_the_first_model_that_is_finite_is_tried(tmp_path):
         folder.mkdir()
         state = {name: tensor * factor for name, tensor in network.state_dict().items()}
         torch.save(state, folder / "model.pt")
-    trial = soundness.Trial(Architecture.of(network), Own(), Processor("cpu"), allow_nan=True)
+    trial = Trial(Architecture.of(network), Own(), Processor("cpu"), allow_nan=True)
     with pytest.raises(InputError, match="model_1: a network must give logits, got probabilities"):
-        trial(soundness.trial_of(Own(), EVERY, folders))
+        trial(trial_of(Own(), EVERY, folders))
 
 
 ALL_METRICS = [
@@ -608,7 +609,7 @@ def test_scores_that_are_not_finite_name_their_first_record(built, digits, tmp_p
 def test_records_to_be_trained_on_that_are_something_else(digits, spoil, message):
     spoilt = Features(*spoil(digits.features, digits.labels))
     with pytest.raises(InputError, match=message):
-        soundness.check_training(untrained(tiny_recipe()), spoilt)
+        check_training(untrained(tiny_recipe()), spoilt)
 
 
 @pytest.mark.parametrize(

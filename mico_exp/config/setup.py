@@ -31,8 +31,8 @@ from mico_exp.results.cell import evaluate
 from mico_exp.runs import provenance
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Metric, Processor
-from mico_exp.scores.soundness import check_training
 from mico_exp.scores.store import ScoreStore
+from mico_exp.scores.trial import check_training
 from mico_exp.scores.vitals import Vitals
 from mico_exp.training.building import (
     Cost,
@@ -42,8 +42,9 @@ from mico_exp.training.building import (
     is_complete,
     untrained,
 )
+from mico_exp.training.drawing import POINTS, Among, points_of
 from mico_exp.training.recipe import Recipe
-from mico_exp.training.shadow import POINTS, Among, Pool, Run, check_asked, groups_for, points_of
+from mico_exp.training.shadow import Pool, Run, check_asked, groups_for
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +221,7 @@ class Setup:
         """Train what is missing of its reference models; says how many there were.
 
         Args:
-            kind: of `training.shadow.KINDS`.
+            kind: of `training.drawing.KINDS`.
             target: of leave_out, the model or the phase whose challenge points are left out.
             models: how many of the kind, or for each target, in all; None for the usual number.
             among: list of the records that they are drawn from, or ``points``; None for all.

@@ -46,7 +46,8 @@ from mico_exp.scores.extraction import MODELS_AT_ONCE, progress
 from mico_exp.scores.gradients import GradientMetric, GradNorm
 from mico_exp.scores.inference import Metric, ModelRunner, Reference
 from mico_exp.scores.metrics import loss
-from mico_exp.scores.soundness import Trial, check_records, trial_of
+from mico_exp.scores.soundness import check_records
+from mico_exp.scores.trial import Trial, trial_of
 from mico_exp.scores.vitals import Vitals, findings
 from mico_exp.training.accountant import TOLERANCE
 

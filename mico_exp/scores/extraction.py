@@ -62,9 +62,10 @@ from mico_exp.scores.perturbation import (
     family_of,
 )
 from mico_exp.scores.sight import Sight, sight_of
-from mico_exp.scores.soundness import Trial, are_finite, check_records, trial_of
+from mico_exp.scores.soundness import check_records
 from mico_exp.scores.store import Address, Column, ScoreStore, read_vitals, write_vitals
 from mico_exp.scores.table import Scores
+from mico_exp.scores.trial import Trial, are_finite, trial_of
 from mico_exp.scores.vitals import BEYOND, Vitals, findings
 
 log = logging.getLogger(__name__)

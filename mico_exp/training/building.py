@@ -72,7 +72,7 @@ def build(
 ) -> bool:
     """Build what is missing of a scenario under `root`; says whether anything was.
 
-    `scores.soundness.check_training` says beforehand whether records can be trained on.
+    `scores.trial.check_training` says beforehand whether records can be trained on.
 
     Args:
         root: of the tree.
