@@ -381,7 +381,7 @@ def test_outliers_are_gone_on_without_where_that_is_asked_for(open_extraction, t
     torch.save(state, path)
     job = open_extraction()
     job.compute(METRICS)
-    assert any("1 of 17 models are far from the others" in line for line in job.findings())
+    assert any("1 of 17 models are far from the others" in line for line in job.findings)
     plain = job.read("loss", metrics.loss)
     assert np.isfinite(plain.shadow).all()
     job = open_extraction(allow_outliers=True)

@@ -83,6 +83,7 @@ def test_draws_are_models_with_replacement_and_the_same_every_time():
     assert (weights.sum(axis=1) == 20).all()
     assert weights.mean() == 1
     assert weights.var() == pytest.approx(1 - 1 / 20, rel=0.05)
+    statistics.draw.cache_clear()
     assert np.array_equal(weights, statistics.draw(20, 3000, seed=4))
     assert not np.array_equal(weights, statistics.draw(20, 3000, seed=5))
     halves = statistics.halve(7, 100)

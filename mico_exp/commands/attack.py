@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from mico_exp.auditing.limits import limit_of_claim
 from mico_exp.challenge.phases import CALLED
-from mico_exp.challenge.truth import read_truth
 from mico_exp.common import beside
 from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError, MetricError, printable
@@ -76,7 +75,7 @@ def _attack(cell: Cell, record: CellRecord, run: Run) -> CellRecord:
     codes = record.identity.of_cell(cell.metric_code, cell.formula_code)
     record = _noted(run, replace(record, identity=codes))
     cell.setup.build()
-    truth = read_truth(cell.setup.root, cell.setup.found)  # before the long pass
+    truth = cell.setup.truth  # before the long pass
     record = _noted(run, _about_models(cell, record))
     record = _noted(run, _about_vitals(cell.setup.extraction, record))
     record = _noted(run, _about_gradients(cell, record))
@@ -126,15 +125,13 @@ def _about_models(cell: Cell, record: CellRecord) -> CellRecord:
 
 def _about_vitals(extraction: Extraction, record: CellRecord) -> CellRecord:
     """Whether the models seem to be what they should be; what seems wrong refuses nothing."""
-    vitals = extraction.look()
-    told = vitals.told(extraction.vital.solution)
-    for line in extraction.findings():
+    for line in extraction.findings:
         warn_once(line)
     return replace(
         record,
-        told=told._asdict(),
-        members_told="yes" if told.apart else "no",
-        outlier_models=len(vitals.outliers()),
+        told=extraction.told._asdict(),
+        members_told="yes" if extraction.told.apart else "no",
+        outlier_models=len(extraction.outliers),
     )
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from mico_exp.challenge.points import undisclosed
 from mico_exp.challenge.tree import Scenario
-from mico_exp.challenge.truth import read_truth
 from mico_exp.common.arrays import Mask, padded
 from mico_exp.common.errors import InputError, printable
 from mico_exp.common.fingerprints import definition
@@ -136,8 +135,7 @@ def _here(setup: Setup) -> Here:
         raise InputError(f"{undisclosed(absent[0])} is missing: a train model must disclose it.")
     solutions = [model.solution(scenario.sizes) for model in train]
     solution = padded([one for one in solutions if one is not None], False)
-    truth = read_truth(setup.root, scenario)
-    return Here(scenario, identity, setup.discloses, setup.source.lacks, solution, truth)
+    return Here(scenario, identity, setup.discloses, setup.source.lacks, solution, setup.truth)
 
 
 def _advice(setups: Sequence[Setup], selection: Selection) -> str:

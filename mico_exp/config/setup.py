@@ -18,7 +18,8 @@ from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_po
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
 from mico_exp.challenge.tree import Scenario, find_scenario, load_scenario, scenario_folder
-from mico_exp.challenge.truth import truth_folder
+from mico_exp.challenge.truth import read_truth, truth_folder
+from mico_exp.common.arrays import Mask
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 from mico_exp.common.identity import CellIdentity
@@ -267,6 +268,15 @@ class Setup:
                     f"`dataset.phases.{phase}` is {count!r}, but {self.folder} holds {there} "
                     f"{phase} models."
                 )
+
+    @cached_property
+    def truth(self) -> Mapping[str, Mask]:
+        """Membership (T, P) of its dev and final models' points, as far as it is known.
+
+        Raises:
+            InputError: it is not that of the models.
+        """
+        return read_truth(self.root, self.found)
 
     @cached_property
     def points(self) -> ChallengePoints:

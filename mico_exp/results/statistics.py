@@ -11,6 +11,7 @@ Axes: R draws, T models, P points of a model, N points of all, K distinct scores
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -275,10 +276,12 @@ def _tied(
     return found
 
 
+@lru_cache(maxsize=4)
 def draw(models: int, count: int = RESAMPLES, seed: int = 0) -> Weights:
     """Draw `count` times as many models as there are, with replacement: weights (R, T).
 
-    The same for all cells with the same seed, which is what pairs them.
+    The same for all cells with the same seed, which is what pairs them; one array for all who ask,
+    that nobody writes into.
     """
     random = np.random.default_rng(seed)
     return random.multinomial(models, np.full(models, 1 / models), size=count).astype(np.float32)

@@ -66,7 +66,7 @@ from mico_exp.scores.soundness import check_records
 from mico_exp.scores.store import Address, Column, ScoreStore, read_vitals, write_vitals
 from mico_exp.scores.table import Scores
 from mico_exp.scores.trial import Trial, are_finite, trial_of
-from mico_exp.scores.vitals import BEYOND, Vitals, findings
+from mico_exp.scores.vitals import BEYOND, Place, Told, Vitals, findings
 
 log = logging.getLogger(__name__)
 VITAL = {"logit": logit, "margin": margin}
@@ -288,8 +288,19 @@ class Extraction:
                 write_vitals(self.vitals_path, self._vitals)
         return self._vitals
 
+    @cached_property
+    def told(self) -> Told:
+        """How well members are told from non-members by the models' vitals."""
+        return self.look().told(self.vital.solution)
+
+    @cached_property
+    def outliers(self) -> Mapping[Place, str]:
+        """Models whose vitals are far from the others', by phase and row, and what is unlike."""
+        return self.look().outliers()
+
+    @cached_property
     def findings(self) -> list[str]:
-        """Say in a line each what seems wrong with the models; nothing is refused for it."""
+        """In a line each what seems wrong with the models; nothing is refused for it."""
         names = {
             phase: [str(model.path) for model in models]
             for phase, models in self.scenario.phases.items()
@@ -390,7 +401,7 @@ class Extraction:
     @cached_property
     def _left_out(self) -> set[tuple[str, int]]:
         """Models that are gone on without, for being far from the others."""
-        return set(self.look().outliers()) if self.allow_outliers else set()
+        return set(self.outliers) if self.allow_outliers else set()
 
     def _check_models(self, folders: Sequence[Path]) -> None:
         """Read every model once, before long work, so that a broken one is found now.
