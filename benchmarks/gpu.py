@@ -45,8 +45,9 @@ from mico_exp.models.devices import allow_tf32, describe, open_device
 from mico_exp.models.workers import Local
 from mico_exp.runs.provenance import code_version
 from mico_exp.scores import metrics
-from mico_exp.scores.extraction import MODELS_AT_ONCE, Extraction
+from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import PRECISIONS, Processor, Shard, Work, runner_on
+from mico_exp.scores.stacks import MODELS_AT_ONCE
 from mico_exp.scores.store import ScoreStore
 from mico_exp.training import stacked
 from mico_exp.training.loop import train_networks

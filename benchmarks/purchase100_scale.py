@@ -33,8 +33,9 @@ from mico_exp.models.architectures import MLP, Architecture
 from mico_exp.models.weights import load_state
 from mico_exp.results import scoring
 from mico_exp.scores import metrics
-from mico_exp.scores.extraction import MODELS_AT_ONCE, Extraction
+from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Processor
+from mico_exp.scores.stacks import MODELS_AT_ONCE
 from mico_exp.scores.store import ScoreStore
 
 RECORDS, FEATURES, CLASSES = 197_324, 600, 100

@@ -202,7 +202,7 @@ def _import_what_commands_do():
     import mico_exp
     from mico_exp.config.setup import package_code
     from mico_exp.config.typed import OPTIONS
-    from mico_exp.scores.extraction import inference_code
+    from mico_exp.scores.addresses import inference_code
 
     # What has a guard for `__main__` is a command, which `runpy` is to import.
     for found in pkgutil.walk_packages(mico_exp.__path__, "mico_exp."):

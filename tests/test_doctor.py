@@ -220,7 +220,7 @@ def larger(tmp_path_factory, digits):
 def noted(scenario, records, folder):
     points = challenge_points(scenario)
     where = ARCHITECTURE, ScoreStore(folder / "store"), Processor("cpu")
-    vitals = Extraction(scenario, points, records, *where).take_vitals()
+    vitals = Extraction(scenario, points, records, *where).checkup.take()
     return estimate.check_vitals(scenario, vitals, points.solution)
 
 

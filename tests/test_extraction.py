@@ -16,7 +16,8 @@ from mico_exp.models.architectures import MLP, Architecture
 from mico_exp.models.devices import open_device
 from mico_exp.models.weights import load_state
 from mico_exp.models.workers import Local
-from mico_exp.scores import extraction, inference, metrics
+from mico_exp.scores import extraction, inference, metrics, stacks
+from mico_exp.scores.addresses import Task
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.store import ScoreStore
 
@@ -131,16 +132,16 @@ def test_only_models_that_were_run_at_once_before_fill_a_stack():
     sizes = {"train": [9] * 7, "dev": [4, 5, 5, 6]}
     lacking = {"train": [0, 9, 0, 9, 9, 2, 0], "dev": [4, 5, 0, 6]}
     tasks = [
-        (extraction.Task(phase, row, None, np.arange(size), {}), np.arange(lacking[phase][row]))
+        (Task(phase, row, None, np.arange(size), {}), np.arange(lacking[phase][row]))
         for phase, rows in sizes.items()
         for row, size in enumerate(rows)
     ]
-    stacks = extraction._stacks(tasks, together=4)
-    shown = [([task.row for task, _ in one.pairs], len(one.filled)) for one in stacks]
+    found = stacks.stacks(tasks, at_once=4)
+    shown = [([task.row for task, _ in one.pairs], len(one.filled)) for one in found]
     train, dev = shown[:3], shown[3:]
     assert train == [([1, 3], 4), ([4], 3), ([5], 1)]  # new points alone are no stack of before
     assert dev == [([0], 1), ([1], 2), ([3], 1)]
-    assert [task.row for task, _ in stacks[0].filled] == [1, 3, 3, 3]
+    assert [task.row for task, _ in found[0].filled] == [1, 3, 3, 3]
 
 
 def test_another_metric_of_the_same_name_is_another_column(open_extraction):
@@ -151,7 +152,7 @@ def test_another_metric_of_the_same_name_is_another_column(open_extraction):
 
 
 def test_an_interruption_keeps_finished_models(open_extraction, ran, monkeypatch):
-    monkeypatch.setattr(extraction, "MODELS_AT_ONCE", 4)
+    monkeypatch.setattr(stacks, "MODELS_AT_ONCE", 4)
     job = open_extraction()
     real, calls = job.store.write, []
 
@@ -229,7 +230,7 @@ def test_a_store_of_a_file_for_each_column_is_read_and_packed(open_extraction, r
     job, old = open_extraction(), ScoreStore(tmp_path / "old")
     job.compute(METRICS)
     expected = {name: job.read(name, metric) for name, metric in METRICS.items()}
-    for task in job.tasks(METRICS):
+    for task in job.addresses.tasks(METRICS):
         for address in task.addresses.values():
             column, path = job.store.read(address), old.path(address)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -343,7 +344,7 @@ def test_vitals_are_what_each_model_gives_at_its_own_points_and_taken_once(
     open_extraction, digits, ran
 ):
     job = open_extraction()
-    found = job.look()
+    found = job.checkup.look()
     model = MLP([64, 16, 10])
     for phase, folders in job.scenario.phases.items():
         for t, folder in enumerate(folders):
@@ -355,21 +356,21 @@ def test_vitals_are_what_each_model_gives_at_its_own_points_and_taken_once(
             np.testing.assert_allclose(found.logit[phase][t], expected, atol=1e-4)
             assert np.array_equal(found.right[phase][t], logits.argmax(dim=1) == labels)
     asked = len(ran)
-    again = open_extraction().look()
+    again = open_extraction().checkup.look()
     assert len(ran) == asked
     assert all(np.array_equal(again.logit[phase], rows) for phase, rows in found.logit.items())
     path = job.scenario.phases["dev"][0].path / "model.pt"
     state = torch.load(path, weights_only=True)
     torch.save({name: tensor * 1.01 for name, tensor in state.items()}, path)
-    open_extraction().look()
+    open_extraction().checkup.look()
     assert len(ran) > asked  # another model, other vitals
 
 
 def test_damaged_vitals_are_taken_anew(open_extraction, caplog):
     job = open_extraction()
-    found = job.look()
-    job.vitals_path.write_bytes(job.vitals_path.read_bytes()[:-40])
-    again = open_extraction().look()
+    found = job.checkup.look()
+    job.checkup.path.write_bytes(job.checkup.path.read_bytes()[:-40])
+    again = open_extraction().checkup.look()
     assert "is damaged and will be made anew" in caplog.text
     assert np.array_equal(again.logit["train"], found.logit["train"])
 
@@ -381,7 +382,7 @@ def test_outliers_are_gone_on_without_where_that_is_asked_for(open_extraction, t
     torch.save(state, path)
     job = open_extraction()
     job.compute(METRICS)
-    assert any("1 of 17 models are far from the others" in line for line in job.findings)
+    assert any("1 of 17 models are far from the others" in line for line in job.checkup.findings)
     plain = job.read("loss", metrics.loss)
     assert np.isfinite(plain.shadow).all()
     job = open_extraction(allow_outliers=True)

@@ -17,7 +17,7 @@ from mico_exp.config import setup
 from mico_exp.models.architectures import MLP, Architecture, fill
 from mico_exp.models.weights import load_state
 from mico_exp.results import cell
-from mico_exp.scores import extraction, metrics, vitals
+from mico_exp.scores import addresses, metrics, vitals
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.gradients import DisclosedKronecker
 from mico_exp.scores.inference import Processor
@@ -80,7 +80,7 @@ def test_every_entry_of_a_score_makes_other_scores(job, digits, monkeypatch, cha
         if change == "metric":
             metric = scaled
         else:
-            monkeypatch.setattr(extraction, "inference_code", lambda _: "another")
+            monkeypatch.setattr(addresses, "inference_code", lambda _: "another")
     assert other.read("loss", metric) is None
     (done,) = other.compute({"loss": metric})
     assert done.models == 17
@@ -103,12 +103,12 @@ def test_what_a_metric_is_told_of_a_model_is_in_the_key(tmp_path, job):
     """Another training set that is disclosed, of the same weights."""
     extraction, metric = job(), {"kfac_disclosed": DisclosedKronecker()}
     extraction.scenario.phases.pop("dev"), extraction.scenario.phases.pop("final")
-    before = [task.addresses["kfac_disclosed"].key for task in extraction.tasks(metric)]
+    before = [task.addresses["kfac_disclosed"].key for task in extraction.addresses.tasks(metric)]
     path = extraction.scenario.phases["train"][2].path / "seed_training"
     path.write_text("77\n")
     changed = job()
     changed.scenario.phases.pop("dev"), changed.scenario.phases.pop("final")
-    after = [task.addresses["kfac_disclosed"].key for task in changed.tasks(metric)]
+    after = [task.addresses["kfac_disclosed"].key for task in changed.addresses.tasks(metric)]
     assert [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b] == [2]
 
 

@@ -135,7 +135,9 @@ def test_no_cell_finds_members_where_there_is_nothing_to_find(world):
 
 def test_that_models_tell_nothing_is_noticed(world):
     *_, extraction = world
-    assert any("members cannot be told from non-members" in one for one in extraction.findings)
+    assert any(
+        "members cannot be told from non-members" in one for one in extraction.checkup.findings
+    )
 
 
 @pytest.mark.parametrize("unequal", [False, True], ids=["every record of every model", "unequal"])

@@ -169,7 +169,7 @@ def test_only_references_are_computed_when_some_come(tree, place, digits, tmp_pa
     made = extraction(scenario, challenge_points(scenario), digits, tmp_path)
     (one,) = made.compute({"loss": metrics.loss})
     assert one.models == COUNT
-    assert made.look().logit.keys() == {"train", "dev", "final"}
+    assert made.checkup.look().logit.keys() == {"train", "dev", "final"}
 
 
 def test_what_learns_is_described_by_references_whatever_is_hidden(tree, place, digits, tmp_path):

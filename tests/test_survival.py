@@ -15,7 +15,7 @@ from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.errors import InputError
 from mico_exp.models.architectures import MLP, Architecture
-from mico_exp.scores import extraction, metrics
+from mico_exp.scores import metrics, stacks
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
@@ -46,7 +46,7 @@ def open_extraction(tree, store):
 
 
 def extract(tree, store, started):
-    extraction.MODELS_AT_ONCE = 2
+    stacks.MODELS_AT_ONCE = 2
     job = open_extraction(Path(tree), Path(store))
     Path(started).touch()
     job.compute(METRICS)
@@ -91,7 +91,7 @@ def test_twenty_kills_end_in_the_bytes_of_an_undisturbed_run(built, tmp_path, mo
         sizes.append(len(content(tmp_path / "killed")))
     assert sizes == sorted(sizes)
     assert len(set(sizes)) > 3
-    monkeypatch.setattr(extraction, "MODELS_AT_ONCE", 2)
+    monkeypatch.setattr(stacks, "MODELS_AT_ONCE", 2)
     done = open_extraction(built, tmp_path / "killed").compute(METRICS)
     assert sum(one.models for one in done) <= 17 - sizes[-1] // 2  # finished ones stay so
     open_extraction(built, tmp_path / "undisturbed").compute(METRICS)

@@ -82,12 +82,12 @@ def open_scenario(root, name):
     return scenario, challenge_points(scenario)
 
 
-def open_extraction(root, name, store):
+def open_extraction(root, name, store, **how):
     dataset = name.split("_")[0]
     scenario, points = open_scenario(root, name)
     architecture = ARCHITECTURES[dataset]()
     records = load_records(root, dataset)
-    return Extraction(scenario, points, records, architecture, ScoreStore(store))
+    return Extraction(scenario, points, records, architecture, ScoreStore(store), **how)
 
 
 @cache
@@ -222,9 +222,9 @@ def test_the_pipeline_is_the_literal_procedure(tree, tmp_path, name):
 def test_scores_do_not_hang_on_batches(tree, tmp_path, dataset, monkeypatch):
     one = open_extraction(tree, f"{dataset}_inf", tmp_path / "one")
     one.compute(METRICS)
-    monkeypatch.setattr("mico_exp.scores.extraction.MODELS_AT_ONCE", 2)
-    two = open_extraction(tree, f"{dataset}_inf", tmp_path / "two")
-    two.processor = Processor("cpu", batch_size=7)
+    monkeypatch.setattr("mico_exp.scores.stacks.MODELS_AT_ONCE", 2)
+    processor = Processor("cpu", batch_size=7)
+    two = open_extraction(tree, f"{dataset}_inf", tmp_path / "two", processor=processor)
     two.compute(METRICS)
     for name, function in METRICS.items():
         first, second = one.read(name, function), two.read(name, function)
@@ -235,10 +235,10 @@ def test_scores_do_not_hang_on_batches(tree, tmp_path, dataset, monkeypatch):
 
 @pytest.mark.parametrize("dataset", TRACKS)
 def test_known_members_of_ddp_are_extracted_as_well(tree, tmp_path, dataset):
-    scenario, _ = open_scenario(tree, f"{dataset}_ddp")
+    scenario, points = open_scenario(tree, f"{dataset}_ddp")
     records = load_records(tree, dataset)
-    job = open_extraction(tree, scenario.name, tmp_path)
-    job.known = known_sample(scenario, job.points, members=9, nonmembers=6)
+    known = known_sample(scenario, points, members=9, nonmembers=6)
+    job = open_extraction(tree, scenario.name, tmp_path, known=known)
     job.compute({"loss": metrics.loss})
     scores = job.read("loss", metrics.loss)
     for phase in ("train", "dev", "final"):

@@ -119,7 +119,9 @@ def test_what_is_told_is_part_of_the_key(opened, disclosing):
         seed.write_text(f"{int(before) // 2}\n")
         again = opened("digits_ddp")
         assert again.read("told", TOLD) is None
-        first = next(task for task in again.tasks({"grad_norm": NORM}) if task.phase == "dev")
+        first = next(
+            task for task in again.addresses.tasks({"grad_norm": NORM}) if task.phase == "dev"
+        )
         assert again.store.read(first.addresses["grad_norm"]).scores.size
     finally:
         seed.write_text(before)

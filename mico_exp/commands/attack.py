@@ -33,8 +33,9 @@ from mico_exp.runs.record import (
     CellRecord,
 )
 from mico_exp.runs.tracking import Run, Tracker
+from mico_exp.scores.checkup import Checkup
 from mico_exp.scores.estimate import check_epsilon
-from mico_exp.scores.extraction import Extraction, Pass
+from mico_exp.scores.extraction import Pass
 from mico_exp.scores.inference import Metric
 
 log = logging.getLogger("mico_exp")
@@ -77,7 +78,7 @@ def _attack(cell: Cell, record: CellRecord, run: Run) -> CellRecord:
     cell.setup.build()
     truth = cell.setup.truth  # before the long pass
     record = _noted(run, _about_models(cell, record))
-    record = _noted(run, _about_vitals(cell.setup.extraction, record))
+    record = _noted(run, _about_vitals(cell.setup.extraction.checkup, record))
     record = _noted(run, _about_gradients(cell, record))
     evidence = cell.setup.evidence(cell.metrics)
     if evidence is None:
@@ -123,15 +124,15 @@ def _about_models(cell: Cell, record: CellRecord) -> CellRecord:
     )
 
 
-def _about_vitals(extraction: Extraction, record: CellRecord) -> CellRecord:
+def _about_vitals(checkup: Checkup, record: CellRecord) -> CellRecord:
     """Whether the models seem to be what they should be; what seems wrong refuses nothing."""
-    for line in extraction.findings:
+    for line in checkup.findings:
         warn_once(line)
     return replace(
         record,
-        told=extraction.told._asdict(),
-        members_told="yes" if extraction.told.apart else "no",
-        outlier_models=len(extraction.outliers),
+        told=checkup.told._asdict(),
+        members_told="yes" if checkup.told.apart else "no",
+        outlier_models=len(checkup.outliers),
     )
 
 
@@ -152,7 +153,7 @@ def _about_gradients(cell: Cell, record: CellRecord) -> CellRecord:
 
 def _compute(cell: Cell) -> list[Pass]:
     """Compute the sweep's metrics together, or the chosen ones alone if another is broken."""
-    extraction: Extraction = cell.setup.extraction
+    extraction = cell.setup.extraction
     chosen: Mapping[str, Metric] = cell.metrics
     try:
         return extraction.compute(cell.pass_metrics)

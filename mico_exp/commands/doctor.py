@@ -257,12 +257,12 @@ def _vitals(
     setup: Setup, scenario: Scenario, points: ChallengePoints
 ) -> tuple[Vitals, ChallengePoints]:
     """Vitals that were taken before, or of some train models; and the points they are of."""
-    every = setup.extraction_at(scenario, points)
-    if (known := every.stored_vitals()) is not None:
-        return known, every.vital
+    every = setup.extraction_at(scenario, points).checkup
+    if (known := every.stored()) is not None:
+        return known, every.points
     some = replace(scenario, phases={"train": scenario.phases["train"][:MODELS_ASKED]})
-    few = setup.extraction_at(some, challenge_points(some))
-    return few.take_vitals(), few.vital
+    few = setup.extraction_at(some, challenge_points(some)).checkup
+    return few.take(), few.points
 
 
 def _row(name: str, report: PhaseReport) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ def command(cfg: DictConfig) -> None:
     setup.source.check_steady()
     where = setup.workers.describe(setup.processor.device)
     log.info("%s: models run on %s", setup.path, where)
-    for line in setup.extraction.findings:
+    for line in setup.extraction.checkup.findings:
         log.warning("%s", line)
     for name, metric in metrics.items():
         sight = setup.extraction.sight(metric)

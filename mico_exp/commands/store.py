@@ -12,12 +12,11 @@ from rich.table import Table
 
 from mico_exp.common.atomic import exclusive, remove_leftovers
 from mico_exp.common.errors import InputError
-from mico_exp.common.terminal import show
+from mico_exp.common.terminal import progress, show
 from mico_exp.config import challenges, compose
 from mico_exp.config.metrics import stored_metrics
 from mico_exp.config.setup import Setup
 from mico_exp.models.devices import PRECISIONS
-from mico_exp.scores.extraction import progress
 from mico_exp.scores.store import DAMAGED, Columns, Place, ScoreStore, StoredFile
 
 ACTIONS = ("list", "verify", "prune")
@@ -128,7 +127,7 @@ def _wanted(setup: Setup) -> set[tuple[str, Place]]:
     wanted: set[tuple[str, Place]] = set()
     for precision in PRECISIONS:
         in_precision = replace(setup, processor=replace(setup.processor, precision=precision))
-        for task in in_precision.extraction.tasks(metrics):
+        for task in in_precision.extraction.addresses.tasks(metrics):
             wanted |= {(name, address.place) for name, address in task.addresses.items()}
     return wanted
 

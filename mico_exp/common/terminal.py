@@ -1,4 +1,4 @@
-"""What a person sees: tables in the terminal's width, in full where nobody looks, and warnings."""
+"""What a person sees: tables in the width of the terminal or in full, bars, and warnings."""
 
 import io
 import logging
@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 # Names are shown as they are: ``[a=0.5]`` is no markup, ``:key:`` no picture.
 LITERAL: dict[str, Any] = {"markup": False, "emoji": False}
@@ -32,3 +33,8 @@ def as_text(table: Table) -> str:
 def warn_once(message: str) -> None:
     """Warn of what is the same for all cells of a sweep."""
     logging.getLogger("mico_exp").warning("%s", message)
+
+
+def progress(title: str, total: int, unit: str = "model") -> "tqdm[Any]":
+    """A bar that counts models, silent where there is none or no terminal."""
+    return tqdm(total=total, desc=title, unit=unit, disable=None if total else True)

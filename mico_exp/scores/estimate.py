@@ -33,6 +33,7 @@ from mico_exp.challenge.tree import (
 from mico_exp.challenge.truth import read_truth
 from mico_exp.common.arrays import Indices, Mask
 from mico_exp.common.errors import InputError
+from mico_exp.common.terminal import progress
 from mico_exp.models.architectures import Architecture, can_stack
 from mico_exp.models.folders import check_built_from
 from mico_exp.models.weights import (
@@ -42,11 +43,11 @@ from mico_exp.models.weights import (
     weights_bytes,
     weights_file,
 )
-from mico_exp.scores.extraction import MODELS_AT_ONCE, progress
 from mico_exp.scores.gradients import GradientMetric, GradNorm
 from mico_exp.scores.inference import Metric, ModelRunner, Reference
 from mico_exp.scores.metrics import loss
 from mico_exp.scores.soundness import check_records
+from mico_exp.scores.stacks import MODELS_AT_ONCE
 from mico_exp.scores.trial import Trial, trial_of
 from mico_exp.scores.vitals import Vitals, findings
 from mico_exp.training.accountant import TOLERANCE

@@ -1,46 +1,34 @@
 """Models × points × metrics to score columns: only what is needed, only what is missing.
 
-The train and reference models are asked at the unique challenge points of all phases, each dev and
-final model at its own and, where its training set is disclosed, at a sample of it. One pass
-through a model computes all metrics of a family that are asked for: of its logits, of its
+One pass through a model computes all metrics of a family that are asked for: of its logits, of its
 gradients, or of what it gives where inputs are perturbed.
 
 Axes: M models taken at once, P points, S train models and the reference models after them, U unique
 points, T targets.
 """
 
-import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from itertools import groupby
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mico_exp.challenge.phases import SHADOW
-from mico_exp.challenge.points import ChallengePoints, KnownSample, undisclosed
-from mico_exp.challenge.records import Records, fingerprint_arrays, records_key
-from mico_exp.challenge.tree import ModelFolder, Scenario
+from mico_exp.challenge.points import ChallengePoints, KnownSample
+from mico_exp.challenge.records import Records, fingerprint_arrays
+from mico_exp.challenge.tree import Scenario
 from mico_exp.common.arrays import Floats, Indices, padded
 from mico_exp.common.atomic import exclusive, remove_leftovers
 from mico_exp.common.errors import InputError, MetricError
-from mico_exp.common.fingerprints import FileFingerprints, definition, digest
-from mico_exp.common.identity import ScoreIdentity
-from mico_exp.models.architectures import Architecture, State, can_stack
-from mico_exp.models.weights import (
-    KEPT_BYTES,
-    fingerprint,
-    load_state,
-    not_finite,
-    weights_bytes,
-    weights_file,
-)
+from mico_exp.common.fingerprints import FileFingerprints, digest
+from mico_exp.common.terminal import progress
+from mico_exp.models.architectures import Architecture
+from mico_exp.models.weights import not_finite
 from mico_exp.models.workers import Local, Workers
+from mico_exp.scores.addresses import Addresses, Task
+from mico_exp.scores.checkup import Checkup
 from mico_exp.scores.gradients import GradientMetric
 from mico_exp.scores.inference import (
     GRADIENTS,
@@ -51,54 +39,15 @@ from mico_exp.scores.inference import (
     Shard,
     Work,
     is_told_members,
-    reference_of,
     runner_on,
 )
-from mico_exp.scores.metrics import logit, margin
-from mico_exp.scores.perturbation import (
-    PERTURBATIONS,
-    PerturbedMetric,
-    PerturbedWork,
-    family_of,
-)
+from mico_exp.scores.perturbation import PERTURBATIONS, PerturbedMetric, PerturbedWork, family_of
+from mico_exp.scores.roster import Roster
 from mico_exp.scores.sight import Sight, sight_of
-from mico_exp.scores.soundness import check_records
-from mico_exp.scores.store import Address, Column, ScoreStore, read_vitals, write_vitals
+from mico_exp.scores.stacks import Stack, stacks, together
+from mico_exp.scores.store import Column, ScoreStore
 from mico_exp.scores.table import Scores
-from mico_exp.scores.trial import Trial, are_finite, trial_of
-from mico_exp.scores.vitals import BEYOND, Place, Told, Vitals, findings
-
-log = logging.getLogger(__name__)
-VITAL = {"logit": logit, "margin": margin}
-VITAL_POINTS = 1000  # of a model, at most, that its vitals are taken at
-MODELS_AT_ONCE = 25  # that can stack: more make it no faster, and would only cost memory
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """One model of a phase: the points it is needed at, and where its columns lie by metric."""
-
-    phase: str
-    row: int
-    folder: ModelFolder
-    points: Indices
-    addresses: dict[str, Address]
-
-
-class Stack(NamedTuple):
-    """Models that are run at once, with what each lacks; and how many there were at first.
-
-    The last bit of a product may hang on how many are made at once. That of a run which goes on
-    where it was killed must not, so there are always as many.
-    """
-
-    pairs: list[tuple[Task, Indices]]
-    size: int
-
-    @property
-    def filled(self) -> list[tuple[Task, Indices]]:
-        """As many as at first: in place of the finished ones the last again."""
-        return self.pairs + self.pairs[-1:] * (self.size - len(self.pairs))
+from mico_exp.scores.trial import are_finite
 
 
 class Pass(NamedTuple):
@@ -151,14 +100,14 @@ class Extraction:
     ) -> None:
         self.scenario, self.points, self.records = scenario, points, records
         self.architecture, self.store = architecture, store
-        self.processor, self.workers = processor or Processor(), workers or Local()
-        self.known, self.allow_nan = dict(known or {}), allow_nan
-        self.allow_outliers = allow_outliers
-        self.name = scenario.path
-        self._files = files or FileFingerprints(store.fingerprints(self.name))
-        self._sound: set[Path] = set()  # folders of models that have been checked
-        self._states: dict[Path, State] = {}  # of small ones, that need not be read again
-        self._vitals: Vitals | None = None
+        self.workers, self.known = workers or Local(), dict(known or {})
+        self.allow_nan, self.allow_outliers = allow_nan, allow_outliers
+        self.name, how = scenario.path, processor or Processor()
+        files = files or FileFingerprints(store.fingerprints(self.name))
+        about = scenario, points, records, architecture
+        self.addresses = Addresses(*about, how.precision, self.known, files)
+        self.roster = Roster(architecture, records, how, self.workers, allow_nan=allow_nan)
+        self.checkup = Checkup(self.addresses, self.roster, store)
 
     def read(self, metric_name: str, metric: Metric) -> Scores | None:
         """Read one metric's scores; None if any is missing.
@@ -168,7 +117,7 @@ class Extraction:
         Raises:
             InputError: scores are not finite, and `allow_nan` is off.
         """
-        tasks = list(self.tasks({metric_name: metric}))
+        tasks = list(self.addresses.tasks({metric_name: metric}))
         addresses = (task.addresses[metric_name] for task in tasks)
         wanted = (*addresses, self.allow_nan, sorted(self._left_out))
         samples = [sample.points for phase in self.known.values() for sample in phase]
@@ -236,35 +185,34 @@ class Extraction:
         """Compute what is missing of one family; says for how many models."""
         with exclusive(self.store.lock(self.name), f"extracting {self.name}"):
             remove_leftovers(self.store.folder / self.name)
-            every = list(self.tasks(metrics))
+            every = list(self.addresses.tasks(metrics))
             tasks = list(zip(every, self._lacking(every, metrics), strict=True))
             missing = [(task, lacking) for task, lacking in tasks if len(lacking)]
             if missing:
-                self.workers.check(self.processor.device)
+                self.workers.check(self.roster.processor.device)
                 folders = [task.folder.path for task, _ in missing]
-                self._check_models(folders)
+                self.roster.check(folders)
                 for name, metric in metrics.items():
                     if isinstance(metric, PerturbedMetric):
                         metric.check(name, self.records)
-                asked = self._asked([points for _, points in missing], metrics.values())
-                self._check_soundness(folders, asked)
-                stacks = _stacks(tasks, self._together(folders[0], family))
-                self._compute_all(stacks, metrics, family)
+                self.roster.try_out(folders, [points for _, points in missing], metrics.values())
+                at_once = together(self.architecture, folders[0], family)
+                self._compute_all(stacks(tasks, at_once), metrics, family)
             for name in metrics:
                 self.store.pack([task.addresses[name] for task in every])
             return len(missing)
 
     def _compute_all(
         self,
-        stacks: Sequence[Stack],
+        some: Sequence[Stack],
         metrics: Mapping[str, Metric],
         family: str,
     ) -> None:
         kind = PerturbedWork if family == PERTURBATIONS else Work
-        work = kind(self.architecture, self.records, metrics, self.processor)
-        groups = [stack.pairs for stack in stacks]
-        shards = (self._shard(stack.filled, metrics.values()) for stack in stacks)
-        where = self.workers.describe(self.processor.device)
+        work = kind(self.architecture, self.records, metrics, self.roster.processor)
+        groups = [stack.pairs for stack in some]
+        shards = (self._shard(stack.filled, metrics.values()) for stack in some)
+        where = self.workers.describe(self.roster.processor.device)
         title = f"Extracting {family} of {self.name} on {where}"
         with progress(title, sum(map(len, groups))) as bar:
             started, points = time.perf_counter(), 0
@@ -274,39 +222,6 @@ class Extraction:
                 rate = points / (time.perf_counter() - started)
                 bar.set_postfix_str(f"{rate:,.0f} points/s", refresh=False)
                 bar.update(len(groups[i]))
-
-    def look(self) -> Vitals:
-        """Take the models' vitals, once for models, records and points as they are.
-
-        Raises:
-            InputError: as `compute`.
-        """
-        self._vitals = self._vitals or self.stored_vitals()
-        if self._vitals is None:
-            with exclusive(self.store.lock(self.name), f"extracting {self.name}"):
-                self._vitals = self.stored_vitals() or self.take_vitals()
-                write_vitals(self.vitals_path, self._vitals)
-        return self._vitals
-
-    @cached_property
-    def told(self) -> Told:
-        """How well members are told from non-members by the models' vitals."""
-        return self.look().told(self.vital.solution)
-
-    @cached_property
-    def outliers(self) -> Mapping[Place, str]:
-        """Models whose vitals are far from the others', by phase and row, and what is unlike."""
-        return self.look().outliers()
-
-    @cached_property
-    def findings(self) -> list[str]:
-        """In a line each what seems wrong with the models; nothing is refused for it."""
-        names = {
-            phase: [str(model.path) for model in models]
-            for phase, models in self.scenario.phases.items()
-        }
-        lines = findings(self.look(), self.vital.solution, names)
-        return [f"{self.name}: {line}" for line in lines]
 
     def sight(self, metric: Metric) -> Sight | None:
         """What a metric of gradients sees of the models; None for others, and where all are NaN.
@@ -339,183 +254,10 @@ class Extraction:
         inputs = runner.inputs(self.records, few)
         return sight_of(model, inputs, plan, dense=dense)
 
-    def stored_vitals(self) -> Vitals | None:
-        """Vitals that have been taken before; None if they have not."""
-        return read_vitals(self.vitals_path, list(self.points.of_phase))
-
-    @cached_property
-    def vitals_path(self) -> Path:
-        """Where they lie for models, records and points as they are."""
-        targets = (task for task in self.tasks({"logit": logit}) if task.phase != SHADOW)
-        keys = [task.addresses["logit"].key for task in targets]
-        key = digest(*keys, fingerprint_arrays(*self.vital.of_phase.values()))
-        return self.store.vitals(self.name, key)
-
-    @cached_property
-    def vital(self) -> ChallengePoints:
-        """Challenge points that vitals are taken at: all of a model's own, or some of many."""
-        return self.points.thinned(VITAL_POINTS)
-
-    def take_vitals(self) -> Vitals:
-        """Ask every model at its own challenge points, or some of them.
-
-        Raises:
-            InputError: as `compute`.
-        """
-        self.workers.check(self.processor.device)
-        folders = [one.path for models in self.scenario.phases.values() for one in models]
-        self._check_models(folders)
-        vital = self.vital
-        own = [
-            vital.points_of(phase, row)
-            for phase, rows in vital.of_phase.items()
-            for row in range(len(rows))
-        ]
-        self._check_soundness(folders, self._asked(own, ()))
-        groups = list(_alike(zip(folders, own, strict=True), self._together(folders[0], LOGITS)))
-        work = Work(self.architecture, self.records, VITAL, self.processor)
-        found: dict[int, dict[str, Floats]] = {}
-        with progress(f"Looking at models of {self.name}", len(own)) as bar:
-            for i, scores in self.workers.map(work, map(self._own_shard, groups)):
-                found[i] = scores
-                bar.update(len(groups[i]))
-        rows = iter([row for i in range(len(groups)) for row in _rows(found[i])])
-        logits, right = {}, {}
-        for phase, models in vital.of_phase.items():
-            some = [next(rows) for _ in models]
-            logits[phase] = padded([row for row, _ in some], BEYOND)
-            right[phase] = padded([row > 0 for _, row in some], False)
-        return Vitals(logits, right)
-
-    def _own_shard(self, group: Sequence[tuple[Path, Indices]]) -> Shard:
-        """Models at their own points."""
-        folders = tuple(folder for folder, _ in group)
-        return Shard(folders, np.stack([points for _, points in group]), self._read_states(folders))
-
-    def _read_states(self, folders: Sequence[Path]) -> tuple[State, ...] | None:
-        """Weights that have been read already; None where any has not."""
-        if not all(folder in self._states for folder in folders):
-            return None
-        return tuple(self._states[folder] for folder in folders)
-
     @cached_property
     def _left_out(self) -> set[tuple[str, int]]:
         """Models that are gone on without, for being far from the others."""
-        return set(self.outliers) if self.allow_outliers else set()
-
-    def _check_models(self, folders: Sequence[Path]) -> None:
-        """Read every model once, before long work, so that a broken one is found now.
-
-        Where all of them are small they are kept, and need not be read again.
-        """
-        folders = [folder for folder in folders if folder not in self._sound]
-        sick: dict[Path, str] = {}
-        keep = sum(map(weights_bytes, folders)) <= KEPT_BYTES
-        for folder in tqdm(
-            folders, desc="Checking models", unit="model", leave=False, disable=None
-        ):
-            made = self.architecture.make(folder)
-            state = load_state(weights_file(folder), made, mapped=not keep)
-            if keep:
-                self._states[folder] = state
-            if bad := not_finite(state):
-                sick[folder] = f"{bad} of {sum(t.numel() for t in state.values())}"
-        if sick and not self.allow_nan:
-            path, share = next(iter(sick.items()))
-            raise InputError(
-                f"{len(sick)} of {len(folders)} models have weights that are not finite, the first "
-                f"{path} ({share} weights). `compute.allow_nan=true` goes on without them."
-            )
-        for path, share in sick.items():
-            log.warning("%s: %s weights are not finite; its scores count for nothing", path, share)
-        self._sound |= set(folders)
-
-    def _check_soundness(self, folders: Sequence[Path], asked: Indices) -> None:
-        """Check the records that will be asked for, and what a model gives for a handful."""
-        check_records(self.records, asked, self.architecture.make(folders[0]))
-        trial = Trial(self.architecture, self.records, self.processor, self.allow_nan)
-        for _, otherwise in self.workers.map(trial, [trial_of(self.records, asked, folders)]):
-            if otherwise and self.processor.batch_size != 1:
-                log.warning("%s: every record is asked by itself, which takes longer", otherwise)
-                self.processor = replace(self.processor, batch_size=1)
-
-    def _asked(self, lacking: Sequence[Indices], metrics: Iterable[Metric]) -> Indices:
-        """Records, ascending, that any model will be asked at."""
-        count = len(self.records.labels)
-        asked = np.zeros(count, dtype=bool)
-        for points in {id(points): points for points in lacking}.values():
-            asked[points] = True
-        for metric in metrics:
-            if is_told_members(metric):
-                asked[:] = True
-            elif isinstance(metric, GradientMetric):
-                asked[reference_of(metric, count)] = True
-        return np.flatnonzero(asked)
-
-    def tasks(self, metrics: Mapping[str, Metric]) -> Iterator[Task]:
-        """Every model with the points that it is needed at, and the present addresses."""
-        definitions = {name: definition(metric) for name, metric in metrics.items()}
-        codes = {name: inference_code(family_of(one)) for name, one in metrics.items()}
-        packs = {
-            name: self._identity("", one, "", codes[name]).shared
-            for name, one in definitions.items()
-        }
-        for phase, folders in self.scenario.every.items():
-            for row, folder in enumerate(folders):
-                content, addresses = self._contents[phase][row], {}
-                for name, defined in definitions.items():
-                    told = self._told(folder, metrics[name])
-                    key = self._identity(content, defined, told, codes[name]).key
-                    place = self.name, phase, folder.path.name
-                    addresses[name] = Address(*place, name, key, packs[name])
-                yield Task(phase, row, folder, self._needed(phase, row), addresses)
-
-    @cached_property
-    def _contents(self) -> dict[str, list[str]]:
-        """Phase → hash of the files of each model, which are looked at once."""
-        with self._files as files:
-            return {
-                phase: [digest(*fingerprint(folder.path, files).files) for folder in folders]
-                for phase, folders in self.scenario.every.items()
-            }
-
-    def _identity(self, model: str, metric: str, told: str, code: str) -> ScoreIdentity:
-        return ScoreIdentity(
-            model=model,
-            network=self.architecture.key,
-            records=self._records_key,
-            metric=metric,
-            told=told,
-            precision=self.processor.precision,
-            inference=code,
-        )
-
-    @cached_property
-    def _records_key(self) -> str:
-        return records_key(self.records)
-
-    def _told(self, folder: ModelFolder, metric: Metric) -> str:
-        """What of a model's training set a metric is told."""
-        if not is_told_members(metric):
-            return ""
-        if not folder.discloses_training:
-            raise InputError(
-                f"{undisclosed(folder)} is missing: {self.name} does not disclose training sets, "
-                "which the metric needs."
-            )
-        if folder.seed_training is not None:
-            return repr((folder.seed_challenge, folder.seed_training, self.scenario.sizes))
-        training = folder.split(self.scenario.sizes).training
-        assert training is not None
-        return fingerprint_arrays(training)
-
-    def _needed(self, phase: str, row: int) -> Indices:
-        if phase in ("train", SHADOW):
-            return self.points.unique
-        own = self.points.points_of(phase, row)
-        if phase not in self.known:
-            return np.sort(own)
-        return np.union1d(own, self.known[phase][row].points)
+        return set(self.checkup.outliers) if self.allow_outliers else set()
 
     def _lacking(self, tasks: Sequence[Task], metrics: Iterable[str]) -> list[Indices]:
         """Points of each task that any of its columns lacks."""
@@ -526,11 +268,6 @@ class Extraction:
             for lacks, column, points in zip(found, columns, wanted, strict=True):
                 lacks.append(column.lacks(points))
         return list(map(_joined, found))
-
-    def _together(self, folder: Path, family: str) -> int:
-        """How many models are run at once."""
-        stackable = family != GRADIENTS and can_stack(self.architecture.make(folder))
-        return MODELS_AT_ONCE if stackable else 1
 
     def _shard(
         self,
@@ -547,7 +284,7 @@ class Extraction:
         if any(map(is_told_members, metrics)):
             splits = [task.folder.split(self.scenario.sizes) for task, _ in group]
             members = tuple(np.sort(one.training) for one in splits if one.training is not None)
-        return Shard(folders, points, self._read_states(folders), members)
+        return Shard(folders, points, self.roster.states(folders), members)
 
     def _keep(self, group: Sequence[tuple[Task, Indices]], scores: Mapping[str, Floats]) -> None:
         for name, rows in scores.items():
@@ -570,57 +307,9 @@ class Extraction:
         )
 
 
-def _alike(
-    pairs: Iterable[tuple[Path, Indices]], together: int
-) -> Iterator[list[tuple[Path, Indices]]]:
-    """Cut models and their points into runs of at most so many, each of equally many points."""
-    for _, run in groupby(pairs, key=lambda pair: len(pair[1])):
-        some = list(run)
-        yield from (some[start : start + together] for start in range(0, len(some), together))
-
-
-def _rows(scores: Mapping[str, Floats]) -> Iterator[tuple[Floats, Floats]]:
-    """Scores (P,) of each model by the two metrics of vitals."""
-    return zip(scores["logit"], scores["margin"], strict=True)
-
-
 def _joined(lacks: Sequence[Indices]) -> Indices:
     """Points that are in any of these; the first itself where all are equal."""
     first, *others = lacks
     if all(one is first or np.array_equal(first, one) for one in others):
         return first
     return np.unique(np.concatenate(lacks))
-
-
-def _stacks(tasks: Iterable[tuple[Task, Indices]], together: int) -> list[Stack]:
-    """Cut tasks into runs of models that lack equally many points, and so can be stacked.
-
-    Args:
-        tasks: all of them, with what they lack; many may lack nothing.
-        together: how many models at most. Only those of the same `together` of a phase are, whose
-            columns have equally many points, whichever of them are finished.
-    """
-
-    def place(pair: tuple[Task, Indices]) -> tuple[str, int, int]:
-        task, _ = pair
-        return task.phase, task.row // together, len(task.points)
-
-    found = []
-    for (*_, whole), run in groupby(tasks, key=place):
-        first = list(run)
-        missing = [pair for pair in first if len(pair[1])]
-        for lacking, alike in groupby(missing, key=lambda pair: len(pair[1])):
-            pairs = list(alike)
-            found.append(Stack(pairs, len(first) if lacking == whole else len(pairs)))
-    return found
-
-
-@cache
-def inference_code(family: str = LOGITS) -> str:
-    """Hash of the package's code that runs models and computes what they give."""
-    return definition(PerturbedWork if family == PERTURBATIONS else Work)
-
-
-def progress(title: str, total: int, unit: str = "model") -> "tqdm[Any]":
-    """A bar that counts models, silent where there is none or no terminal."""
-    return tqdm(total=total, desc=title, unit=unit, disable=None if total else True)
