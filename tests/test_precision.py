@@ -12,6 +12,8 @@ from torch.nn.functional import cross_entropy
 from mico_exp.challenge.records import Features
 from mico_exp.common.errors import InputError
 from mico_exp.models.architectures import MLP
+from mico_exp.models.ray_workers import Ray
+from mico_exp.models.workers import Local
 from mico_exp.training import loop, per_sample
 from mico_exp.training.building import build
 from mico_exp.training.loop import train_networks
@@ -132,7 +134,12 @@ def test_a_precision_that_is_none(precision):
         Plan(1, 1, SGD, precision=precision)
 
 
-def test_a_processor_has_no_tf32():
+def test_a_processor_has_no_tf32_and_nothing_is_begun(tmp_path, digits):
     plan, generator = Plan(1, BATCH, SGD, precision="tf32"), torch.Generator()
     with pytest.raises(InputError, match="`precision` = tf32 is of CUDA's products, not of cpu's"):
         train_networks([mlp()], data(), [range(RECORDS)], plan, [generator], None, CPU)
+    recipe = tiny_recipe(plan=Plan(1, 16, SGD, precision="tf32"))
+    for workers in (Local(), Ray(num_workers=1)):
+        with pytest.raises(InputError, match="`precision` = tf32 is of CUDA's products"):
+            build(tmp_path, recipe, digits, "cpu", workers)
+    assert not list(tmp_path.rglob("build.json"))

@@ -46,6 +46,16 @@ def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def check_precision(precision: str, kind: str) -> None:
+    """Refuse TF32 on what is no GPU: it would change nothing, and be told of what comes out.
+
+    Raises:
+        InputError: so it is.
+    """
+    if precision == TF32 and kind != "cuda":
+        raise InputError(f"`precision` = {TF32} is of CUDA's products, not of {kind}'s.")
+
+
 def allow_tf32(allowed: bool) -> None:
     """Let a GPU's products have ten bits after the point, or all 23 of a float32.
 

@@ -21,6 +21,7 @@ import torch
 from mico_exp.common import require
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.common.pool import DEATHS
+from mico_exp.models.devices import FLOAT32, check_precision
 from mico_exp.models.notes import SECONDS_TO_HEAR, Notes
 from mico_exp.models.workers import Hear
 
@@ -57,10 +58,11 @@ class Ray:
         self.num_workers = num_workers or num_gpus * jobs_per_gpu or os.cpu_count() or 1
         self.threads = max(1, (os.cpu_count() or 1) // self.num_workers)  # of each worker
 
-    def check(self, device: str) -> None:
+    def check(self, device: str, precision: str = FLOAT32) -> None:
         """Find Ray, the cluster if one is named, and the GPUs if they are to be here."""
-        if device not in ("auto", "cuda" if self.num_gpus else "cpu"):
-            expected = "cuda" if self.num_gpus else "cpu"
+        expected = "cuda" if self.num_gpus else "cpu"
+        check_precision(precision, expected)
+        if device not in ("auto", expected):
             raise InputError(
                 f"`compute.device` must be auto or {expected} where Ray gives its workers "
                 f"{self.num_gpus} GPUs, got {device}."

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from mico_exp.common import cores, pool
-from mico_exp.models.devices import open_device
+from mico_exp.models.devices import FLOAT32, check_precision, open_device
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -21,8 +21,12 @@ Hear = Callable[[Any], Any]
 class Workers(Protocol):
     """Does pieces of work, here or elsewhere."""
 
-    def check(self, device: str) -> None:
+    def check(self, device: str, precision: str = FLOAT32) -> None:
         """Find out, before any long work, whether work can be done on a device, named as usual.
+
+        Args:
+            device: its name.
+            precision: of the products there, one of `devices.PRECISIONS`.
 
         Raises:
             InputError: it cannot, and why.
@@ -54,9 +58,11 @@ class Workers(Protocol):
 class Local:
     """One piece after another in this process, or in several, a core each."""
 
-    def check(self, device: str) -> None:
+    def check(self, device: str, precision: str = FLOAT32) -> None:
         """Open the device; a processor's threads are as many as a container gives cores."""
-        if open_device(device).type == "cpu" and cores.usable() < torch.get_num_threads():
+        kind = open_device(device).type
+        check_precision(precision, kind)
+        if kind == "cpu" and cores.usable() < torch.get_num_threads():
             torch.set_num_threads(cores.usable())
 
     def describe(self, device: str) -> str:

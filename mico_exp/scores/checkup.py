@@ -99,7 +99,7 @@ class Checkup:
             InputError: as `Extraction.compute`.
         """
         roster, points = self._roster, self.points
-        roster.workers.check(roster.processor.device)
+        roster.workers.check(roster.processor.device, roster.processor.precision)
         folders = [one.path for models in self.scenario.phases.values() for one in models]
         roster.check(folders)
         own = [

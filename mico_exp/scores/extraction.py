@@ -189,7 +189,8 @@ class Extraction:
             tasks = list(zip(every, self._lacking(every, metrics), strict=True))
             missing = [(task, lacking) for task, lacking in tasks if len(lacking)]
             if missing:
-                self.workers.check(self.roster.processor.device)
+                processor = self.roster.processor
+                self.workers.check(processor.device, processor.precision)
                 folders = [task.folder.path for task, _ in missing]
                 self.roster.check(folders)
                 for name, metric in metrics.items():

@@ -95,7 +95,7 @@ def build(
     if is_complete(root, recipe):
         return False
     making = Making.of(recipe, records, device)  # what cannot be met is said before any writing
-    workers.check(device)
+    workers.check(device, recipe.plan.precision)
     lock = folder.with_name(f".{recipe.scenario}.lock")
     with exclusive(lock, f"building {folder}"):
         _check_record(folder, recipe, records)

@@ -26,7 +26,7 @@ from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.models.architectures import MLP, Alone
 from mico_exp.models.batching import Batches, needs_memory, out_of_memory
-from mico_exp.models.devices import TF32, allow_tf32
+from mico_exp.models.devices import allow_tf32, check_precision
 from mico_exp.training import stacked
 from mico_exp.training.graphed import Graphed, graphed
 from mico_exp.training.per_sample import Make, check_padding, coarse, loss_of, study
@@ -98,8 +98,7 @@ def train_networks(
 def _check(
     networks: Sequence[nn.Module], own: Sequence[Indices], plan: Plan, device: torch.device
 ) -> None:
-    if plan.precision == TF32 and device.type != "cuda":
-        raise InputError(f"`precision` = {TF32} is of CUDA's products, not of {device.type}'s.")
+    check_precision(plan.precision, device.type)
     least = min(map(len, own))
     if plan.batch_size > least:
         raise InputError(

@@ -166,7 +166,7 @@ class Pool:
             works = self._works(groups, runs, records, device)
             if not works:
                 return 0
-            workers.check(device)
+            workers.check(device, groups[0].recipe.plan.precision)
             self._write_record(groups[0].recipe, records, runs)
             remove_leftovers(self.folder)
             missing = sum(len(work.pieces) for work in works)
