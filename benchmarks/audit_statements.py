@@ -49,7 +49,7 @@ def rate(name: str, count: int, of: int) -> None:
 # ---------------------------------------------------------------- records
 
 
-def null(repetitions: int) -> None:
+def null(repetitions: int, seed: int) -> None:
     """Membership that says nothing, of normal, skewed and coarse scores."""
     kinds: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "normal": lambda x: x,
@@ -58,7 +58,7 @@ def null(repetitions: int) -> None:
     }
     for models, share in ((256, 0.5), (100, 0.18)):
         for kind, shape in kinds.items():
-            random, exposed, apart = np.random.default_rng(0), 0, 0
+            random, exposed, apart = np.random.default_rng(seed), 0, 0
             for _ in range(repetitions):
                 inside = random.random((models, 300)) < share
                 spread = np.exp(random.normal(size=300) / 2)
@@ -70,12 +70,12 @@ def null(repetitions: int) -> None:
             rate(f"{models} models, {kind}: any ranked apart", apart, repetitions)
 
 
-def ranks(repetitions: int) -> None:
+def ranks(repetitions: int, seed: int) -> None:
     """Records with separations from 0 to 4, whose true ranks are known."""
     true = np.linspace(0, 4, 300)
     order = 300 - np.arange(300)
     for kind in ("normal", "skewed"):
-        random, held = np.random.default_rng(0), 0
+        random, held = np.random.default_rng(seed), 0
         for _ in range(repetitions):
             inside = random.random((128, 300)) < 0.5
             noise = random.normal(size=inside.shape)
@@ -134,10 +134,10 @@ def overlap(value: Callable, scores: np.ndarray, keep: np.ndarray, halves: tuple
     return len(tops[0] & tops[1]) / TOP
 
 
-def precision(repetitions: int) -> None:
+def precision(repetitions: int, seed: int) -> None:
     for steps in (2000, 400):
         scores, keep = digits_pool(steps=steps)
-        random = np.random.default_rng(1)
+        random = np.random.default_rng(1 + seed)
         ways = {"ours": ours, "LiRA, mean": lira_mean, "LiRA, share": lira_share}
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(min(repetitions, 20)):
@@ -187,9 +187,9 @@ def true_tpr(leak: float, spread: float = 0.3, own: float = 0.0) -> float:
     return float((one.predictions[one.solution] > bound).mean())
 
 
-def compare(repetitions: int) -> None:
+def compare(repetitions: int, seed: int) -> None:
     for models in (10, 50, 100):
-        random, wrong = np.random.default_rng(0), dict.fromkeys(FIGURES, 0)
+        random, wrong = np.random.default_rng(seed), dict.fromkeys(FIGURES, 0)
         for _ in range(repetitions):
             sides = ([side(random, models, 0.5)], [side(random, models, 0.5)])
             for one in differences(*sides):
@@ -198,7 +198,7 @@ def compare(repetitions: int) -> None:
             rate(f"{models} models a side, {name}: alarms", count, repetitions)
 
 
-def gate(repetitions: int) -> None:
+def gate(repetitions: int, seed: int) -> None:
     leaks = np.linspace(0, 1.5, 301)
     for models, shared in ((1, False), (10, False), (50, False), (100, False), (50, True)):
         spread, own = 0.0 if models == 1 else 0.3, OWN if shared else 0.0
@@ -208,7 +208,7 @@ def gate(repetitions: int) -> None:
         for below in (0.0, 0.02, 0.05, 0.1):
             leak = min(known, key=lambda one: abs(known[one] - (ceiling - below)))
             most = known[leak] + below
-            random, passed = np.random.default_rng(0), 0
+            random, passed = np.random.default_rng(seed), 0
             for _ in range(repetitions):
                 one = side(random, models, leak, spread, own, shared)
                 passed += upper_limit([one]).limit <= most
@@ -218,8 +218,8 @@ def gate(repetitions: int) -> None:
 # ---------------------------------------------------------------- speed
 
 
-def speed(repetitions: int) -> None:  # noqa: ARG001
-    random = np.random.default_rng(0)
+def speed(repetitions: int, seed: int) -> None:  # noqa: ARG001
+    random = np.random.default_rng(seed)
     inside = random.random((256, 50_000)) < 0.5
     scores = random.normal(size=inside.shape) + 0.5 * inside + random.normal(size=50_000)
     asked = Asked(np.arange(50_000), scores, inside, ~inside)
@@ -239,10 +239,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=PARTS, nargs="*", default=list(PARTS))
     parser.add_argument("--repetitions", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     for name in asked.only:
         print(name)
-        PARTS[name](asked.repetitions)
+        PARTS[name](asked.repetitions, asked.seed)
 
 
 if __name__ == "__main__":
