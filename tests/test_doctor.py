@@ -356,7 +356,8 @@ def test_what_a_build_would_take(tmp_path):
     line = next(one for one in told.splitlines() if one.startswith("digits_hi is not there. "))
     assert re.fullmatch(
         r".* To build it: 61 models, 30 steps of [0-9.e-]+ s; about [0-9]+ s on \w+, in [12] "
-        r"process\(es\), 1\.2 MB of disk\. python -m mico_exp\.build dataset=digits scenario=hi",
+        r"process\(es\), 1\.2 MB of disk\. python -m mico_exp\.build dataset=digits scenario=hi "
+        r"'dataset\.phases=\{train: 60, dev: 1, final: 0\}' dataset\.recipe\.steps=30",
         line,
     )
     other = ["dataset=sst2", "scenarios=[inf]"]

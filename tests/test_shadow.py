@@ -19,7 +19,7 @@ from mico_exp.attacks.sides import side
 from mico_exp.challenge.phases import SHADOW
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
-from mico_exp.challenge.tree import LEFT_OUT, find_scenario, load_scenario
+from mico_exp.challenge.tree import LEFT_OUT, NoTrainModels, find_scenario, load_scenario
 from mico_exp.challenge.truth import read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints
@@ -216,8 +216,9 @@ def test_references_that_leave_points_out_are_nothing_to_compare_with(tree, plac
     shutil.rmtree(place / "train")
     write_references(place / SHADOW, 1)
     (place / SHADOW / "model_0" / LEFT_OUT).write_text("final/model_15\n")
-    with pytest.raises(InputError, match=r"leave out a target's points.* kind=pool` trains"):
+    with pytest.raises(NoTrainModels, match=r"leave out a target's points") as caught:
         load(tree)
+    assert caught.value.has_left_out
 
 
 def test_references_by_themselves_are_a_pool(tree, place):
@@ -240,10 +241,11 @@ def test_a_reference_model_must_tell_its_members(tree, place):
         challenge_points(load(tree))
 
 
-def test_without_anything_to_compare_with_the_command_is_named(tree, place):
+def test_nothing_at_all_to_compare_with(tree, place):
     shutil.rmtree(place / "train")
-    with pytest.raises(InputError, match=r"mico_exp\.shadow"):
+    with pytest.raises(NoTrainModels, match="shadow none either") as caught:
         load(tree)
+    assert not caught.value.has_left_out
 
 
 # ---------------------------------------------------------------- trained by the command's parts

@@ -296,28 +296,34 @@ def equal_weights(weights: Iterable[tuple[Path, str]]) -> str | None:
     return _twice(((path, digest) for path, digest in weights if digest), "hold equal weights")
 
 
+class NoTrainModels(InputError):
+    """A scenario has neither train models nor any that stand in for them.
+
+    has_left_out: it has reference models that leave out a target's points.
+    """
+
+    def __init__(self, folder: Path, *, has_left_out: bool) -> None:
+        self.has_left_out = has_left_out
+        others = "none either"
+        if has_left_out:
+            others = "none but such that leave out a target's points, of which nobody is a member"
+        super().__init__(
+            f"{folder / 'train'} holds no folder named model_0, model_1, …, and {folder / SHADOW} "
+            f"{others}: there is nothing to compare with."
+        )
+
+
 def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenario:
     """Find a scenario's models and read their seeds; phases without models are left out.
 
     Raises:
-        InputError: no train models and no reference models that stand in for them, a seed that is
-            missing or out of range, or a model twice.
+        NoTrainModels: nor reference models that stand in for them.
+        InputError: a seed is missing or out of range, or a model there twice.
     """
     scenario = find_scenario(root, challenge, name, sizes)
     if "train" not in scenario.phases:
         folder = scenario_folder(root, challenge, name)
-        if scenario.shadow:
-            raise InputError(
-                f"{folder / 'train'} holds no folder named model_0, model_1, …, and all in "
-                f"{folder / SHADOW} leave out a target's points, of which nobody is a member there:"
-                " there is nothing to compare with. `python -m mico_exp.shadow kind=pool` trains "
-                "reference models that stand in for train models."
-            )
-        raise InputError(
-            f"{folder / 'train'} holds no folder named model_0, model_1, …, and {folder / SHADOW} "
-            "none either: there is nothing to compare with. `python -m mico_exp.shadow` trains "
-            "reference models by the data set's `recipe`."
-        )
+        raise NoTrainModels(folder, has_left_out=bool(scenario.shadow))
     if same := equal_seeds(model for _, model in scenario.models()):
         raise InputError(same)
     return scenario

@@ -17,7 +17,7 @@ from mico_exp.challenge.records import Records
 from mico_exp.challenge.tree import Scenario
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.terminal import show
-from mico_exp.config import challenges
+from mico_exp.config import advice, challenges
 from mico_exp.config.exposing import Exposure
 from mico_exp.config.metrics import all_metrics
 from mico_exp.config.setup import Setup
@@ -116,13 +116,12 @@ def _build_cost(setup: Setup, seen: Seen) -> str | None:
     except InputError as error:
         seen.findings.append(Finding(setup.path, str(error)))
         return None
-    dataset, scenario = setup.options
     each = f"{found.steps:,} steps of {found.step_seconds:.3g} s"
     where = f"{setup.processor.device}, in {found.processes} process(es)"
     return (
         f"{setup.name} is not there. To build it: {found.models} models, {each}; about "
         f"{_hours(found.seconds)} on {where}, {_size(found.disk_bytes)} of disk. "
-        f"python -m mico_exp.build dataset={dataset} scenario={scenario}"
+        f"{advice.of_scenario('build', setup.options)}"
     )
 
 

@@ -178,7 +178,8 @@ def _path(how: Gating) -> Path:
 
 
 def _command() -> str:
-    return advice.command("mico_exp.audit", *advice.given())
+    own = ("max_tpr", "max_epsilon", "cell")
+    return advice.command("mico_exp.audit", *advice.typed(*own, *statements.OF_RULES))
 
 
 def read_audit(how: Gating) -> AuditRecord:

@@ -330,8 +330,7 @@ def _by_group(risks: Mapping[str, Mapping[str, Any]], column: str) -> dict[str, 
 
 def _undone(challenge: str, said: Said) -> list[tuple[str, str]]:
     """What no run says of these models, and the command that does."""
-    typed = _typed()
-    plain = [text for text in typed if not text.startswith("selection.")]
+    typed, plain = _typed(), _typed(*statements.OF_RULES)
     asked = {
         "What the attacks prove of ε": (said.audits, "audit", plain),
         "Which single records are at risk": (said.risks, "risk", typed),
@@ -345,10 +344,9 @@ def _undone(challenge: str, said: Said) -> list[tuple[str, str]]:
     ]
 
 
-def _typed() -> list[str]:
+def _typed(*but: str) -> list[str]:
     """What was typed here that other commands are to be told as well."""
-    typed = HydraConfig.get().overrides.task
-    return [text for text in typed if not text.startswith("reports=")]
+    return advice.typed("reports", *but)
 
 
 def _exposures(

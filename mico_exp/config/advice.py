@@ -10,11 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from hydra.core.hydra_config import HydraConfig
 
+from mico_exp.config.keys import is_among, key_of
 from mico_exp.runs.record import USUAL_EXPOSURE
 
-# Of a run's overrides those that decide its figures, and of this session's where things are.
-OF_RUN = ("dataset.", "scenario.", "seed=", "compute.precision=", "compute.allow_")
-OF_HERE = ("paths.", "dataset.", "compute.precision=", "compute.allow_")
+# Of a run's overrides those that decide its figures, and of this session's also where things are.
+OF_RUN = (
+    *("dataset.", "canary=", "canary.", "scenario.", "seed="),
+    *("compute=", "compute.precision=", "compute.allow_"),
+)
+OF_HERE = ("paths.", *OF_RUN)
+# What commands about a whole challenge are told, as commands about one scenario take it.
+OF_SCENARIO = {"challenge_name": "challenge", "known_sample": "scenario.known_sample"}
 PLAIN_KEY = re.compile(
     r"\+{0,2}[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*([./][A-Za-z0-9]+(_[A-Za-z0-9]+)*)*"
 )
@@ -42,6 +48,18 @@ def _config_dir() -> list[str]:
     """``--config-dir`` as it was given here, if it was."""
     sources = HydraConfig.get().runtime.config_sources
     return [f"--config-dir={one.path}" for one in sources if one.provider == "command-line"]
+
+
+def of_scenario(name: str, options: tuple[str, str], *words: str) -> str:
+    """Write a command about one scenario, by its options, with all that decides what it is."""
+    where = [f"dataset={_listed(options[:1])}", f"scenario={_listed(options[1:])}"]
+    return command(f"mico_exp.{name}", *where, *words, *given())
+
+
+def download(challenge: str) -> str:
+    """Write the command that fetches a challenge of the competition, which knows no options."""
+    paths = [text for text in HydraConfig.get().overrides.task if text.startswith("paths.data=")]
+    return f"python -m mico_exp.download {shlex.join([f'dataset={challenge}', *paths])}"
 
 
 def sweep(
@@ -81,8 +99,29 @@ def advice(
 
 
 def given() -> list[str]:
-    """Overrides of this session that decide what is compared, and where it is."""
-    return [text for text in HydraConfig.get().overrides.task if text.startswith(OF_HERE)]
+    """Overrides of this session that decide what is compared, and where it is.
+
+    They are written for commands about one scenario: cells, builds and reference models.
+    """
+    words = [_of_scenario(text) for text in HydraConfig.get().overrides.task]
+    named = tuple(f"{key}{sign}" for key in OF_SCENARIO.values() for sign in "=.")
+    return [text for text in words if text.lstrip("+").startswith((*OF_HERE, *named))]
+
+
+def _of_scenario(override: str) -> str:
+    """An override as a command about one scenario takes it."""
+    for key, other in OF_SCENARIO.items():
+        if override.startswith((f"{key}=", f"{key}.")):
+            return override.replace(key, other, 1)
+    return override
+
+
+def typed(*but: str) -> list[str]:
+    """All overrides of this session, for a command of the same kind.
+
+    but: keys that it does not have; what is below them is left out too.
+    """
+    return [text for text in HydraConfig.get().overrides.task if not is_among(key_of(text), but)]
 
 
 def logged(overrides: str) -> list[str]:

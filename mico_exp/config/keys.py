@@ -11,7 +11,17 @@ from mico_exp.common.errors import InputError
 
 def typed_keys() -> set[str]:
     """Keys that were set on the command line."""
-    return {text.lstrip("+").partition("=")[0] for text in HydraConfig.get().overrides.task}
+    return {key_of(text) for text in HydraConfig.get().overrides.task}
+
+
+def key_of(override: str) -> str:
+    """Key that an override sets."""
+    return override.lstrip("+").partition("=")[0]
+
+
+def is_among(key: str, keys: Iterable[str]) -> bool:
+    """Tell whether a key is one of several, or below one."""
+    return any(key == one or key.startswith(f"{one}.") for one in keys)
 
 
 def typed_of_dataset() -> frozenset[str]:
@@ -23,7 +33,7 @@ def typed_of_dataset() -> frozenset[str]:
 def check_unused(who: str, keys: Iterable[str]) -> None:
     """Refuse keys that were typed and that a command has no use for."""
     for key in typed_keys():
-        if any(key == one or key.startswith(f"{one}.") for one in keys):
+        if is_among(key, keys):
             raise InputError(f"`{key}` is of no use to {who}.")
 
 

@@ -17,12 +17,13 @@ from mico_exp.challenge.phases import PHASES, SHADOW
 from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
-from mico_exp.challenge.tree import Scenario, find_scenario, load_scenario, scenario_folder
+from mico_exp.challenge.tree import NoTrainModels, Scenario, find_scenario, load_scenario, scenario_folder
 from mico_exp.challenge.truth import read_truth, truth_folder
 from mico_exp.common.arrays import Mask
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 from mico_exp.common.identity import CellIdentity
+from mico_exp.config import advice
 from mico_exp.config.source import Source
 from mico_exp.models.architectures import Architecture
 from mico_exp.models.folders import RECORD, check_built_from, check_sizes
@@ -167,11 +168,10 @@ class Setup:
     def _check_there(self) -> None:
         """Say how models come to be here that no other command builds."""
         if not any((self.folder / phase).is_dir() for phase in PHASES):
-            dataset, scenario = self.options
             raise InputError(
-                f"{self.folder} holds no models: `python -m mico_exp.download` fetches the "
-                f"competition's, and `python -m mico_exp.build dataset={dataset} "
-                f"scenario={scenario}` trains such models here."
+                f"{self.folder} holds no models: `{advice.download(self.challenge)}` fetches the "
+                f"competition's, and `{advice.of_scenario('build', self.options)}` trains such "
+                "models here."
             )
 
     def build_cost(self) -> Cost | None:
@@ -195,7 +195,12 @@ class Setup:
         """
         sizes = self.sizes(len(self.records.labels))
         check_sizes(self.folder, sizes)
-        found = load_scenario(self.root, self.challenge, self.name, sizes)
+        try:
+            found = load_scenario(self.root, self.challenge, self.name, sizes)
+        except NoTrainModels as error:
+            kind = ["kind=pool"] if error.has_left_out else []
+            shadow = advice.of_scenario("shadow", self.options, *kind)
+            raise InputError(f"{error} Reference models stand in for them: {shadow}") from error
         self._check_phases(found)
         self.check_recipe()
         return found

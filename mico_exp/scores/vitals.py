@@ -92,7 +92,7 @@ class Vitals:
         if not len(aucs):
             raise InputError(
                 "No train model has finite scores at challenge points of both kinds, members and "
-                "non-members: `python -m mico_exp.doctor` shows which there are."
+                "non-members: the doctor shows which there are."
             )
         between = aucs.var(ddof=1) if len(aucs) > 1 else 0.0
         error = math.sqrt(max(between, self._chance(solution) ** 2) / len(aucs))
