@@ -19,7 +19,7 @@ from mico_exp.attacks.sides import side
 from mico_exp.challenge.phases import SHADOW
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.protocol import Sizes
-from mico_exp.challenge.tree import LEFT_OUT, NoTrainModels, find_scenario, load_scenario
+from mico_exp.challenge.tree import LEFT_OUT, NoTrainModelsError, find_scenario, load_scenario
 from mico_exp.challenge.truth import read_truth
 from mico_exp.common.errors import InputError
 from mico_exp.common.fingerprints import FileFingerprints
@@ -216,7 +216,7 @@ def test_references_that_leave_points_out_are_nothing_to_compare_with(tree, plac
     shutil.rmtree(place / "train")
     write_references(place / SHADOW, 1)
     (place / SHADOW / "model_0" / LEFT_OUT).write_text("final/model_15\n")
-    with pytest.raises(NoTrainModels, match=r"leave out a target's points") as caught:
+    with pytest.raises(NoTrainModelsError, match=r"leave out a target's points") as caught:
         load(tree)
     assert caught.value.has_left_out
 
@@ -243,7 +243,7 @@ def test_a_reference_model_must_tell_its_members(tree, place):
 
 def test_nothing_at_all_to_compare_with(tree, place):
     shutil.rmtree(place / "train")
-    with pytest.raises(NoTrainModels, match="shadow none either") as caught:
+    with pytest.raises(NoTrainModelsError, match="shadow none either") as caught:
         load(tree)
     assert not caught.value.has_left_out
 

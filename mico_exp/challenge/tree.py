@@ -296,7 +296,7 @@ def equal_weights(weights: Iterable[tuple[Path, str]]) -> str | None:
     return _twice(((path, digest) for path, digest in weights if digest), "hold equal weights")
 
 
-class NoTrainModels(InputError):
+class NoTrainModelsError(InputError):
     """A scenario has neither train models nor any that stand in for them.
 
     has_left_out: it has reference models that leave out a target's points.
@@ -317,13 +317,13 @@ def load_scenario(root: Path, challenge: str, name: str, sizes: Sizes) -> Scenar
     """Find a scenario's models and read their seeds; phases without models are left out.
 
     Raises:
-        NoTrainModels: nor reference models that stand in for them.
+        NoTrainModelsError: nor reference models that stand in for them.
         InputError: a seed is missing or out of range, or a model there twice.
     """
     scenario = find_scenario(root, challenge, name, sizes)
     if "train" not in scenario.phases:
         folder = scenario_folder(root, challenge, name)
-        raise NoTrainModels(folder, has_left_out=bool(scenario.shadow))
+        raise NoTrainModelsError(folder, has_left_out=bool(scenario.shadow))
     if same := equal_seeds(model for _, model in scenario.models()):
         raise InputError(same)
     return scenario

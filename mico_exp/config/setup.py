@@ -17,7 +17,13 @@ from mico_exp.challenge.phases import PHASES, SHADOW
 from mico_exp.challenge.points import ChallengePoints, KnownSample, challenge_points, known_sample
 from mico_exp.challenge.protocol import Sizes
 from mico_exp.challenge.records import Records
-from mico_exp.challenge.tree import NoTrainModels, Scenario, find_scenario, load_scenario, scenario_folder
+from mico_exp.challenge.tree import (
+    NoTrainModelsError,
+    Scenario,
+    find_scenario,
+    load_scenario,
+    scenario_folder,
+)
 from mico_exp.challenge.truth import read_truth, truth_folder
 from mico_exp.common.arrays import Mask
 from mico_exp.common.errors import InputError
@@ -197,7 +203,7 @@ class Setup:
         check_sizes(self.folder, sizes)
         try:
             found = load_scenario(self.root, self.challenge, self.name, sizes)
-        except NoTrainModels as error:
+        except NoTrainModelsError as error:
             kind = ["kind=pool"] if error.has_left_out else []
             shadow = advice.of_scenario("shadow", self.options, *kind)
             raise InputError(f"{error} Reference models stand in for them: {shadow}") from error
