@@ -1,7 +1,7 @@
 """Whether the bounds of an audit are right, how near to the truth they are, and how quick.
 
     python benchmarks/audit_validity.py            # some minutes
-    python benchmarks/audit_validity.py --peers    # also jax-privacy, from a temporary folder
+    python benchmarks/audit_validity.py --peers    # also three peers, from temporary folders
 
 Null: scores that say nothing, the choice among 200 cells and 13 numbers of guesses included. Known
 truth: randomised response and the Gaussian mechanism, 10,000 bits. A bound may be above the truth
@@ -9,6 +9,8 @@ in 5 % of the repetitions.
 """
 
 import argparse
+import functools
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -26,7 +28,17 @@ from mico_exp.auditing.floor import SHARES
 
 ALPHA, DELTA = 0.05, 1e-5
 CELLS, REPETITIONS, BITS, MANY = 200, 1000, 500, 10_000
-PEER = "jax-privacy==2.0.0"
+PEERS = {
+    "jax-privacy": ["jax-privacy==2.0.0"],
+    "tensorflow-empirical-privacy": [
+        *("tensorflow-empirical-privacy==0.1.0", "immutabledict==2.2.5"),
+        *("statsmodels==0.14.6", "patsy==1.0.2"),
+    ],
+    "opake-auditing": [
+        *("opake-auditing==0.16.1", "opake-base==0.16.1", "opake-engine==0.16.1"),
+        "optree==0.20.0",
+    ],
+}
 
 
 def guesses_of(bits):
@@ -145,48 +157,107 @@ def show_truths(title, found):
         print(f"  {name:45} above the truth {above:6.1%}   median / truth {median:.3f}")
 
 
-def peer():
-    """jax-privacy's auditing module, without what the rest of that package needs."""
+def installed(name, *more):
+    """Folder with packages that pip has put there, without what else they ask for."""
     folder = Path(tempfile.mkdtemp())
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
-    subprocess.run([*command, PEER], check=True)
-    spec = importlib.util.spec_from_file_location("peer", folder / "jax_privacy" / "auditing.py")
+    subprocess.run([*command, *PEERS[name]], check=True)
+    sys.path.append(str(folder))
+    return folder.joinpath(*more)
+
+
+def module_of(path):
+    """A module by its file alone, without what the rest of its package needs."""
+    spec = importlib.util.spec_from_file_location(f"peer_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["peer"] = module
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
+def jax_privacy():
+    """Bounds of scores with and without the canary, by their names, and of counts."""
+    module = module_of(installed("jax-privacy", "jax_privacy", "auditing.py"))
+    names = ("clopper_pearson", "one_run", "one_run_fdp", "from_gdp")
+
+    def bound(name, *scores):
+        return getattr(module.CanaryScoreAuditor(*scores), f"epsilon_{name}")(ALPHA, delta=DELTA)
+
+    def of_counts(one):
+        return module._epsilon_one_run_fdp(0, *one, ALPHA, DELTA)
+
+    return {name: functools.partial(bound, name) for name in names}, of_counts
+
+
+def tensorflow_privacy():
+    """The highest of its bounds at all thresholds, by every method that it has."""
+    place = "tensorflow_privacy", "privacy", "privacy_tests", "epsilon_lower_bound.py"
+    module = module_of(installed("tensorflow-empirical-privacy", *place))
+
+    def bound(method, *scores):
+        every = np.unique(np.concatenate(scores))  # to find them itself asks for an older sklearn
+        found = module.EpsilonLowerBound(*scores, ALPHA, thresholds=every)
+        with np.errstate(all="ignore"):
+            return found.compute_epsilon_lower_bound(method, k=1).max(initial=0.0)
+
+    return {one.value: functools.partial(bound, one) for one in module.BoundMethod}
+
+
+def opake():
+    """Its two bounds of one run, of scores and of counts; the second takes long."""
+    installed("opake-auditing")
+    one_run_of = importlib.import_module("opake.api.auditing.one_run._estimate").OneRunEstimate
+    roc = importlib.import_module("opake.api.auditing.one_run._roc").get_tn_fn_counts
+
+    def estimate(*scores):
+        thresholds, tn, fn = roc(*scores)
+        sides = {"tp_counts": (fn[-1] - fn)[::-1], "fp_counts": (tn[-1] - tn)[::-1]}
+        counts = {"n_in": len(scores[0]), "n_out": len(scores[1]), "tn_counts": tn, "fn_counts": fn}
+        named = dict(zip(("in_scores", "out_scores"), scores, strict=True))
+        return one_run_of(thresholds=thresholds, **counts, **sides, **named)
+
+    def of_counts(one):
+        """All bits are guessed: as many members score 1 as there are right guesses of them."""
+        half, wrong = one.bits // 2, one.bits - one.right
+        members = np.where(np.arange(half) < wrong // 2, 0.0, 1.0)
+        others = np.where(np.arange(half) < wrong - wrong // 2, 1.0, 0.0)
+        return estimate(members, others).gdp().epsilon_at(delta=DELTA, significance=ALPHA)
+
+    asked = {"delta": DELTA, "significance": ALPHA}
+    return {"eps_delta": lambda *s: estimate(*s).eps_delta().epsilon_at(**asked)}, of_counts
+
+
 def compare(g, repetitions=200):
-    """The same null scores, and the same counts, by jax-privacy and here."""
-    module = peer()
-    asked = {
-        "epsilon_clopper_pearson": {"delta": DELTA},
-        "epsilon_one_run": {"delta": DELTA},
-        "epsilon_one_run_fdp": {"delta": DELTA},
-        "epsilon_from_gdp": {"delta": DELTA},
-    }
-    proven, seconds = dict.fromkeys(asked, 0), dict.fromkeys(asked, 0.0)
-    for _ in range(repetitions):
-        auditor = module.CanaryScoreAuditor(*g.normal(size=(2, 500)))
-        for name, options in asked.items():
+    """The same null scores, and the same counts, by peers and here."""
+    fdp, gdp = jax_privacy(), opake()
+    peers = {"jax-privacy": fdp[0], "tensorflow-empirical-privacy": tensorflow_privacy()}
+    coins = g.random((repetitions, 1000)) < 0.5
+    scores = g.normal(size=coins.shape)
+    samples = [(one[is_in], one[~is_in]) for one, is_in in zip(scores, coins, strict=True)]
+    for name, bounds_of in {**peers, "opake-auditing": gdp[0]}.items():
+        for method, bound in bounds_of.items():
             started = time.perf_counter()
-            proven[name] += getattr(auditor, name)(ALPHA, **options) > 0
-            seconds[name] += time.perf_counter() - started
-    for name in asked:
-        each_takes = seconds[name] / repetitions
-        print(
-            f"  {PEER} {name:25} ε > 0 in {proven[name]} of {repetitions}, {each_takes:.3f} s each"
-        )
-    counts = [Counts(1000, r, int(v)) for r in (100, 300) for v in g.binomial(r, 0.75, 10)]
+            found = np.array([bound(*sides) for sides in samples])
+            took = (time.perf_counter() - started) / repetitions
+            print(f"  {PEERS[name][0]:36} {method:16} ε > 0 in {(found > 0).sum():3} of "
+                  f"{repetitions}, median {np.median(found):.2f}, {took:.4f} s each")  # fmt: skip
+    made = [Counts(1000, r, int(v)) for r in (100, 300) for v in g.binomial(r, 0.75, 10)]
+    beside("f-DP of jax-privacy", fdp[1], made)
+    every = [Counts(1000, 1000, int(v)) for v in g.binomial(1000, [0.6, 0.75, 0.9])]
+    beside("Gaussian DP of opake-auditing", gdp[1], every)
+
+
+def beside(title, of_counts, counts):
+    """How long a peer's bound of counts takes, and ours, and how far they differ."""
     started = time.perf_counter()
-    theirs = [module._epsilon_one_run_fdp(0, *one, ALPHA, DELTA) for one in counts]
+    theirs = np.array([of_counts(one) for one in counts])
     between = time.perf_counter()
-    ours = [curves.epsilon_of_gaussian(one_run.mu(one, ALPHA), DELTA) for one in counts]
+    ours = np.array([curves.epsilon_of_gaussian(one_run.mu(one, ALPHA), DELTA) for one in counts])
     took = between - started, time.perf_counter() - between
-    print(f"  f-DP of the same {len(counts)} counts: {took[0] / took[1]:.0f} times as fast, "
-          f"{1000 * took[0] / len(counts):.1f} against {1000 * took[1] / len(counts):.2f} ms each, "
-          f"largest difference {np.abs(np.subtract(theirs, ours)).max():.1e}")  # fmt: skip
+    print(f"  {title}, the same {len(counts)} counts: {took[0] / took[1]:.0f} times as fast here, "
+          f"{took[0] / len(counts):.3g} against {took[1] / len(counts):.3g} s each, "
+          f"theirs − ours {(theirs - ours).min():.1e} to {(theirs - ours).max():.1e} "
+          f"of {ours.min():.2f} to {ours.max():.2f}")  # fmt: skip
 
 
 def main():
@@ -204,7 +275,7 @@ def main():
     for mu in (0.5, 1.0, 2.0):
         show_truths(f"Gaussian mechanism, μ = {mu:g}", truth_gaussian(g, mu))
     if asked.peers:
-        print("Peers on noise, 500 + 500 scores")
+        print("Peers on noise: 1,000 scores, each of a member by a fair coin")
         compare(g)
 
 

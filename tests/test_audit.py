@@ -125,6 +125,39 @@ def test_canaries_from_the_build_to_the_audit_are_bits_of_add_remove(tmp_path, g
         assert paired["bits"] < bits / 2
 
 
+UNCLIPPED = """import torch
+from mico_exp.training import stacked
+stacked._norms = lambda signals, deltas: torch.zeros(signals[0].shape[:2])
+"""
+ONE = """name: one
+challenge: ${dataset.name}${canary.suffix}
+epsilon: 1.0
+delta: 1e-5
+disclose_training: false
+known_sample: null
+"""
+
+
+def test_a_claim_is_contradicted_where_the_builder_does_not_clip(tmp_path):
+    """One of the draws of `benchmarks/audit_builder.py`; the fault lies in the user's folder."""
+    (tmp_path / "sitecustomize.py").write_text(UNCLIPPED)
+    option = tmp_path / "options" / "scenario" / "one.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text(ONE)
+    own = ["--config-dir=options", "canary=gradient", "canary.count=24", "dataset.len_training=100"]
+    made = ["scenario=one", "dataset.phases={train: 10, dev: 10, final: 10}"]
+    steps = [f"dataset.recipe.{key}" for key in ("steps=20", "batch_size=50", "clip_norm=0.1")]
+    steps += ["dataset.recipe.optimizer.lr=5", "dataset.recipe.optimizer.momentum=0"]
+    cell = ["metric=canary_projection", "formula=none", "plots=off"]
+    run("mico_exp", *own, *made, *steps, *cell, cwd=tmp_path)
+    shown = run("mico_exp.audit", *own, "scenarios=[one]", cwd=tmp_path).stdout
+    (one,) = json.loads((tmp_path / "audits" / "digits_gradient.json").read_text())["scenarios"]
+    assert one["contradicted"]
+    assert f"{one['verdict']}\n" in shown
+    assert one["verdict"].startswith("contradicts ε = 1 (replace-one ")
+    assert one["attack"]["tpr_at_fpr_0.1"] > one["ceiling"]["tpr_at_fpr_0.1"]
+
+
 def test_where_truth_is_not_known_halves_of_the_train_models_are_judged(world, tmp_path):
     folder = tmp_path / "user"
     shutil.copytree(world[0], folder)
