@@ -117,12 +117,6 @@ def test_canaries_from_the_build_to_the_audit_are_bits_of_add_remove(tmp_path, g
     assert 0 <= lower["epsilon"] < claim["epsilon"]
     assert not one["contradicted"]
     assert one["verdict"] in shown
-    if game == "independent":  # of whom as many pairs as there are of both kinds
-        run("mico_exp.audit", "scenarios=[hi]", "game=paired", *own, cwd=tmp_path)
-        swapped = json.loads((tmp_path / "audits" / f"{name}.json").read_text(encoding="utf-8"))
-        paired = swapped["scenarios"][0]["lower"]
-        assert paired["relation"] == "replace_one"
-        assert paired["bits"] < bits / 2
 
 
 UNCLIPPED = """import torch

@@ -148,16 +148,22 @@ def sensible_cells(jobs: Iterable[Sequence[str]], meaningless: str) -> list[list
 
 def _refusal_of(job: Sequence[str]) -> str | None:
     """`refusal` of the cell that overrides choose."""
-    return refusal(*(_chosen(group, job) for group in (*CELL, "dataset")))
+    texts = {group: [one for one in job if is_of([group], one)] for group in (*CELL, "dataset")}
+    names = {group: _named(group, some) for group, some in texts.items()}
+    plain = [group for group, some in texts.items() if names[group] and len(some) == 1]
+    # What is changed beside its choice, or is not chosen, is composed, all of it at once.
+    others = [one for group, some in texts.items() if group not in plain for one in some]
+    options = {
+        group: option_of(group, name) if name and group in plain else composed(*others)[group]
+        for group, name in names.items()
+    }
+    return refusal(*(_check_named(group, names[group], one) for group, one in options.items()))
 
 
-def _chosen(group: str, job: Sequence[str]) -> DictConfig:
-    """Option of a group that overrides choose; others of theirs do not change it."""
-    texts = [text for text in job if is_of([group], text)]
-    named = (text.partition("=")[2].strip("'") for text in texts if text.startswith(f"{group}="))
-    name = next(named, None)
-    option = option_of(group, name) if name and len(texts) == 1 else composed(*texts)[group]
-    return _check_named(group, name, option)
+def _named(group: str, texts: Iterable[str]) -> str | None:
+    """Name of the option of a group that overrides choose; None where they choose none."""
+    chosen = (text.partition("=")[2].strip("'") for text in texts if text.startswith(f"{group}="))
+    return next(chosen, None)
 
 
 def _check_named(group: str, chosen: Any, option: Any) -> DictConfig:
