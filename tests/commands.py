@@ -64,6 +64,11 @@ def run(*arguments, cwd, status=0, fresh=False, **environment):
     return done
 
 
+def warm():
+    """Start the process that others are forked off, which then imports beside the first tests."""
+    _server(os.getpid())
+
+
 def start(*arguments, cwd, **environment):
     """Start ``python -m <arguments>``, or ``python -c <code> <arguments>``, and do not wait."""
     return Started(_as_typed(arguments), cwd, _environment(environment))

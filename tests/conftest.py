@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import run
+from commands import run, warm
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -116,6 +116,11 @@ def swept(tmp_path_factory):
             )
             shown.write_text(json.dumps([one.stdout for one in done]))
     return folder, *json.loads(shown.read_text())
+
+
+def pytest_collection_finish(session):
+    if any(item.get_closest_marker("commands") for item in session.items):
+        warm()
 
 
 # Files that take longest, which begin first: so two workers end at about the same time.
