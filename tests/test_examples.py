@@ -1,11 +1,8 @@
 """The examples, as their page has them typed, with few and hardly trained models."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from commands import run
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FEW = {"MODELS": "4", "EPOCHS": "1", "RECORDS": "120", "ASKED": "40", "FASHION": "nowhere"}
 PAGE = (EXAMPLES / "README.md").read_text()
+SCRIPT = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 SECTIONS = re.findall(r"^## (\w+)\n\n```bash\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -31,9 +29,7 @@ def test_an_example_as_it_is_typed(tmp_path, name, typed):
                 arguments += ["models=3", "dataset.recipe.epochs=1"]
             shown = run(module, *arguments, cwd=tmp_path / name).stdout
         else:
-            environment = {**os.environ, **FEW}
-            script = [sys.executable, *words]
-            subprocess.run(script, cwd=tmp_path / name, env=environment, check=True)
+            run("-c", SCRIPT, *words, cwd=tmp_path / name, **FEW)
     assert "reports" in shown
     (page,) = (tmp_path / name / "reports").glob("*.html")
     assert f"{name}_inf" in page.read_text()
