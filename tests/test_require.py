@@ -53,6 +53,14 @@ def test_what_a_number_must_be(rule, bounds, good, bad, words):
         assert str(caught.value) == f"`it` must be {words}, got {value!r}."
 
 
+def test_a_word_of_several():
+    require.one_of("it", "b", ("a", "b"))
+    for value in ("c", "", "a, b", None, 1, [1]):
+        with pytest.raises(InputError) as caught:
+            require.one_of("it", value, {"a": 0, "b": 1})
+        assert str(caught.value) == f"`it` must be one of a, b, got {value!r}."
+
+
 def test_a_switch_is_no_number_and_no_word():
     assert require.switch("it", True) is True
     assert require.switch("it", False) is False

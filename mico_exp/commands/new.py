@@ -66,8 +66,7 @@ def _read(arguments: Sequence[str] | None) -> tuple[str, str, Path]:
             raise InputError(f"{printable(text, 80)!r} must be one of kind=… and folder=….")
         found[key] = value
     kind, folder = found.values()
-    if kind not in KINDS:
-        raise InputError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r:.80}.")
+    require.one_of("kind", kind, KINDS)
     return typed.name, kind, require.folder("folder", folder)
 
 

@@ -8,6 +8,7 @@ each function says, an `InputError` tells what was expected and what was found, 
 import math
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def switch(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise _refused(name, "true or false", value)
     return value
+
+
+def one_of(name: str, value: Any, known: Iterable[str]) -> None:
+    """Want one of several words."""
+    if value not in (listed := list(known)):
+        raise _refused(name, f"one of {', '.join(listed)}", value)
 
 
 def name(key: str, value: Any) -> None:

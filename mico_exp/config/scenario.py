@@ -35,11 +35,15 @@ def delta(option: DictConfig | None) -> float:
     Raises:
         InputError: it is none with which an ε can be bounded.
     """
-    value = None if option is None else option.delta
-    if value is None:
-        return USUAL_DELTA
+    value = _delta(option)
     require.between("scenario.delta", value, 0, 1)
     return float(value)
+
+
+def _delta(option: DictConfig | None) -> float:
+    """δ as an option tells it, or the usual one."""
+    told: float | None = None if option is None else option.get("delta")
+    return USUAL_DELTA if told is None else told
 
 
 def claim(option: DictConfig) -> tuple[float, float] | None:
@@ -50,7 +54,7 @@ def claim(option: DictConfig) -> tuple[float, float] | None:
     """
     if (asked := epsilon(option)) is None:
         return None
-    value = USUAL_DELTA if option.get("delta") is None else option.delta
+    value = _delta(option)
     require.within("scenario.delta", value, 0, 1)
     return asked, float(value)
 

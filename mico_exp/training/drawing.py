@@ -11,6 +11,7 @@ import numpy as np
 
 from mico_exp.challenge.phases import SHADOW
 from mico_exp.challenge.tree import ModelFolder, Scenario
+from mico_exp.common import require
 from mico_exp.common.arrays import Indices
 from mico_exp.common.errors import InputError, printable
 
@@ -39,8 +40,7 @@ class Among:
         Raises:
             InputError: what is to be done with the rest is none of `RESTS`.
         """
-        if rest not in RESTS:
-            raise InputError(f"`rest` must be one of {', '.join(RESTS)}, got {rest!r:.80}.")
+        require.one_of("rest", rest, RESTS)
         every = np.arange(records)
         chosen = every if some is None else np.unique(some)
         others = np.setdiff1d(every, chosen) if rest == "in" else every[:0]

@@ -45,11 +45,7 @@ class PrivacyTarget:
         require.within("epsilon", self.epsilon, *EPSILONS, advice=without)
         require.within("delta", self.delta, *DELTAS)
         require.within("clip_norm", self.clip_norm, *CLIP_NORMS)
-        if self.accountant not in ACCOUNTANTS:
-            raise InputError(
-                f"`accountant` must be one of {', '.join(ACCOUNTANTS)}, "
-                f"got {self.accountant!r:.80}."
-            )
+        require.one_of("accountant", self.accountant, ACCOUNTANTS)
 
 
 @dataclass(frozen=True, eq=False)

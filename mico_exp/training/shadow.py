@@ -322,8 +322,7 @@ def check_asked(kind: str, target: str | None, models: int | None) -> int:
     Raises:
         InputError: there is no such kind, a target is named for another one, or it is no number.
     """
-    if kind not in KINDS:
-        raise InputError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r:.80}.")
+    require.one_of("kind", kind, KINDS)
     if target is not None and kind != LEAVE_OUT:
         raise InputError(f"`target` must be null but for kind={LEAVE_OUT}, got {target!r:.80}.")
     count = USUAL[kind] if models is None else models

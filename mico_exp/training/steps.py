@@ -62,10 +62,7 @@ class Plan:
             raise InputError(
                 f"`schedule_each` must be {EPOCH} or {STEP}, got {self.schedule_each!r:.80}."
             )
-        if self.precision not in PRECISIONS:
-            raise InputError(
-                f"`precision` must be one of {', '.join(PRECISIONS)}, got {self.precision!r:.80}."
-            )
+        require.one_of("precision", self.precision, PRECISIONS)
 
     def rate(self, records: int) -> float:
         """Chance of a record to be in a batch of Poisson's, of a model with so many."""
