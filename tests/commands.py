@@ -22,6 +22,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 HERE = Path(__file__).parent
+TRACED = sys.gettrace() is not None  # as for coverage: Hydra then shows the trace of an error
 IMPORTED = (  # by functions of ours and of libraries, once they are called
     "PIL.BmpImagePlugin",
     "PIL.GifImagePlugin",

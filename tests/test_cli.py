@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import run
+from commands import TRACED, run
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -57,6 +57,7 @@ def test_a_sweep_stays_a_sweep():
     assert list(parsed.sweep_string_iterator()) == ["'0'", "'1'", "'2'"]
 
 
+@pytest.mark.skipif(TRACED, reason="Hydra leaves its own words out where code is traced")
 def test_a_wrong_option_lists_those_there_are(tmp_path):
     done = run("mico_exp", "metric=los", cwd=tmp_path, status=1)
     assert "Could not find 'metric/los'" in done.stderr
@@ -69,7 +70,7 @@ def test_a_wrong_option_lists_those_there_are(tmp_path):
 def test_a_mistyped_key(tmp_path):
     done = run("mico_exp", "metrc=loss", cwd=tmp_path, status=1)
     assert "metrc" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert TRACED or "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["mico_exp", "mico_exp.build", "mico_exp.select_best"])
