@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -158,17 +159,23 @@ class _JustChecked:
     def _states(self) -> dict[tuple[Path, Status], dict[str, Tensor]]:
         return {}
 
+    @cached_property
+    def _sizes(self) -> Counter[tuple[Path, Status]]:
+        return Counter()
+
     def keep(self, path: Path, state: dict[str, Tensor]) -> None:
         """Keep a state, if there is room, and its file has been at rest for a while."""
-        status, states = Status.of(path), [*self._states.values(), state]
-        size = sum(tensor.nbytes for one in states for tensor in one.values())
-        if status.is_at_rest and size <= KEPT_BYTES:
-            self._states[path, status] = state
+        key = path, Status.of(path)
+        size = sum(tensor.nbytes for tensor in state.values())
+        if key[1].is_at_rest and self._sizes.total() + size <= KEPT_BYTES:
+            self._states[key], self._sizes[key] = state, size
 
     def take(self, path: Path) -> dict[str, Tensor] | None:
         """Give a state, once; None if it is not kept, or the file is another by now."""
         with suppress(OSError):  # whoever reads it then says so
-            return self._states.pop((path, Status.of(path)), None)
+            key = path, Status.of(path)
+            self._sizes.pop(key, None)
+            return self._states.pop(key, None)
         return None
 
 
