@@ -1,5 +1,6 @@
 """Extraction by real Ray workers on this machine."""
 
+import shutil
 import signal
 import time
 from functools import partial
@@ -12,6 +13,7 @@ from conftest import SIZES, tiny_recipe
 from failing import OnceDeadly, broken, once_deadly, whose
 from listener import heard, listening
 from test_recipe import contents
+from test_shadow import add
 
 from mico_exp.challenge.points import challenge_points
 from mico_exp.challenge.tree import load_scenario
@@ -209,3 +211,18 @@ def test_workers_build_what_this_process_builds_though_one_dies(digits, tmp_path
     assert marker.exists()
     build(tmp_path / "here", recipe_of(marker), digits)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
+def test_workers_train_the_references_that_this_process_trains_though_one_dies(
+    built, digits, tmp_path
+):
+    marker, here, there = (tmp_path / name for name in ("killed", "here", "there"))
+    begin = Fresh(partial(OnceDeadly, str(marker)), {"_target_": "Linear"})
+    plan = Plan(20, 16, partial(torch.optim.SGD, lr=0.1))
+    how = {"widths": None, "network": begin, "plan": plan}
+    for root, workers in ((there, Ray(num_workers=2)), (here, None)):
+        shutil.copytree(built, root)
+        assert add(root, digits, "pool", 3, workers=workers, **how) == 3
+        assert add(root, digits, "leave_out", 2, "model_1", workers=workers, **how) == 2
+        assert marker.exists()
+    assert contents(there) == contents(here)

@@ -260,6 +260,7 @@ def add(
     among=None,
     rest="out",
     scenario="digits_inf",
+    workers=None,
     **changes,
 ):
     """Train references as the command does."""
@@ -269,7 +270,7 @@ def add(
     asked = Run(kind, None, check_asked(kind, target, models))
     groups = groups_for(found, asked, target, drawn, how)
     pool = Pool(root / "digits" / scenario, changes.get("seed", 0))
-    return pool.train(groups, digits, "cpu", Local())
+    return pool.train(groups, digits, "cpu", workers or Local())
 
 
 def contents(folder):
