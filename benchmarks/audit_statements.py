@@ -6,10 +6,16 @@
 
 - `null`: pools over nothing; how often any record is called exposed, or ranked apart from another.
 - `ranks`: pools of records that differ; how often all true ranks lie within their intervals.
-- `precision`: 2 x 64 models of digits, each trained on a random half of the records. Both halves
-  rank the records; the share of one's top 50 that is in the other's. Beside it the records' mean
-  LiRA score in models that were trained on them, and their share above one threshold for all. The
-  interval is over draws of the models of both halves.
+- `alike`: pools of records that do not, but whose in and out models vary unlike; how often any
+  record is ranked apart from another.
+- `precision`: pools of 2 x 64 models of digits, each trained on a random half of the records.
+  Both halves rank the records; the share of one's top 50 that is in the other's. Beside it the
+  records' mean LiRA score in models that were trained on them, their share above one threshold
+  for all, LiRA's own measure of a record, and how badly a record is told by models that never saw
+  it. Intervals are Student's t over pools, of other models and halves each. What are chosen are
+  also held against the other half's LiRA and TPR, and the same is done with normal scores that
+  have the records' moments, where more can be known than any statistic knows. Ranks by the models
+  of all pools are held against intervals by 128 or 100 of them.
 - `compare`: equal sides; how often the interval of the difference does not hold 0.
 - `gate`: models whose true TPR at FPR 0.1 is the ceiling, or so much below; how often they pass;
   also where all models are asked about the same records.
@@ -25,6 +31,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy.special import expit
+from scipy.stats import t as student
 
 from mico_exp.attacks import formulas
 from mico_exp.attacks.calibration import calibrate
@@ -37,6 +45,8 @@ from mico_exp.training.stacked import initial_mlps, train
 from mico_exp.training.steps import Plan
 
 TOP = 50
+POOLS = 6
+HALVINGS = 3  # of each
 OWN = 1.0  # deviation of the levels of records that models share
 
 
@@ -86,13 +96,26 @@ def ranks(repetitions: int, seed: int) -> None:
         rate(f"{kind}: all true ranks within", held, repetitions)
 
 
-def digits_pool(models: int = 128, steps: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+def alike(repetitions: int, seed: int) -> None:
+    """Records whose true separations are the same, and whose sides vary unlike."""
+    for models, share, ratio in ((60, 0.2, 3), (100, 0.18, 3), (128, 0.5, 3), (128, 0.5, 1 / 3)):
+        random, apart = np.random.default_rng(seed), 0
+        for _ in range(repetitions):
+            inside = random.random((models, 30)) < share
+            scores = random.normal(size=inside.shape) * np.where(inside, ratio, 1) + inside
+            found = judge_records(Asked(np.arange(30), scores, inside, ~inside))
+            apart += (found.low > 1).any() or (found.high < len(found.records)).any()
+        told = f"{models} models, {share:.0%} in, {ratio:.2g} times as wide"
+        rate(f"{told}: any apart", apart, repetitions)
+
+
+def digits_pool(seed: int, models: int = 128, steps: int = 2000) -> tuple[np.ndarray, np.ndarray]:
     """φ (M, N) of digit models, and which half of the records each was trained on."""
     records = datasets.digits()
     count = len(records.labels)
-    keep = np.random.default_rng(0).random((models, count)).argsort(axis=1) < count // 2
+    keep = np.random.default_rng(seed).random((models, count)).argsort(axis=1) < count // 2
     own = torch.from_numpy(np.stack([np.flatnonzero(row) for row in keep]))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     mlps = initial_mlps(models, (64, 64, 10), generator)
     plan = Plan(steps, 32, functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9))
     train(mlps, inputs_at(records, own), records.labels[own], plan, generator)
@@ -127,29 +150,128 @@ def lira_share(scores: np.ndarray, keep: np.ndarray) -> np.ndarray:
     return (above & keep).sum(axis=0) / np.maximum(keep.sum(axis=0), 1)
 
 
-def overlap(value: Callable, scores: np.ndarray, keep: np.ndarray, halves: tuple) -> float:
-    tops = [
-        set(np.argsort(-value(scores[half], keep[half]), kind="stable")[:TOP]) for half in halves
-    ]
-    return len(tops[0] & tops[1]) / TOP
+def moments(scores: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and deviations (2, N), of in models and of out models."""
+    sides = [np.where(mask, scores, np.nan) for mask in (keep, ~keep)]
+    means, deviations = (
+        np.stack([of(one, axis=0) for one in sides])
+        for of in (np.nanmean, functools.partial(np.nanstd, ddof=1))
+    )
+    return means, deviations
+
+
+def lira_own(scores: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """LiRA's measure of a record: its mean gap over the sum of both deviations."""
+    means, deviations = moments(scores, keep)
+    return (means[0] - means[1]) / deviations.sum(axis=0)
+
+
+def hard(scores: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    return -moments(scores, keep)[0][1]
+
+
+def tpr(scores: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    return judge_records(Asked(np.arange(scores.shape[1]), scores, keep, ~keep)).tpr
+
+
+WAYS = {
+    "ours": ours,
+    "LiRA, mean": lira_mean,
+    "LiRA, share": lira_share,
+    "LiRA, its own": lira_own,
+    "out mean": hard,
+}
+
+
+def top(value: np.ndarray) -> np.ndarray:
+    return np.argsort(-value, kind="stable")[:TOP]
+
+
+def common(first: np.ndarray, second: np.ndarray) -> float:
+    return len(np.intersect1d(first, second)) / TOP
+
+
+def between(values: np.ndarray) -> str:
+    """Mean of pools' values with its interval."""
+    wide = student.isf(0.025, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():+.3f} [{values.mean() - wide:+.3f}, {values.mean() + wide:+.3f}]"
+
+
+def halved(random: np.random.Generator, scores: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Precision, that of LiRA's mean, and TPR in the other half (ways, 3), over halvings."""
+    found = np.zeros((HALVINGS, len(WAYS), 3))
+    for one in found:
+        order = random.permutation(len(scores))
+        halves = [(scores[half], keep[half]) for half in np.split(order, 2)]
+        rates = [tpr(*half) for half in halves]
+        tops = {name: [top(way(*half)) for half in halves] for name, way in WAYS.items()}
+        for row, (first, second) in zip(one, tops.values(), strict=True):
+            last, other = tops["LiRA, mean"]
+            crossed = (common(first, other) + common(second, last)) / 2
+            told = (rates[1][first].mean() + rates[0][second].mean()) / 2
+            row[:] = common(first, second), crossed, told
+    return found.mean(axis=0)
 
 
 def precision(repetitions: int, seed: int) -> None:
+    pools = max(min(repetitions, POOLS), 2)
     for steps in (2000, 400):
-        scores, keep = digits_pool(steps=steps)
-        random = np.random.default_rng(1 + seed)
-        ways = {"ours": ours, "LiRA, mean": lira_mean, "LiRA, share": lira_share}
-        found: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(min(repetitions, 20)):
-            order = random.permutation(len(scores))
-            for name, way in ways.items():
-                found[name].append(overlap(way, scores, keep, (order[:64], order[64:])))
-        print(f"  {steps} steps, top {TOP} of 64 models that are the top of 64 others")
-        for name, values in found.items():
-            gap = np.array(found["ours"]) - values
-            low, high = np.percentile(gap, [2.5, 97.5])
-            told = "" if name == "ours" else f", ours {gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
-            print(f"  {name:14} {np.mean(values):.3f}{told}", flush=True)
+        random, found, every = np.random.default_rng(1 + seed), [], []
+        for number in range(pools):
+            every.append(digits_pool(seed * POOLS + number, steps=steps))
+            found.append(halved(random, *every[-1]))
+        values = np.array(found)
+        print(f"  {steps} steps, {pools} pools; top {TOP} of 64 models in the top of 64 others")
+        for place, name in enumerate(WAYS):
+            same, crossed, told = values[:, place].mean(axis=0)
+            gap = (
+                "" if name == "ours" else f", ours {between(values[:, 0, 0] - values[:, place, 0])}"
+            )
+            print(
+                f"  {name:14} {same:.3f}; of LiRA's {crossed:.3f}, TPR {told:.3f}{gap}", flush=True
+            )
+        together = [np.concatenate(part) for part in zip(*every, strict=True)]
+        ideal(random, *together)
+        within(random, *together)
+
+
+def ideal(random: np.random.Generator, scores: np.ndarray, keep: np.ndarray) -> None:
+    """The same of normal scores, also where the deviations, or half of the noise, are known."""
+    true, deviations = moments(scores, keep)
+    found = []
+    for _ in range(20):
+        tops = []
+        for _ in range(2):
+            inside = random.random((64, scores.shape[1])).argsort(axis=0) < 32
+            drawn = random.normal(size=inside.shape)
+            drawn = np.where(
+                inside, true[0] + deviations[0] * drawn, true[1] + deviations[1] * drawn
+            )
+            gap, known = (np.subtract(*one) for one in (moments(drawn, inside)[0], true))
+            spread = deviations.sum(axis=0)
+            values = lira_mean(drawn, inside), ours(drawn, inside), gap / spread
+            tops.append([top(value) for value in (*values, (gap + known) / 2 / spread)])
+        found.append([common(*pair) for pair in zip(*tops, strict=True)])
+    names = "LiRA, mean", "ours", "deviations known", "and half of the means' noise gone"
+    told = ", ".join(f"{n} {v:.3f}" for n, v in zip(names, np.mean(found, axis=0), strict=True))
+    print(f"  normal scores: {told}", flush=True)
+
+
+def within(random: np.random.Generator, scores: np.ndarray, keep: np.ndarray) -> None:
+    """How often the ranks by all pools' models all lie within intervals of some of them."""
+    records = np.arange(scores.shape[1])
+    for metric, values in (("logit", scores), ("confidence", expit(scores))):
+        true = judge_records(Asked(records, values, keep, ~keep)).rank
+        for models, share in ((128, 0.5), (100, 0.18)):
+            held = 0
+            for _ in range(40):
+                some = random.permutation(len(scores))[: round(models * 2 * (1 - share))]
+                asked = random.random(keep[some].shape) < share / (1 - share)
+                inside = keep[some] & asked  # of half of them, so many in models
+                found = judge_records(Asked(records, values[some], inside, ~keep[some]))
+                known = true[found.records]
+                held += ((found.low <= known) & (known <= found.high)).all()
+            rate(f"{metric}, {models} models, {share:.0%} in: all ranks within", held, 40)
 
 
 # ---------------------------------------------------------------- differences
@@ -232,7 +354,7 @@ def speed(repetitions: int, seed: int) -> None:  # noqa: ARG001
     print(f"  load {os.getloadavg()[0]:.1f}; {before:.2f} GB before, {peak:.2f} GB at most")
 
 
-PARTS = {one.__name__: one for one in (null, ranks, precision, compare, gate, speed)}
+PARTS = {one.__name__: one for one in (null, ranks, alike, precision, compare, gate, speed)}
 
 
 def main() -> None:

@@ -78,7 +78,8 @@ class Risks:
     records: indices. models: (R,) how many were asked. in_mean, out_mean: of their scores.
     tpr: share of in models above the lowest threshold whose FPR, over the record's own out
         models, is strictly below `fpr`.
-    separation: how far in models lie above out models, in deviations of a score.
+    separation: how far in models lie above out models, in deviations of a score, the mean of
+        those of both sides.
     rank: 1 for the largest separation; equal ones share it. low, high: intervals of the true ranks
         that hold for all records together in 95 % of cases.
     exposed: `tpr` is above what chance gives, with at most 5 % chance of any false one among all.
@@ -102,11 +103,13 @@ class Risks:
 def judge_records(asked: Asked, fpr: float = 0.1) -> Risks:
     """Judge every record by its own models.
 
-    The separation is (mean in − mean out)/s. s² is the mean of the record's own variance around
-    the two means and of that over all records: a deviation of few models is itself uncertain, and
-    half of each gives the most repeatable order (after Smyth 2004, doi 10.2202/1544-6115.1027,
-    whose weight is estimated). Its error is 1/n_in + 1/n_out, more where the own variance is above
-    s², and the deviation's own; Student's t at a level of 5 % shared among all records makes
+    The separation is (mean in − mean out) over the mean of two deviations, of in models and of
+    out models: LiRA's measure of a record's risk (Carlini et al. 2022, arXiv 2112.03570). A record
+    that is learnt by heart is told alike by all in models and not by out models, so the two are
+    not the same. Each variance is half the record's own and half that of its side over all
+    records: one of few models is itself uncertain, and half of each gives a repeatable order
+    (after Smyth 2004, doi 10.2202/1544-6115.1027, whose weight is estimated). Its error is of both
+    means and both deviations; Student's t at a level of 5 % shared among all records makes
     intervals that hold together, and these make ranks (Klein, Wright & Wieczorek 2020, doi
     10.1111/rssa.12521): as many records are certainly above as have their whole interval above.
 
@@ -128,8 +131,8 @@ def judge_records(asked: Asked, fpr: float = 0.1) -> Risks:
             "were not: members and non-members are needed."
         )
     sides = sides.at(both)
-    separation, error = _separation(sides)
-    rank, low, high = _ranks(separation, error, sides.inside + sides.outside - 2)
+    separation, error, freedom = _separation(sides)
+    rank, low, high = _ranks(separation, error, freedom)
     return Risks(
         records=asked.records[both],
         models=sides.inside + sides.outside,
@@ -152,7 +155,7 @@ def _blocks(records: int) -> Iterator[slice]:
 
 
 class _Sides(NamedTuple):
-    """Of each record (R,): models on each side, their means, squares around both.
+    """Of each record (R,): models on each side, their means, squares around these.
 
     above: in models above the threshold.
     """
@@ -171,25 +174,26 @@ class _Sides(NamedTuple):
     outside: Indices
     in_mean: Floats
     out_mean: Floats
-    squares: Floats
+    in_squares: Floats
+    out_squares: Floats
     above: Indices
 
 
 def _sides(asked: Asked, some: slice, fpr: float) -> _Sides:
     """Look at some of the records."""
     scores, inside, outside = asked.scores[:, some], asked.inside[:, some], asked.outside[:, some]
-    counts, means, squares = [], [], np.zeros(scores.shape[1])
+    counts, means, squares = [], [], []
     for mask in (inside, outside):
         count = np.count_nonzero(mask, axis=0)
         # Relative to one of them, so that models that agree have no spread at all.
         anchor = np.where(mask, scores, -np.inf).max(axis=0)
         apart = np.where(mask, scores - np.where(count > 0, anchor, 0), 0)
         mean = apart.sum(axis=0) / np.maximum(count, 1)
-        squares += np.where(mask, np.square(apart - mean), 0).sum(axis=0)
+        squares.append(np.where(mask, np.square(apart - mean), 0).sum(axis=0))
         counts.append(count)
         means.append(np.where(count > 0, anchor + mean, np.nan))
     above = _above(scores, inside, outside, fpr)
-    return _Sides(counts[0], counts[1], means[0], means[1], squares, above)
+    return _Sides(counts[0], counts[1], means[0], means[1], squares[0], squares[1], above)
 
 
 def allowed(outside: Indices, fpr: float) -> Indices:
@@ -212,32 +216,48 @@ def _above(scores: Floats, inside: Mask, outside: Mask, fpr: float) -> Indices:
     return found
 
 
-def _separation(sides: _Sides) -> tuple[Floats, Floats]:
-    """Separation of every record (R,), and its error; infinite where there are but two models.
+def _separation(sides: _Sides) -> tuple[Floats, Floats, Floats]:
+    """Separation of every record (R,), its error, and the error's degrees of freedom.
+
+    A side with one model has the other's variance. The error is infinite where there are but two
+    models. Degrees of freedom are Welch's, of means whose variances differ.
 
     Raises:
         InputError: no model differs from another at any record.
     """
-    freedom = sides.inside + sides.outside - 2
     gap = sides.in_mean - sides.out_mean
-    total = sides.squares.sum() / max(int(freedom.sum()), 1)
-    if total == 0 and not gap.any():
+    count = np.stack([sides.inside, sides.outside])
+    own, shrunk, freedom = _variances(count, np.stack([sides.in_squares, sides.out_squares]))
+    if not (own.any() or gap.any()):
         raise InputError(
             f"All scores of each of {len(gap)} records are equal: they tell nothing of membership."
         )
-    own = np.divide(sides.squares, freedom, out=np.full(gap.shape, total), where=freedom > 0)
-    shared = (own + total) / 2
-    shared = np.where(shared > 0, shared, 1)
-    found = gap / np.sqrt(shared)
-    error = np.maximum(own / shared, 1) * (1 / sides.inside + 1 / sides.outside)
-    error += np.square(found) / (4 * np.maximum(freedom, 1))
-    return found, np.where(freedom > 0, np.sqrt(error), np.inf)
+    deviation = np.sqrt(shrunk).mean(axis=0)
+    deviation = np.where(deviation > 0, deviation, 1)
+    found = gap / deviation
+    of_means, freedom = np.maximum(own, shrunk) / count, np.maximum(freedom, 1)
+    error = of_means.sum(axis=0) + np.square(found) * (shrunk / freedom).sum(axis=0) / 16
+    most, parts = count.sum(axis=0) - 2, (np.square(of_means) / freedom).sum(axis=0)
+    welch = np.square(of_means.sum(axis=0)) / np.where(parts > 0, parts, 1)
+    error = np.where(most > 0, np.sqrt(error) / deviation, np.inf)
+    return found, error, np.where(parts > 0, np.minimum(welch, most), most)
 
 
-def _ranks(value: Floats, error: Floats, freedom: Indices) -> tuple[Indices, Indices, Indices]:
+def _variances(count: Indices, squares: Floats) -> tuple[Floats, Floats, Indices]:
+    """Each side's own variances (2, R), those half shrunk to its mean one, degrees of freedom."""
+    freedom = count - 1
+    squares = np.where(freedom > 0, squares, squares[::-1])
+    freedom = np.where(freedom > 0, freedom, freedom[::-1])
+    common = squares.sum(axis=1) / np.maximum(freedom.sum(axis=1), 1)
+    common = np.broadcast_to(common[:, np.newaxis], squares.shape)
+    own = np.divide(squares, freedom, out=common.copy(), where=freedom > 0)
+    return own, (own + common) / 2, freedom
+
+
+def _ranks(value: Floats, error: Floats, freedom: Floats) -> tuple[Indices, Indices, Indices]:
     """Ranks (R,) of values, the largest first, with both ends of intervals that hold together."""
     count = len(value)
-    different, place = np.unique(np.maximum(freedom, 1), return_inverse=True)
+    different, place = np.unique(np.maximum(np.floor(freedom), 1), return_inverse=True)
     wide = student.isf(ERROR / (2 * count), different)[place]
     low, high = value - wide * error, value + wide * error
     rank = 1 + count - np.searchsorted(np.sort(value), value, side="right")
