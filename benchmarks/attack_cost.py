@@ -31,8 +31,10 @@ from mico_exp.config.making import make
 from mico_exp.config.metrics import all_metrics
 from mico_exp.config.typed import OPTIONS
 from mico_exp.results.cell import calibrate_phases
-from mico_exp.scores.inference import GRADIENTS, ModelRunner, Processor, family_of
+from mico_exp.scores.families import GRADIENTS, family_of
+from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.table import Scores
+from mico_exp.scores.white_box import GradientRunner
 
 MODELS, ROUNDS = 20, 3
 PURCHASE_POINTS = 36_224  # unique challenge points of purchase100_inf
@@ -73,6 +75,7 @@ def measure(cfg: Any) -> None:
     extraction = setup.extraction
     metrics = all_metrics(disclosed=False)
     runner = ModelRunner(Processor("cpu"))
+    gradients = GradientRunner(runner)
     folders = [model.path for model in scenario.phases["train"][:MODELS]]
     models = [runner.load_one(extraction.architecture, path) for path in folders]
     stacked = runner.load(extraction.architecture, folders)
@@ -83,7 +86,7 @@ def measure(cfg: Any) -> None:
         if family_of(metric) == GRADIENTS:
             found = seconds(
                 lambda some=some: [
-                    runner.gradient_scores(model, records, points.unique, some) for model in models
+                    gradients.scores(model, records, points.unique, some) for model in models
                 ]
             )
         else:

@@ -40,11 +40,12 @@ def measure() -> None:
     try:
         from mico_exp.challenge.datasets import purchase_like
         from mico_exp.models.architectures import MLP
-        from mico_exp.scores import gradients, inference
+        from mico_exp.scores import gradients
+        from mico_exp.scores.inference import ModelRunner, Processor
+        from mico_exp.scores.white_box import GradientRunner, Reference
 
-        runner = inference.ModelRunner(inference.Processor("cpu"))
-        if hasattr(inference, "Reference"):
-            known = {"known": inference.Reference()}
+        scores = GradientRunner(ModelRunner(Processor("cpu"))).scores
+        known = {"known": Reference()}
     except ImportError:  # the package when it had no folders
         from mico_exp.datasets import purchase_like
         from mico_exp.evaluation import Evaluator, Processor
@@ -52,7 +53,7 @@ def measure() -> None:
         from mico_exp import gradients
         from mico_exp.models import MLP
 
-        runner = Evaluator(Processor("cpu"))
+        scores = Evaluator(Processor("cpu")).gradient_scores
     records = purchase_like(RECORDS, rank=20, spread=1.5, noise=0.8, seed=0)
     features = records.inputs(torch.arange(RECORDS))
     metrics = {"norm": gradients.GradNorm(), "alignment": gradients.GradAlignment()}
@@ -64,11 +65,11 @@ def measure() -> None:
         torch.manual_seed(seed)
         models.append(trained(MLP([600, 128, 100]), features, records.labels))
     first, *others = models
-    runner.gradient_scores(first, records, np.arange(OWN), metrics, **known)
+    scores(first, records, np.arange(OWN), metrics, **known)
     for count in (POINTS, OWN):
         started = time.process_time()
         for model in others:
-            runner.gradient_scores(model, records, np.arange(count), metrics, **known)
+            scores(model, records, np.arange(count), metrics, **known)
         print((time.process_time() - started) / MODELS)
 
 

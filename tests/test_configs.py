@@ -18,6 +18,7 @@ from mico_exp.models.architectures import MLP
 from mico_exp.scores.gradients import GradientMetric
 from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.perturbation import PerturbedMetric
+from mico_exp.scores.white_box import GradientRunner
 
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
@@ -65,7 +66,7 @@ def test_every_metric_gives_a_score_for_each_point(composed, option, digits):
         model = MLP([64, 8, 10]).eval().requires_grad_(False)
         known = np.arange(0, 1797, 3) if metric.disclosed else None
         points = np.arange(50, 90)
-        scores = ModelRunner(Processor("cpu")).gradient_scores(
+        scores = GradientRunner(ModelRunner(Processor("cpu"))).scores(
             model, digits, points, {option: metric}, known
         )[option]
         assert scores.shape == (40,)

@@ -18,9 +18,10 @@ from transformers import (
 
 from mico_exp.common.errors import InputError
 from mico_exp.models import planning
-from mico_exp.scores import gradients, inference
-from mico_exp.scores.inference import ModelRunner, Processor, Reference
+from mico_exp.scores import gradients, white_box
+from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.sight import sight_of
+from mico_exp.scores.white_box import GradientRunner, Reference
 
 CLASSES, POINTS = 3, 6
 METRICS = {"grad_norm": gradients.GradNorm(), "grad_alignment": gradients.GradAlignment()}
@@ -237,8 +238,8 @@ ALONE = ("resnet", "lstm, time first", "encoder, time first", "tied")  # some of
 def test_as_autograd_has_it(name, batch_size):
     make, inputs = ZOO[name]
     model, records = ready(make), Records(inputs())
-    runner = ModelRunner(Processor("cpu", batch_size=batch_size))
-    found = runner.gradient_scores(model, records, np.arange(POINTS), METRICS)
+    runner = GradientRunner(ModelRunner(Processor("cpu", batch_size=batch_size)))
+    found = runner.scores(model, records, np.arange(POINTS), METRICS)
     rows = written_out(model, records)
     norms = rows.norm(dim=1)
     np.testing.assert_allclose(-found["grad_norm"], norms, rtol=1e-4)
@@ -300,20 +301,19 @@ class Rounding(Dropping):
     ],
 )
 def test_what_has_no_gradients_is_refused(make, words):
-    runner, records = ModelRunner(Processor("cpu")), Records(sequences())
+    runner, records = GradientRunner(ModelRunner(Processor("cpu"))), Records(sequences())
     with pytest.raises(InputError, match=words):
-        runner.gradient_scores(
-            ready(make), records, np.arange(POINTS), {"grad_norm": METRICS["grad_norm"]}
-        )
+        runner.scores(ready(make), records, np.arange(POINTS), {"grad_norm": METRICS["grad_norm"]})
 
 
 def test_a_network_is_compared_with_autograd_once(monkeypatch):
     seen = []
-    monkeypatch.setattr(inference, "plan_of", lambda *a: seen.append(0) or planning.plan_of(*a))
-    runner, records, known = ModelRunner(Processor("cpu")), Records(sequences()), Reference()
+    monkeypatch.setattr(white_box, "plan_of", lambda *a: seen.append(0) or planning.plan_of(*a))
+    records, known = Records(sequences()), Reference()
+    runner = GradientRunner(ModelRunner(Processor("cpu")))
     for make in (conv1d, conv1d, tied, conv1d):
         model = ready(make)
-        runner.gradient_scores(model, records, np.arange(POINTS), METRICS, known=known)
+        runner.scores(model, records, np.arange(POINTS), METRICS, known=known)
     assert len(seen) == 2
 
 

@@ -9,9 +9,10 @@ from mico_exp.challenge.datasets import Features
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.models import backprop, planning
 from mico_exp.models.architectures import CNN, MLP
-from mico_exp.scores import gradients
+from mico_exp.scores import gradients, white_box
 from mico_exp.scores.gradients import View
-from mico_exp.scores.inference import ModelRunner, Processor, reference_of
+from mico_exp.scores.inference import ModelRunner, Processor
+from mico_exp.scores.white_box import GradientRunner, reference_of
 
 RECORDS, POINTS = 40, np.array([3, 17, 29, 5, 38])
 
@@ -124,6 +125,25 @@ def test_a_class_without_reference_scores_nothing(world):
     assert (found[world[2] == 1] != 0).all()
 
 
+@pytest.mark.parametrize("cut", [19, 2])
+def test_alignment_whether_a_class_has_no_reference_one_or_many(world, cut):
+    """Pairs of records in place of a mean gradient are less for up to 3 and 2 of them."""
+    labels = world[2]
+    some = torch.cat([torch.where(labels == c)[0][:n] for c, n in ((3, 10), (1, 1), (2, 2))])
+    some = some[torch.randperm(len(some))]
+    metric = gradients.GradAlignment()
+    prepared = ready(metric, (view(world, part) for part in some.split(cut)), RECORDS)
+    assert prepared.keys() == {1, 2, 3}
+    kinds = {label: [type(part) for part in pull.total] for label, pull in prepared.items()}
+    assert kinds[1] == kinds[2] == [backprop.Outer, backprop.Outer]
+    assert kinds[3] == [torch.Tensor, torch.Tensor]
+    found, grads = metric.score(view(world), prepared), rows(world, loss)
+    for i in range(RECORDS):
+        same = grads[some[labels[some] == labels[i]]]
+        expected = -grads[i] @ same.mean(dim=0) if len(same) else torch.zeros(())
+        assert found[i].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
 def weights_of(world):
     return torch.cat([joined(*pair) for pair in pairs(list(world[0].parameters()))])
 
@@ -226,11 +246,9 @@ def records(world):
 
 @pytest.mark.parametrize("batch_size", [1, 3, None])
 def test_the_runner_gives_the_same_in_any_batches(world, records, batch_size):
-    model = MLP([7, 6, 4])
-    model.load_state_dict({k: v.float() for k, v in world[0].state_dict().items()})
-    model.eval().requires_grad_(False)
-    runner = ModelRunner(Processor("cpu", batch_size=batch_size))
-    found = runner.gradient_scores(model, records, POINTS, METRICS)
+    model = in_float32(world)
+    runner = GradientRunner(ModelRunner(Processor("cpu", batch_size=batch_size)))
+    found = runner.scores(model, records, POINTS, METRICS)
     for name, metric in METRICS.items():
         seen = torch.from_numpy(reference_of(metric, RECORDS))
         assert len(seen) == (metric.reference or 0)
@@ -239,10 +257,74 @@ def test_the_runner_gives_the_same_in_any_batches(world, records, batch_size):
         np.testing.assert_allclose(found[name], expected.numpy(), rtol=2e-3, atol=1e-4)
 
 
+def in_float32(world):
+    model = MLP([7, 6, 4])
+    model.load_state_dict({k: v.float() for k, v in world[0].state_dict().items()})
+    return model.eval().requires_grad_(False)
+
+
+EVERY = {
+    "grad_norm": gradients.GradNorm(),
+    "grad_alignment": gradients.GradAlignment(reference=12),
+    "representer": gradients.Representer(reference=12),
+    "kfac": gradients.Kronecker(reference=None),
+}
+
+
+@pytest.mark.parametrize(
+    ("points", "traces"),
+    [
+        (np.random.default_rng(0).permutation(RECORDS)[:33], 2),
+        (np.array([30, 2, 2, *range(5, 38), 30]), 2),
+        (np.array([30, 2, 2, 7]), 3),  # to look at all records again would be more than these
+    ],
+)
+def test_points_among_reference_records_are_not_run_again(
+    world, records, points, traces, monkeypatch
+):
+    seen = []
+    real = backprop.trace
+    monkeypatch.setattr(white_box, "trace", lambda *some: seen.append(0) or real(*some))
+    runner = GradientRunner(ModelRunner(Processor("cpu")))
+    found = runner.scores(in_float32(world), records, points, EVERY)
+    assert len(seen) == traces
+    for name, metric in EVERY.items():
+        reference = torch.from_numpy(reference_of(metric, RECORDS))
+        prepared = ready(metric, [view(world, reference)], RECORDS)
+        expected = metric.score(view(world, torch.from_numpy(points)), prepared)
+        np.testing.assert_allclose(found[name], expected.numpy(), rtol=2e-3, atol=1e-4)
+
+
+class Lifting(nn.Module):
+    """Its inputs with 0 in place of what is below, which it may write into them."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, inputs):
+        return inputs.relu_() if self.inplace else inputs.relu()
+
+
+def test_models_that_change_their_inputs_share_none(world, records):
+    """One after another, at points within the reference and at others."""
+    found = []
+    for inplace in (False, True):
+        known = white_box.Reference()
+        runner = GradientRunner(ModelRunner(Processor("cpu")))
+        model = nn.Sequential(Lifting(inplace), in_float32(world))
+        asked = (np.arange(RECORDS), POINTS, np.arange(RECORDS))
+        found.append([runner.scores(model, records, some, EVERY, known=known) for some in asked])
+        assert bool(known._given) != inplace
+    for plain, writing in zip(*found, strict=True):
+        for name in EVERY:
+            np.testing.assert_allclose(writing[name], plain[name], rtol=1e-4, atol=1e-6)
+
+
 def test_a_model_that_is_not_finite_scores_nan(records):
     model = MLP([7, 6, 4]).eval().requires_grad_(False)
     next(iter(model.parameters()))[0, 0] = torch.nan
-    found = ModelRunner(Processor("cpu")).gradient_scores(model, records, POINTS, METRICS)
+    found = GradientRunner(ModelRunner(Processor("cpu"))).scores(model, records, POINTS, METRICS)
     assert found.keys() == METRICS.keys()
     assert all(np.isnan(values).all() for values in found.values())
 

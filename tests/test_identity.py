@@ -15,10 +15,12 @@ from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.identity import WORDS, CellIdentity, ChoiceIdentity, ScoreIdentity
 from mico_exp.config import setup
 from mico_exp.models.architectures import MLP, Architecture, fill
+from mico_exp.models.backprop import Layer
 from mico_exp.models.weights import load_state
 from mico_exp.results import cell
-from mico_exp.scores import addresses, metrics, vitals
+from mico_exp.scores import addresses, inference, metrics, perturbation, vitals, white_box
 from mico_exp.scores.extraction import Extraction
+from mico_exp.scores.families import WORKS
 from mico_exp.scores.gradients import DisclosedKronecker
 from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
@@ -88,6 +90,24 @@ def test_every_entry_of_a_score_makes_other_scores(job, digits, monkeypatch, cha
     assert (abs(after.shadow - before.shadow).max() > 1e-4) == (change != "inference")
     monkeypatch.undo()
     assert job().compute(METRIC) == []  # both are there
+
+
+@pytest.mark.parametrize(
+    ("changed", "families"),
+    [
+        ((white_box.GradientRunner, "_size"), {"gradients"}),
+        ((Layer, "squared_norms"), {"gradients"}),
+        ((perturbation.Copies, "of"), {"perturbations"}),
+        ((inference.ModelRunner, "load"), {"logits", "gradients", "perturbations"}),
+    ],
+)
+def test_other_code_of_one_family_makes_no_other_scores_of_the_others(
+    monkeypatch, changed, families
+):
+    before = {one: addresses.inference_code.__wrapped__(one) for one in WORKS}
+    monkeypatch.setattr(*changed, lambda *_: 1)
+    after = {one: addresses.inference_code.__wrapped__(one) for one in WORKS}
+    assert {one for one in WORKS if before[one] != after[one]} == families
 
 
 def test_other_weights_make_the_scores_of_one_model_anew(job):

@@ -37,6 +37,7 @@ from mico_exp.scores.gradients import GradNorm
 from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.store import ScoreStore
 from mico_exp.scores.trial import Trial, trial_of
+from mico_exp.scores.white_box import GradientRunner
 
 COUNT, WIDTH, CLASSES = 12, 5, 3
 ROWS = torch.from_numpy(np.random.default_rng(0).normal(size=(COUNT, WIDTH))).float()
@@ -495,7 +496,7 @@ def test_what_a_network_gives_means_what_its_option_says(kind, tmp_path):
     wanted = {"loss": metrics.loss, "logit": metrics.logit, "margin": metrics.margin}
     found = runner.scores(runner.load(architecture, [folder]), records, points, wanted)
     model = runner.load_one(architecture, folder)
-    found |= {"norm": runner.gradient_scores(model, records, EVERY, {"norm": GradNorm()})["norm"]}
+    found |= GradientRunner(runner).scores(model, records, EVERY, {"norm": GradNorm()})
     for i, (row, label) in enumerate(zip(ROWS, records.labels, strict=True)):
         z = network.layer(row[None]).double().detach()
         p = z.softmax(-1)[0, label]

@@ -21,9 +21,10 @@ from mico_exp.models import architectures
 from mico_exp.models.architectures import MLP, Alone, Architecture, bare, can_stack
 from mico_exp.scores import estimate, gradients, metrics, soundness
 from mico_exp.scores.extraction import Extraction
-from mico_exp.scores.inference import ModelRunner, Processor, reference_of
+from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.store import ScoreStore
 from mico_exp.scores.trial import Trial, check_training, trial_of
+from mico_exp.scores.white_box import GradientRunner, reference_of
 from mico_exp.training.building import untrained
 
 COUNT, WIDTH, CLASSES = 60, 5, 4
@@ -469,7 +470,7 @@ def test_all_metrics_of_log_probabilities_and_dictionaries_are_those_of_logits(h
         runner = ModelRunner(Processor("cpu"))
         of_logits = {metric.__name__: metric for metric in ALL_METRICS}
         scores = runner.scores(Alone(network), Own(), EVERY[None], of_logits)
-        scores |= runner.gradient_scores(network, Own(), EVERY, GRADIENT_METRICS)
+        scores |= GradientRunner(runner).scores(network, Own(), EVERY, GRADIENT_METRICS)
         found.append(scores)
     for name, expected in found[0].items():
         np.testing.assert_allclose(found[1][name], expected, rtol=2e-4, atol=2e-5, err_msg=name)

@@ -11,10 +11,11 @@ from mico_exp.challenge.tree import load_scenario
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.models.architectures import MLP, Architecture
 from mico_exp.models.weights import load_state
-from mico_exp.scores import gradients, inference, metrics
+from mico_exp.scores import gradients, metrics, white_box
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import ModelRunner, Processor
 from mico_exp.scores.store import ScoreStore
+from mico_exp.scores.white_box import GradientRunner
 from mico_exp.training.building import build
 
 NORM, KFAC = gradients.GradNorm(), gradients.Kronecker(reference=100)
@@ -101,7 +102,7 @@ def test_known_members_of_each_very_model(opened, digits):
         known = np.sort(folder.split(SIZES).training)
         assert not np.isin(own, known).any()
         model = ModelRunner(Processor("cpu")).load_one(job.architecture, folder.path)
-        found = ModelRunner(Processor("cpu")).gradient_scores(
+        found = GradientRunner(ModelRunner(Processor("cpu"))).scores(
             model, digits, own, {"told": TOLD}, known
         )["told"]
         np.testing.assert_allclose(scores.own[phase][0], found, rtol=1e-4, atol=1e-6)
@@ -159,7 +160,7 @@ def test_a_metric_that_fails_is_named(opened):
 
 def test_running_out_of_memory_halves_the_batch(digits, monkeypatch):
     """On a device that holds no more than 7 points of a backward pass at once."""
-    real, seen = inference.trace, []
+    real, seen = white_box.trace, []
 
     def scarce(model, inputs, *others):
         seen.append(len(inputs))
@@ -170,9 +171,9 @@ def test_running_out_of_memory_halves_the_batch(digits, monkeypatch):
     torch.manual_seed(0)
     model, points = MLP([64, 16, 10]).eval().requires_grad_(False), np.arange(60)
     wanted = {"norm": NORM, "alignment": gradients.GradAlignment(reference=100), "kfac": KFAC}
-    expected = ModelRunner(Processor("cpu")).gradient_scores(model, digits, points, wanted)
-    monkeypatch.setattr(inference, "trace", scarce)
-    found = ModelRunner(Processor("cpu")).gradient_scores(model, digits, points, wanted)
+    expected = GradientRunner(ModelRunner(Processor("cpu"))).scores(model, digits, points, wanted)
+    monkeypatch.setattr(white_box, "trace", scarce)
+    found = GradientRunner(ModelRunner(Processor("cpu"))).scores(model, digits, points, wanted)
     for name in wanted:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5)
     assert max(seen) == 100  # the reference, which is begun anew

@@ -36,7 +36,7 @@ from mico_exp.runs.tracking import Run, Tracker
 from mico_exp.scores.checkup import Checkup
 from mico_exp.scores.estimate import check_epsilon
 from mico_exp.scores.extraction import Pass
-from mico_exp.scores.inference import Metric
+from mico_exp.scores.families import Metric
 
 log = logging.getLogger("mico_exp")
 

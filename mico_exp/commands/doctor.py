@@ -37,7 +37,8 @@ from mico_exp.scores.estimate import (
     examine,
     measure,
 )
-from mico_exp.scores.inference import Metric, runner_on
+from mico_exp.scores.families import Metric
+from mico_exp.scores.inference import runner_on
 from mico_exp.scores.vitals import Vitals
 
 MODELS_ASKED = 20  # of train, where a doctor is the first to ask

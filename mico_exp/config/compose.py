@@ -32,7 +32,8 @@ from mico_exp.config.setup import Setup
 from mico_exp.models.architectures import Architecture
 from mico_exp.runs import provenance
 from mico_exp.runs.record import CellRecord
-from mico_exp.scores.inference import Metric, Processor
+from mico_exp.scores.families import Metric
+from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
 
 OF_ASKING = ("precision", "batch_size", "allow_nan", "allow_outliers")  # of `compute`

@@ -16,7 +16,7 @@ from mico_exp.config.making import make
 from mico_exp.config.variants import Function
 from mico_exp.runs.record import EXPOSURE, USUAL_EXPOSURE
 from mico_exp.scores.exposures import seen_through
-from mico_exp.scores.inference import Metric
+from mico_exp.scores.families import Metric
 from mico_exp.scores.perturbation import PerturbedMetric
 
 LABEL, CONFIDENCES, WEIGHTS = "label", "confidences", "weights"

@@ -19,8 +19,7 @@ from mico_exp.config.choices import (
 from mico_exp.config.exposing import OF_DATA, SEEN, USUAL, Exposure, seen_by
 from mico_exp.config.making import make
 from mico_exp.config.options import option_names, option_of, said_by
-from mico_exp.scores.inference import GRADIENTS, LOGITS, Metric
-from mico_exp.scores.perturbation import family_of
+from mico_exp.scores.families import GRADIENTS, LOGITS, Metric, family_of
 
 log = logging.getLogger(__name__)
 

@@ -38,7 +38,8 @@ from mico_exp.models.workers import Local, Workers
 from mico_exp.results.cell import evaluate
 from mico_exp.runs import provenance
 from mico_exp.scores.extraction import Extraction
-from mico_exp.scores.inference import Metric, Processor
+from mico_exp.scores.families import Metric
+from mico_exp.scores.inference import Processor
 from mico_exp.scores.store import ScoreStore
 from mico_exp.scores.trial import check_training
 from mico_exp.scores.vitals import Vitals

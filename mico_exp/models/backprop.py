@@ -75,7 +75,7 @@ class Layer:
 
     def along(self, direction: Tensor) -> Tensor:
         """Inner products (P,) of every point's gradient with a direction (O, F)."""
-        return ((self.inputs @ direction.T) * self.signals).sum(dim=(1, 2))
+        return (self.inputs @ direction.T).mul_(self.signals).sum(dim=(1, 2))
 
     def total(self, factors: Tensor | None = None) -> Tensor:
         """Sum (O, F) over the points of their gradients, times factors (P,) if there are any."""
@@ -87,8 +87,41 @@ class Layer:
         return Layer(self.weights, self.inputs[points], self.signals[points])
 
 
+@dataclass(frozen=True, eq=False)
+class Outer:
+    """A direction (O, F) of a `Layer` as the sum of R outer products, which is not formed.
+
+    signals: (R, O). inputs: (R, F).
+    """
+
+    signals: Tensor
+    inputs: Tensor
+
+    @classmethod
+    def of(cls, layer: Layer) -> "Outer":
+        """Sum over a layer's points of their gradients."""
+        return cls(layer.signals.flatten(0, 1), layer.inputs.flatten(0, 1))
+
+    @property
+    def least(self) -> "Tensor | Outer":
+        """Itself or the sum, whichever has fewer numbers: an inner product takes as many."""
+        outputs, features = self.signals.shape[1], self.inputs.shape[1]
+        is_less = len(self.inputs) * (outputs + features) < outputs * features
+        return self if is_less else self.formed()
+
+    def formed(self) -> Tensor:
+        """The sum (O, F)."""
+        return self.signals.T @ self.inputs
+
+    def along(self, layer: Layer) -> Tensor:
+        """Inner products (P,) of every point's gradient with it: Σ (a·a′)(δ·δ′) over pairs."""
+        other = Outer.of(layer)
+        pairs = (other.inputs @ self.inputs.T).mul_(other.signals @ self.signals.T)
+        return pairs.view(len(layer.inputs), -1).sum(dim=1)
+
+
 def _squares(rows: Tensor) -> Tensor:
-    return rows.square().sum(dim=1)
+    return torch.linalg.vector_norm(rows, dim=1).square()
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +157,7 @@ class Lookup:
 
 
 Part = Layer | Lookup | Rows
+Sum = Sequence[Tensor | Outer]  # a direction that is formed where that is less
 
 
 class Call(NamedTuple):
@@ -419,15 +453,43 @@ def squared_norms(layers: Sequence[Part]) -> Tensor:
     return torch.stack([layer.squared_norms() for layer in layers]).sum(dim=0)
 
 
-def along(layers: Sequence[Part], direction: Direction) -> Tensor:
+def along(layers: Sequence[Part], direction: Sum) -> Tensor:
     """Inner products (P,) of every point's gradient with a direction over all layers."""
-    found = [layer.along(part) for layer, part in zip(layers, direction, strict=True)]
+    found = [_along(layer, part) for layer, part in zip(layers, direction, strict=True)]
     return torch.stack(found).sum(dim=0)
+
+
+def _along(layer: Part, part: Tensor | Outer) -> Tensor:
+    if isinstance(part, Tensor):
+        return layer.along(part)
+    assert isinstance(layer, Layer)
+    return part.along(layer)
 
 
 def total(layers: Sequence[Part], factors: Tensor | None = None) -> Direction:
     """Sum over the points of their gradients, times factors (P,) if there are any."""
     return [layer.total(factors) for layer in layers]
+
+
+def summed(layers: Sequence[Part]) -> Sum:
+    """Sum over the points of their gradients; of few points it may hold on to the layers."""
+    return [
+        Outer.of(layer).least if isinstance(layer, Layer) else layer.total() for layer in layers
+    ]
+
+
+def added(sums: Sequence[Sum]) -> Sum:
+    """Sum of some directions, in memory of its own."""
+    return [_added(parts) for parts in zip(*sums, strict=True)]
+
+
+def _added(parts: Sequence[Tensor | Outer]) -> Tensor | Outer:
+    outers = [one for one in parts if isinstance(one, Outer)]
+    if len(outers) < len(parts):
+        formed = [one.formed() if isinstance(one, Outer) else one for one in parts]
+        return torch.stack(formed).sum(dim=0)
+    signals, inputs = zip(*((one.signals, one.inputs) for one in outers), strict=True)
+    return Outer(torch.cat(signals), torch.cat(inputs)).least
 
 
 def weights(layers: Sequence[Part]) -> Direction:

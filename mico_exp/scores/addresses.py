@@ -20,8 +20,7 @@ from mico_exp.common.fingerprints import FileFingerprints, definition, digest
 from mico_exp.common.identity import ScoreIdentity
 from mico_exp.models.architectures import Architecture
 from mico_exp.models.weights import fingerprint
-from mico_exp.scores.inference import LOGITS, Metric, Work, is_told_members
-from mico_exp.scores.perturbation import PERTURBATIONS, PerturbedWork, family_of
+from mico_exp.scores.families import LOGITS, WORKS, Metric, family_of, is_told_members
 from mico_exp.scores.store import Address
 
 
@@ -132,5 +131,5 @@ class Addresses:
 
 @cache
 def inference_code(family: str = LOGITS) -> str:
-    """Hash of the package's code that runs models and computes what they give."""
-    return definition(PerturbedWork if family == PERTURBATIONS else Work)
+    """Hash of the package's code that runs models for metrics of a family."""
+    return definition(WORKS[family])

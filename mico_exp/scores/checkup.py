@@ -17,7 +17,8 @@ from mico_exp.common.atomic import exclusive
 from mico_exp.common.fingerprints import digest
 from mico_exp.common.terminal import progress
 from mico_exp.scores.addresses import Addresses
-from mico_exp.scores.inference import LOGITS, Shard, Work
+from mico_exp.scores.families import LOGITS
+from mico_exp.scores.inference import Shard, Work
 from mico_exp.scores.metrics import logit, margin
 from mico_exp.scores.roster import Roster
 from mico_exp.scores.stacks import alike, together

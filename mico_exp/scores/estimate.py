@@ -43,13 +43,15 @@ from mico_exp.models.weights import (
     weights_bytes,
     weights_file,
 )
+from mico_exp.scores.families import Metric
 from mico_exp.scores.gradients import GradientMetric, GradNorm
-from mico_exp.scores.inference import Metric, ModelRunner, Reference
+from mico_exp.scores.inference import ModelRunner
 from mico_exp.scores.metrics import loss
 from mico_exp.scores.soundness import check_records
 from mico_exp.scores.stacks import MODELS_AT_ONCE
 from mico_exp.scores.trial import Trial, trial_of
 from mico_exp.scores.vitals import Vitals, findings
+from mico_exp.scores.white_box import GradientRunner, Reference
 from mico_exp.training.accountant import TOLERANCE
 
 log = logging.getLogger(__name__)
@@ -315,10 +317,10 @@ def _gradient_seconds(
     if not asked:
         return _Gradients(0.0, 0.0)
     model = runner.load_one(architecture, folder.path)
-    few, known = some[: max(len(some) // 4, 1)], Reference()
+    few, known, asking = some[: max(len(some) // 4, 1)], Reference(), GradientRunner(runner)
 
     def seconds(points: Indices, wanted: Mapping[str, GradientMetric]) -> float:
-        return _warm(lambda: runner.gradient_scores(model, records, points, wanted, few, known))
+        return _warm(lambda: asking.scores(model, records, points, wanted, few, known))
 
     seconds(few[:1], {"grad_norm": GradNorm()})  # imports what it needs
     plain = seconds(some, {"grad_norm": GradNorm()}) / len(some)

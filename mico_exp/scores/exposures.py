@@ -18,7 +18,6 @@ from torch import Tensor
 from mico_exp.common import require
 from mico_exp.common.errors import InputError
 from mico_exp.scores.gradients import GradientMetric
-from mico_exp.scores.inference import Metric
 from mico_exp.scores.metrics import LogitMetric
 
 EXPOSURES = ("label", "top5", "rounded", "probabilities", "logits", "weights")  # the least first
@@ -91,7 +90,9 @@ def _shown(logits: Tensor) -> Tensor:
     return logits.float().softmax(dim=-1)
 
 
-def seen_through(exposure: Exposure, name: str, metric: Metric) -> LogitMetric:
+def seen_through(
+    exposure: Exposure, name: str, metric: LogitMetric | GradientMetric
+) -> LogitMetric:
     """A metric for whoever sees the logits (…, P, C) through an exposure.
 
     Raises:

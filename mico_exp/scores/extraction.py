@@ -29,25 +29,17 @@ from mico_exp.models.weights import not_finite
 from mico_exp.models.workers import Local, Workers
 from mico_exp.scores.addresses import Addresses, Task
 from mico_exp.scores.checkup import Checkup
+from mico_exp.scores.families import WORKS, Metric, family_of, is_told_members
 from mico_exp.scores.gradients import GradientMetric
-from mico_exp.scores.inference import (
-    GRADIENTS,
-    LOGITS,
-    Metric,
-    Processor,
-    Reference,
-    Shard,
-    Work,
-    is_told_members,
-    runner_on,
-)
-from mico_exp.scores.perturbation import PERTURBATIONS, PerturbedMetric, PerturbedWork, family_of
+from mico_exp.scores.inference import Processor, Shard, runner_on
+from mico_exp.scores.perturbation import PerturbedMetric
 from mico_exp.scores.roster import Roster
 from mico_exp.scores.sight import Sight, sight_of
 from mico_exp.scores.stacks import Stack, stacks, together
 from mico_exp.scores.store import Column, ScoreStore
 from mico_exp.scores.table import Scores
 from mico_exp.scores.trial import are_finite
+from mico_exp.scores.white_box import Reference, few
 
 
 class Pass(NamedTuple):
@@ -174,7 +166,7 @@ class Extraction:
                 training sets, and they are not.
         """
         done = []
-        for family in (LOGITS, GRADIENTS, PERTURBATIONS):
+        for family in WORKS:
             some = {name: one for name, one in metrics.items() if family_of(one) == family}
             started = time.perf_counter()
             if some and (models := self._compute_family(some, family)):
@@ -209,8 +201,7 @@ class Extraction:
         metrics: Mapping[str, Metric],
         family: str,
     ) -> None:
-        kind = PerturbedWork if family == PERTURBATIONS else Work
-        work = kind(self.architecture, self.records, metrics, self.roster.processor)
+        work = WORKS[family](self.architecture, self.records, metrics, self.roster.processor)
         groups = [stack.pairs for stack in some]
         shards = (self._shard(stack.filled, metrics.values()) for stack in some)
         where = self.workers.describe(self.roster.processor.device)
@@ -251,8 +242,7 @@ class Extraction:
             plan = Reference().plan(runner, model, self.records, unique)
         except InputError as error:
             raise MetricError(f"{self.name}: no gradients: {error}") from error
-        few = torch.from_numpy(runner.few(self.records, unique))
-        inputs = runner.inputs(self.records, few)
+        inputs = runner.inputs(self.records, torch.from_numpy(few(self.records, unique, 1)))
         return sight_of(model, inputs, plan, dense=dense)
 
     @cached_property

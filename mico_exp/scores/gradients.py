@@ -22,7 +22,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from mico_exp.common import require
 from mico_exp.common.errors import InputError
@@ -30,15 +29,18 @@ from mico_exp.models.backprop import (
     Direction,
     Layer,
     Part,
+    Sum,
     Trace,
+    added,
     along,
     at,
     joined,
     squared_norms,
+    summed,
     total,
     weights,
 )
-from mico_exp.scores.symmetric import Symmetric, pairs
+from mico_exp.scores.symmetric import Symmetric, kept_pairs, pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +120,8 @@ def loss_signal(logits: Tensor, labels: Tensor) -> Tensor:
     At y it is minus the sum of the others, which p_y − 1 would round to 0 for sure points.
     """
     index = labels.unsqueeze(-1)
-    others = logits.softmax(dim=-1).scatter(-1, index, 0.0)
-    return others.scatter(-1, index, -others.sum(dim=-1, keepdim=True))
+    others = logits.softmax(dim=-1).scatter_(-1, index, 0.0)
+    return others.scatter_(-1, index, -others.sum(dim=-1, keepdim=True))
 
 
 def logit_signal(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -127,8 +129,9 @@ def logit_signal(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
 
     At T = 1 it is the scaled logit φ; a higher T looks at all wrong classes more alike.
     """
-    others = logits.scatter(-1, labels.unsqueeze(-1), -torch.inf)
-    return one_hot(labels, logits.shape[-1]) - (others / temperature).softmax(dim=-1)
+    index = labels.unsqueeze(-1)
+    others = logits.scatter(-1, index, -torch.inf).div_(temperature)
+    return others.softmax(dim=-1).neg_().scatter_(-1, index, 1.0)
 
 
 class GradNorm(GradientMetric):
@@ -155,14 +158,26 @@ class CanaryProjection(GradientMetric):
         return -along(layers, weights(layers)) / norms.clamp(min=torch.finfo(norms.dtype).tiny)
 
 
+class _Pull(NamedTuple):
+    """Sum of the gradients of some records, and how many they are."""
+
+    total: Sum
+    records: int
+
+    @classmethod
+    def together(cls, pulls: Sequence["_Pull"]) -> "_Pull":
+        """Of all records of some, in memory of its own."""
+        return cls(added([one.total for one in pulls]), sum(one.records for one in pulls))
+
+
 @dataclass(frozen=True)
 class GradAlignment(GradientMetric):
     """−⟨∇_θ CE(x), mean ∇_θ CE(x′)⟩ over the reference records x′ of the point's own class.
 
-    For a layer it is the mean of (a·a′)(δ·δ′), and so one product with the mean gradient (Pruthi
-    et al. 2020, arXiv 2002.08484, sum such products over training). A record that training has
-    not seen still pulls where others of its class pull. A class without reference records scores
-    0.
+    For a layer it is the mean of (a·a′)(δ·δ′) (Pruthi et al. 2020, arXiv 2002.08484, sum such
+    products over training): taken pair by pair where that costs less than a product with the mean
+    gradient, as it does of a class with few reference records. A record that training has not
+    seen still pulls where others of its class pull. A class without reference records scores 0.
     """
 
     reference: int | None = 2000
@@ -170,36 +185,45 @@ class GradAlignment(GradientMetric):
     def __post_init__(self) -> None:
         _check_reference(self.reference)
 
-    def observe(self, views: Iterable[View]) -> dict[int, Direction]:
-        """Mean gradient of every class."""
-        sums: dict[int, Direction] = {}
-        counts: dict[int, int] = {}
+    def observe(self, views: Iterable[View]) -> dict[int, _Pull]:
+        """Sum of the gradients of every class."""
+        found: dict[int, _Pull] = {}
         for view in views:
-            for label, points, layers in _by_class(view):
-                part, before = total(layers), sums.get(label)
-                sums[label] = [a + b for a, b in zip(before, part, strict=True)] if before else part
-                counts[label] = counts.get(label, 0) + len(points)
-        return {label: [part / counts[label] for part in sums[label]] for label in sums}
+            here = {
+                label: _Pull(summed(layers), len(points))
+                for label, points, layers in _by_class(view)
+            }
+            if not found:
+                found = here
+                continue
+            found = {
+                label: _Pull.together([one[label] for one in (found, here) if label in one])
+                for label in found | here
+            }
+        return found
 
-    def score(self, view: View, prepared: dict[int, Direction]) -> Tensor:
+    def score(self, view: View, prepared: dict[int, _Pull]) -> Tensor:
         """Negated inner product (P,) with the mean gradient of the class."""
         found = torch.zeros_like(view.trace.logits[:, 0])
         for label, points, layers in _by_class(view):
             if label in prepared:
-                found[points] = -along(layers, prepared[label])
+                pull = prepared[label]
+                found[points] = along(layers, pull.total).div_(-pull.records)
         return found
 
 
 def _by_class(view: View) -> Iterator[tuple[int, Tensor, list[Part]]]:
     """Every class, where its points are, and the layers there with the signals of the loss."""
-    order = view.labels.argsort(stable=True)
-    sorted_layers = at(view.of_loss(), order)  # one copy, of which each class is a slice
-    classes, counts = view.labels.unique(return_counts=True)
-    start = 0
-    for label, count in zip(classes.tolist(), counts.tolist(), strict=True):
-        place = slice(start, start + count)
-        yield label, order[place], at(sorted_layers, place)
-        start += count
+    layers, labels = view.of_loss(), view.labels
+    if (labels.diff() < 0).any():
+        order = labels.argsort(stable=True)
+        layers, labels = at(layers, order), labels[order]
+    else:  # as they are mostly asked
+        order = torch.arange(len(labels), device=labels.device)
+    classes, counts = labels.unique_consecutive(return_counts=True)
+    ends = counts.cumsum(dim=0).tolist()
+    for label, start, end in zip(classes.tolist(), [0, *ends[:-1]], ends, strict=True):
+        yield label, order[start:end], at(layers, slice(start, end))
 
 
 def _dense(parts: Sequence[Part]) -> list[Layer]:
@@ -251,7 +275,7 @@ class Representer(_OfLogit):
         """Direction v / damping."""
         layers = joined([self.layers(view) for view in views])
         gram = Symmetric.of(
-            [(layer.of_inputs(pairs), pairs(layer.signals[:, 0])) for layer in layers]
+            [(layer.of_inputs(kept_pairs), pairs(layer.signals[:, 0])) for layer in layers]
         )
         products = along(layers, weights(layers)).double()
         coefficients = gram.solve(self.damping * gram.diagonal().mean(), products)

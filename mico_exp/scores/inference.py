@@ -1,14 +1,15 @@
-"""Running models at points on one device: batches that fit, and the metrics of what comes out.
+"""Running models at points on one device: batches that fit, and the metrics of their logits.
 
-Metrics are of two families: of logits, which need a forward pass and can be had of many models at
-once, and of gradients, which need a backward pass too and take one model at a time.
+Many models can be taken at once. What looks at gradients is in `white_box`, what changes the inputs
+in `perturbation`: scores are known by the code that computes them, and those of one family are not
+to be computed anew when another's changes.
 
 Axes: M models taken at once, P points, C classes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -22,32 +23,14 @@ from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices
 from mico_exp.common.errors import InputError, MetricError, first_line
 from mico_exp.models.architectures import Alone, Architecture, Stacked, State, fill, stack
-from mico_exp.models.backprop import Known, Plan, Trace, trace
 from mico_exp.models.batching import Batches, needs_memory, out_of_memory
 from mico_exp.models.devices import PRECISIONS, allow_tf32, open_device
-from mico_exp.models.planning import plan_of
 from mico_exp.models.states import HALF
-from mico_exp.models.weights import load_state, not_finite, weights_file
-from mico_exp.scores.gradients import GradientMetric, View
+from mico_exp.models.weights import load_state, weights_file
 from mico_exp.scores.kept import KeptInputs, written
 from mico_exp.scores.metrics import LogitMetric, OfSoftmax, Softmax
 
 Answer = TypeVar("Answer")
-Metric = LogitMetric | GradientMetric
-LOGITS, GRADIENTS = "logits", "gradients"
-CPU_TRACE_BYTES = 64 << 20  # a backward pass is no faster in smaller batches
-TRIED = 4  # points at which gradients are set beside those of autograd
-LAYERS_OF_A_TRACE = 8  # it keeps about so many times what the largest layer gives out
-
-
-def family_of(metric: Metric) -> str:
-    """Family of a metric: ``logits`` or ``gradients``."""
-    return GRADIENTS if isinstance(metric, GradientMetric) else LOGITS
-
-
-def is_told_members(metric: Metric) -> bool:
-    """Tell whether a metric is to be told known members of the very model."""
-    return isinstance(metric, GradientMetric) and metric.disclosed
 
 
 @dataclass(frozen=True)
@@ -91,15 +74,13 @@ class Shard:
 class Work:
     """What all shards of an extraction have in common; called with one, it gives its scores.
 
-    metrics: all of the same family. known: what all models share of the records that metrics of
-    gradients refer to.
+    metrics: all of the same family, here of logits.
     """
 
     architecture: Architecture
     records: Records
     metrics: Mapping[str, Any]
     processor: Processor
-    known: "Reference" = field(default_factory=lambda: Reference())
 
     def __call__(self, shard: Shard) -> dict[str, Floats]:
         """Scores (M, P) of the shard by metric.
@@ -131,20 +112,8 @@ class Work:
         return replace(shard, states=tuple(states))
 
     def _scores(self, runner: "ModelRunner", shard: Shard) -> dict[str, Floats]:
-        if all(family_of(metric) == LOGITS for metric in self.metrics.values()):
-            models = runner.load(self.architecture, shard.folders, shard.states)
-            return runner.scores(models, self.records, shard.points, self.metrics)
-        rows = []
-        for i, (folder, points) in enumerate(zip(shard.folders, shard.points, strict=True)):
-            model = runner.load_one(
-                self.architecture, folder, shard.states[i] if shard.states else None
-            )
-            told = shard.members[i] if shard.members else None
-            found = runner.gradient_scores(
-                model, self.records, points, self.metrics, told, self.known
-            )
-            rows.append(found)
-        return {name: np.stack([row[name] for row in rows]) for name in self.metrics}
+        models = runner.load(self.architecture, shard.folders, shard.states)
+        return runner.scores(models, self.records, shard.points, self.metrics)
 
 
 class ModelRunner:
@@ -158,7 +127,6 @@ class ModelRunner:
         self.processor = processor
         self.device = open_device(processor.device)
         self.batches = Batches(self.device, processor.batch_size)
-        self.trace_batches = Batches(self.device, processor.batch_size, CPU_TRACE_BYTES)
         # oneDNN's convolutions are 1.6 times as fast with the channels last, and those of tensor
         # cores work so; without these a GPU's are better with the channels first.
         exact_gpu = self.device.type == "cuda" and processor.precision == "float32"
@@ -228,141 +196,17 @@ class ModelRunner:
                 raise
 
         sizes = records.sizes(points[0])
-        per_size = self._bytes_per_size(models, records, points[0], sizes, shared)
+        per_size = self.bytes_per_size(models, records, points[0], sizes, shared)
         self.batches.run(score, sizes, per_size)
         for name, some, values in there:
             found[name][:, some] = values.cpu().numpy()
         return found
 
-    @torch.no_grad()
-    def gradient_scores(
-        self,
-        model: nn.Module,
-        records: Records,
-        points: Indices,
-        metrics: Mapping[str, GradientMetric],
-        members: Indices | None = None,
-        known: "Reference | None" = None,
-    ) -> dict[str, Floats]:
-        """Compute metrics of one model's gradients at points (P,); each metric's scores are (P,).
-
-        Always in float32. Where memory runs out, the batch is halved and the work goes on. Of a
-        model whose weights are not finite all scores are NaN.
-
-        Args:
-            model: with its weights.
-            records: the data set.
-            points: where it is asked.
-            metrics: of gradients.
-            members: records that the model was surely trained on, for metrics that are told them.
-            known: what earlier models of the same architecture shared of the reference records.
-
-        Raises:
-            InputError: a single point does not fit; or names the first that the model fails at.
-            MetricError: the model has no gradients; or a metric fails, or gives another shape.
-        """
-        found = {name: np.full(points.shape, np.nan) for name in metrics}
-        if not len(points) or not_finite(model.state_dict()):
-            return found
-        sizes = records.sizes(points)
-        known = Reference() if known is None else known
-        per_size = self._bytes_per_size(Alone(model), records, points, sizes, shared=True)
-        plan = self._plan(model, records, points, metrics, known)
-        per_size = per_size * LAYERS_OF_A_TRACE + -(-plan.bytes_of_rows(model) // int(sizes.min()))
-        prepared, observed = {}, {}
-        views = _Views(self, model, records, known, plan)
-        total = len(records.labels)
-        wanted = {name: reference_of(one, total, members) for name, one in metrics.items()}
-        for name in sorted(wanted, key=lambda name: len(wanted[name])):  # equal ones share a view
-            metric, seen = metrics[name], wanted[name]
-            count = len(members) if metric.disclosed and members is not None else total
-            if (key := metric.observation) not in observed:
-                with _named(name):
-                    observed[key] = self._observed(metric, views, seen, per_size)
-            with _named(name):
-                state = metric.prepare(observed[key], count)
-            prepared[name] = state, seen[: len(seen) * metric.disclosed]
-        views.last = None  # its memory is wanted now
-
-        def score(some: Indices) -> None:
-            view = self.view(model, records, points[some], plan)
-            for name, metric in metrics.items():
-                state, told = prepared[name]
-                is_told = torch.from_numpy(np.isin(points[some], told)).to(self.device)
-                with _named(name):
-                    values = metric.score(replace(view, told=is_told), state)
-                _check_shape(name, values, view.trace.logits)
-                found[name][some] = values.double().cpu().numpy()
-
-        self.trace_batches.run(score, sizes, per_size)
-        return found
-
-    def _plan(
-        self,
-        model: nn.Module,
-        records: Records,
-        points: Indices,
-        metrics: Iterable[str],
-        known: "Reference",
-    ) -> Plan:
-        """How a model's gradients are found, tried at a few points where that is not known."""
-        try:
-            return known.plan(self, model, records, points)
-        except InputError as error:
-            raise MetricError(f"no gradients for {', '.join(metrics)}: {error}") from error
-
-    def few(self, records: Records, points: Indices) -> Indices:
-        """Some of the points, as many as may be asked at once, the longest first; some twice."""
-        order = np.argsort(-records.sizes(points), kind="stable")
-        spread = order[np.linspace(0, len(order) - 1, TRIED).astype(np.int64)]
-        return points[spread][: self.processor.batch_size]
-
-    def _observed(self, metric: GradientMetric, views: "_Views", seen: Indices, size: int) -> Any:
-        """What a metric observes of its reference; from the start where memory runs out."""
-        sizes = views.records.sizes(seen)
-        while True:
-            cuts = list(self.trace_batches.cut(sizes, size))
-            shared = len(cuts) == 1 and not metric.disclosed  # else it is large, or the model's own
-            try:
-                return metric.observe(views.at(seen[some], shared=shared) for some in cuts)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                reason = str(error).splitlines()[0]
-            views.last = None
-            self.trace_batches.halve(size * int(sizes.max()), len(cuts[0]), reason)
-
-    def view(
-        self,
-        model: nn.Module,
-        records: Records,
-        points: Indices,
-        plan: Plan,
-        given: "Given | None" = None,
-    ) -> View:
-        """What metrics of gradients see of a model at points (P,); `given` if that is known.
-
-        Raises:
-            InputError: names the first record that the model fails at.
-        """
-        wanted = torch.from_numpy(points)
-        allow_tf32(False)
-
-        def run(some: Tensor) -> Trace:
-            if given is not None and some is wanted:
-                return trace(model, given.inputs, plan, given.known)
-            return trace(model, self.inputs(records, some), plan)
-
-        labels = records.labels[wanted].to(self.device)
-        return View(
-            asked("the model", run, wanted), labels, torch.zeros_like(labels, dtype=torch.bool)
-        )
-
     def inputs(self, records: Records, wanted: Tensor) -> Inputs:
         """Inputs of records (P,), on the device."""
         return self.kept.moved(inputs_at(records, wanted))
 
-    def _bytes_per_size(
+    def bytes_per_size(
         self, models: Stacked, records: Records, points: Indices, sizes: Indices, shared: bool
     ) -> int:
         """Bytes that the largest layer gives out for each token, image or row.
@@ -427,104 +271,10 @@ class _Tried(NamedTuple):
         return same and self.points == points
 
 
-class Given(NamedTuple):
-    """Inputs of some records on the device, and what has been found of them alone."""
-
-    inputs: Inputs
-    known: Known
-
-
-class Reference:
-    """What models of one architecture share of the records that metrics refer to.
-
-    The first layer of every model is given the same there: its mean outer product, by far the
-    largest, and all pairs of inner products need be computed for one model only. And the ways to
-    their gradients, which are compared with autograd's for one model only.
-    """
-
-    def __init__(self) -> None:
-        self._given: dict[bytes, Given] = {}
-        self._plans: dict[str, Plan] = {}
-
-    def plan(
-        self, runner: ModelRunner, model: nn.Module, records: Records, points: Indices
-    ) -> Plan:
-        """Plan of a model's architecture, tried at a few points the first time, and kept."""
-        shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
-        key = f"{model} {shapes}"  # folders may have networks of other shapes
-        if key not in self._plans:
-            allow_tf32(False)
-            wanted = torch.from_numpy(runner.few(records, points))
-            asked("the model", lambda some: model(runner.inputs(records, some)), wanted)
-            self._plans[key] = plan_of(model, runner.inputs(records, wanted))
-        return self._plans[key]
-
-    def at(self, runner: ModelRunner, records: Records, points: Indices) -> Given:
-        """Inputs of records (P,), kept from the first time on."""
-        key = points.tobytes()
-        if key not in self._given:
-            wanted = torch.from_numpy(points)
-            inputs = asked("the model", lambda some: runner.inputs(records, some), wanted)
-            self._given[key] = Given(inputs, {})
-        return self._given[key]
-
-    def forget(self, points: Indices) -> None:
-        """Drop them, where a model has changed its inputs in place."""
-        self._given.pop(points.tobytes(), None)
-
-
-class _Views:
-    """Views of one model, of which the last is kept: metrics with the same reference share it."""
-
-    def __init__(
-        self,
-        runner: ModelRunner,
-        model: nn.Module,
-        records: Records,
-        known: Reference,
-        plan: Plan,
-    ) -> None:
-        self.runner, self.model, self.records = runner, model, records
-        self.known, self.plan = known, plan
-        self.last: tuple[bytes, View] | None = None
-
-    def at(self, points: Indices, *, shared: bool) -> View:
-        """View of records (P,); `shared` if other models will be asked at the same."""
-        if not shared:
-            return self.runner.view(self.model, self.records, points, self.plan)
-        if self.last is None or self.last[0] != points.tobytes():
-            self.last = None  # never two in memory
-            self.last = points.tobytes(), self._shared(points)
-        return self.last[1]
-
-    def _shared(self, points: Indices) -> View:
-        given = self.known.at(self.runner, self.records, points)
-        before = written(given.inputs)
-        view = self.runner.view(self.model, self.records, points, self.plan, given)
-        if written(given.inputs) != before:
-            self.known.forget(points)
-            return self.runner.view(self.model, self.records, points, self.plan)
-        return view
-
-
 @cache
 def runner_on(processor: Processor) -> ModelRunner:
     """Open the one runner of this process, which remembers what batches fit."""
     return ModelRunner(processor)
-
-
-def reference_of(metric: GradientMetric, records: int, members: Indices | None = None) -> Indices:
-    """Records (N,) that a metric wants to see first, ascending: always the same of the same.
-
-    Raises:
-        MetricError: it is to be told known members, and there are none.
-    """
-    if metric.disclosed and members is None:
-        raise MetricError("a metric of known members needs a scenario that discloses them.")
-    among = members if metric.disclosed and members is not None else np.arange(records)
-    if metric.reference is None or metric.reference >= len(among):
-        return np.sort(among)
-    return np.sort(np.random.default_rng(0).permutation(among)[: metric.reference])
 
 
 def asked(who: str, ask: Callable[[Tensor], Answer], points: Tensor) -> Answer:
@@ -557,17 +307,17 @@ def compute_metrics(
     version = written(logits)
     for name, metric in metrics.items():
         bare = metric.func if isinstance(metric, partial) and not metric.keywords else metric
-        with _named(name):
+        with named(name):
             shared = bare.of(softmax) if isinstance(bare, OfSoftmax) else None
             values = metric(logits, labels) if shared is None else shared
         if written(logits) != version:
             raise MetricError(f"metric `{name}` changes the logits, which others need as they are.")
-        _check_shape(name, values, logits)
+        check_shape(name, values, logits)
         yield name, values
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def named(name: str) -> Iterator[None]:
     """Name the metric in whatever goes wrong in it, but for a lack of memory."""
     try:
         yield
@@ -577,7 +327,12 @@ def _named(name: str) -> Iterator[None]:
         raise MetricError(f"metric `{name}` fails: {type(error).__name__}: {error}") from error
 
 
-def _check_shape(name: str, values: Any, logits: Tensor) -> None:
+def check_shape(name: str, values: Any, logits: Tensor) -> None:
+    """Refuse what is no score for each point.
+
+    Raises:
+        MetricError: it is no tensor of real numbers, or of another shape than the points.
+    """
     if not isinstance(values, Tensor) or values.is_complex():
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise MetricError(f"metric `{name}` must give a tensor of real numbers, got {kind}.")

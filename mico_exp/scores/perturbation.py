@@ -22,11 +22,8 @@ from mico_exp.common import require
 from mico_exp.common.arrays import Floats, Indices
 from mico_exp.common.errors import InputError, MetricError
 from mico_exp.common.fingerprints import definition, digest
-from mico_exp.scores.inference import Metric, ModelRunner, Shard, Work
-from mico_exp.scores.inference import family_of as family_of_model
+from mico_exp.scores.inference import ModelRunner, Shard, Work
 from mico_exp.scores.metrics import correct
-
-PERTURBATIONS = "perturbations"  # the third family, beside logits and gradients
 
 
 class PerturbedMetric(ABC):
@@ -59,11 +56,6 @@ class PerturbedMetric(ABC):
             Copies(records, self).inputs(torch.zeros(1, dtype=torch.int64))
         except InputError as error:
             raise MetricError(f"metric `{name}` {error}") from error
-
-
-def family_of(metric: Metric | PerturbedMetric) -> str:
-    """Family of a metric: ``logits``, ``gradients`` or ``perturbations``."""
-    return PERTURBATIONS if isinstance(metric, PerturbedMetric) else family_of_model(metric)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from mico_exp.common.errors import InputError
 from mico_exp.models.architectures import Architecture, State
 from mico_exp.models.weights import KEPT_BYTES, load_state, not_finite, weights_bytes, weights_file
 from mico_exp.models.workers import Workers
+from mico_exp.scores.families import Metric, is_told_members
 from mico_exp.scores.gradients import GradientMetric
-from mico_exp.scores.inference import Metric, Processor, is_told_members, reference_of
+from mico_exp.scores.inference import Processor
 from mico_exp.scores.soundness import check_records
 from mico_exp.scores.trial import Trial, trial_of
+from mico_exp.scores.white_box import reference_of
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from mico_exp.common.arrays import Indices
 from mico_exp.models.architectures import Architecture, can_stack
 from mico_exp.scores.addresses import Task
-from mico_exp.scores.inference import GRADIENTS
+from mico_exp.scores.families import GRADIENTS
 
 MODELS_AT_ONCE = 25  # that can stack: more make it no faster, and would only cost memory
 

@@ -3,19 +3,26 @@
 Axes: N records, F numbers of each, B records of a panel.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-PANEL = 256  # records
-REFINEMENTS, REFINED = 12, 1e-11  # steps of a refined solution, and what may be left of its right
+PANEL = 96  # records
+REFINEMENTS = 12  # steps of a refined solution
+REFINED = 1e-5  # of the right side, what may be left before the last of them, which takes as much
 
 
-def pairs(rows: Tensor) -> list[Tensor]:
+def pairs(rows: Tensor) -> Iterator[Tensor]:
     """Inner products of rows (N, F): the lower half in block columns (N − k, B), k = 0, B, 2B."""
-    return [rows[k:] @ rows[k : k + PANEL].T for k in range(0, len(rows), PANEL)]
+    for k in range(0, len(rows), PANEL):
+        yield rows[k:] @ rows[k : k + PANEL].T
+
+
+def kept_pairs(rows: Tensor) -> list[Tensor]:
+    """The same, all of them."""
+    return list(pairs(rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +32,14 @@ class Symmetric:
     panels: list[Tensor]
 
     @classmethod
-    def of(cls, products: Sequence[tuple[list[Tensor], list[Tensor]]]) -> "Symmetric":
-        """Sum of elementwise products; the second ones are overwritten."""
+    def of(cls, products: Sequence[tuple[Iterable[Tensor], Iterable[Tensor]]]) -> "Symmetric":
+        """Sum of elementwise products, panel by panel; the second ones are overwritten."""
         panels = []
         for parts in zip(*(zip(*both, strict=True) for both in products), strict=True):
-            found, *others = (other.mul_(one) for one, other in parts)
-            for other in others:
-                found.add_(other)
+            (one, found), *others = parts
+            found.mul_(one)
+            for one, other in others:
+                found.addcmul_(one, other)
             panels.append(found)
         return cls(panels)
 
@@ -58,22 +66,25 @@ class Symmetric:
         return found
 
     def cholesky(self, ridge: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Lower factor (N, N) of the matrix with a ridge, 0 above; None if that is not definite."""
+        """Lower factor (N, N) of the matrix with a ridge; None if that is not definite.
+
+        What is above the diagonal is anything.
+        """
         count = len(self.panels[0])
-        factor = self.panels[0].new_zeros(count, count, dtype=dtype)
+        factor = self.panels[0].new_empty(count, count, dtype=dtype)
         for columns, below, panel in self._placed():
-            width = panel.shape[1]
+            done = factor[:, : columns.start]
             rest = panel.to(dtype, copy=True)
             rest.diagonal().add_(ridge)
-            done = factor[:, : columns.start]
             rest.addmm_(done[columns.start :], done[columns].T, alpha=-1)
-            corner, failed = torch.linalg.cholesky_ex(rest[:width])
+            square, rest = rest[: panel.shape[1]], rest[panel.shape[1] :]
+            corner, failed = torch.linalg.cholesky_ex(square)
             if failed:
                 return None
             factor[columns, columns] = corner
-            factor[below, columns] = torch.linalg.solve_triangular(
-                corner.mT, rest[width:], upper=True, left=False
-            )
+            eye = torch.eye(len(corner)).to(corner)
+            inverse = torch.linalg.solve_triangular(corner, eye, upper=False)
+            torch.mm(rest, inverse.T, out=factor[below, columns])
         return factor
 
     def solve(self, ridge: Tensor, right: Tensor) -> Tensor:
@@ -90,11 +101,11 @@ class Symmetric:
         for dtype in dict.fromkeys([self.panels[0].dtype, torch.float64]):
             if (factor := self.cholesky(ridge, dtype)) is None:
                 continue
-            found, rest = torch.zeros_like(right), right
+            found = _solved(factor, right)
             for _ in range(REFINEMENTS):
-                found = found + _solved(factor, rest)
                 rest = right - self.times(found) - ridge * found
-                if rest.norm() <= REFINED * right.norm():
+                found = found + _solved(factor, rest)
+                if rest.norm() <= REFINED * right.norm():  # and as much less now
                     return found
         if factor is None:
             raise ValueError("the matrix of inner products with its ridge is not positive definite")
