@@ -16,7 +16,10 @@
   also held against the other half's LiRA and TPR, and the same is done with normal scores that
   have the records' moments, where more can be known than any statistic knows. Ranks by the models
   of all pools are held against intervals by 128 or 100 of them.
-- `compare`: equal sides; how often the interval of the difference does not hold 0.
+- `compare`: how often the interval of the difference does not hold 0, of equal sides (alarms), and
+  where one leaks more (power): of models drawn by themselves, of pairs, of models that are all
+  asked about the same records, and of two single models over their records. Power is told by a
+  quarter of the repetitions.
 - `gate`: models whose true TPR at FPR 0.1 is the ceiling, or so much below; how often they pass;
   also where all models are asked about the same records.
 - `speed`: 50,000 records of 256 models.
@@ -24,6 +27,7 @@
 
 import argparse
 import functools
+import itertools
 import os
 import resource
 import time
@@ -47,13 +51,14 @@ from mico_exp.training.steps import Plan
 TOP = 50
 POOLS = 6
 HALVINGS = 3  # of each
-OWN = 1.0  # deviation of the levels of records that models share
+OWN = 1.0  # deviation of the levels of records that have their own
+LEAKS = {"alarms": (0.5, 0.5), "power": (0.5, 0.7)}  # of two sides
 
 
 def rate(name: str, count: int, of: int) -> None:
     share = count / of
     error = np.sqrt(max(share * (1 - share), 1 / of) / of)
-    print(f"  {name:44} {share:6.3f} +- {error:.3f} of {of}", flush=True)
+    print(f"  {name:56} {share:6.3f} +- {error:.3f} of {of}", flush=True)
 
 
 # ---------------------------------------------------------------- records
@@ -282,57 +287,100 @@ def side(
     models: int,
     leak: float,
     spread: float = 0.3,
-    own: float = 0.0,
-    shared: bool = False,
+    levels: np.ndarray | None = None,
+    count: int = 50,
 ) -> Sample:
-    """Models of 25 members and others, whose level, scale and leak differ.
+    """Models whose level, scale and leak differ, of as many members as others.
 
-    own: deviation of the records' own levels. shared: all models are asked about the same 50.
+    levels: the records' own, (models, count), where each point has another record, or (1, count),
+    where all models are asked about the same. None is none, and records that recur at random.
     """
-    truth = np.tile(np.arange(50) % 2 == 0, (models, 1))
+    truth = np.tile(np.arange(count) % 2 == 0, (models, 1))
     scale = np.exp(spread * random.normal(size=(models, 1)))
     scores = random.normal(size=truth.shape) * scale + spread * random.normal(size=(models, 1))
     points = random.integers(2000, size=truth.shape)
-    if own:
+    if levels is not None:
         truth = random.permuted(truth, axis=1)
-        scores += own * random.normal(size=(1 if shared else models, truth.shape[1]))
-    if shared:
-        points = np.tile(np.arange(50), (models, 1))
+        scores += levels
+        points = np.broadcast_to(np.arange(levels.size).reshape(levels.shape), truth.shape)
     scores += truth * leak * np.exp(spread * random.normal(size=(models, 1)))
     return Sample(truth, scores.astype(np.float32), points)
 
 
-def true_tpr(leak: float, spread: float = 0.3, own: float = 0.0) -> float:
+def level(random: np.random.Generator, models: int, count: int = 50) -> np.ndarray:
+    return OWN * random.normal(size=(models, count))
+
+
+@functools.cache
+def true_tpr(leak: float, spread: float = 0.3, *, own: bool = False) -> float:
     """TPR at FPR 0.1 of so many models, each of records of its own, that it is known."""
-    one = side(np.random.default_rng(9), 100_000, leak, spread, own)
+    random = np.random.default_rng(9)
+    one = side(random, 100_000, leak, spread, level(random, 100_000) if own else None)
     bound = np.quantile(one.predictions[~one.solution], 0.9)
     return float((one.predictions[one.solution] > bound).mean())
 
 
+def apart(random: np.random.Generator, models: int, leaks: tuple[float, float]) -> list[Sample]:
+    return [side(random, models, leak) for leak in leaks]
+
+
+def pairs(random: np.random.Generator, models: int, leaks: tuple[float, float]) -> list[Sample]:
+    """Models before and after something: of the same points, and of much the same scores."""
+    same = side(random, models, 0.0, levels=level(random, models))
+    found = []
+    for leak in leaks:
+        own = leak * np.exp(0.3 * random.normal(size=(models, 1)))
+        noise = 0.5 * random.normal(size=same.solution.shape)
+        scores = same.predictions + noise + same.solution * own
+        found.append(Sample(same.solution, scores.astype(np.float32), same.points))
+    return found
+
+
+def shared(random: np.random.Generator, models: int, leaks: tuple[float, float]) -> list[Sample]:
+    levels = level(random, 1)
+    return [side(random, models, leak, levels=levels) for leak in leaks]
+
+
+def single(random: np.random.Generator, models: int, leaks: tuple[float, float]) -> list[Sample]:
+    levels = level(random, 1, 400)
+    return [side(random, models, leak, 0.0, levels, 400) for leak in leaks]
+
+
 def compare(repetitions: int, seed: int) -> None:
-    for models in (10, 50, 100):
-        random, wrong = np.random.default_rng(seed), dict.fromkeys(FIGURES, 0)
-        for _ in range(repetitions):
-            sides = ([side(random, models, 0.5)], [side(random, models, 0.5)])
-            for one in differences(*sides):
-                wrong[one.figure] += one.differs
-        for name, count in wrong.items():
-            rate(f"{models} models a side, {name}: alarms", count, repetitions)
+    several = (10, 20, 50, 100)
+    kinds = {
+        "apart": (apart, several),
+        "pairs": (pairs, several),
+        "same 50 records": (shared, several),
+        "over 400 records": (single, (1,)),
+    }
+    for kind, (draw, counts) in kinds.items():
+        for models, (told, leaks) in itertools.product(counts, LEAKS.items()):
+            random, differ = np.random.default_rng(seed), dict.fromkeys(FIGURES, 0)
+            times = repetitions if told == "alarms" else repetitions // 4
+            for _ in range(times):
+                first, second = draw(random, models, leaks)
+                for one in differences([first], [second]):
+                    differ[one.figure] += one.differs
+            for name, count in differ.items():
+                rate(f"{kind}, {models} a side, {name}: {told}", count, times)
 
 
 def gate(repetitions: int, seed: int) -> None:
     leaks = np.linspace(0, 1.5, 301)
-    for models, shared in ((1, False), (10, False), (50, False), (100, False), (50, True)):
-        spread, own = 0.0 if models == 1 else 0.3, OWN if shared else 0.0
-        ceiling = true_tpr(0.5, spread, own)
-        known = {leak: true_tpr(leak, spread, own) for leak in leaks[:101:4]}
-        told = f"{models} models" + (" of the same 50 records" if shared else "")
+    kinds = [(models, False) for models in (1, 10, 20, 50, 100)]
+    for models, own in (*kinds, *((models, True) for models in (10, 20, 50, 100))):
+        spread = 0.0 if models == 1 else 0.3
+        ceiling = true_tpr(0.5, spread, own=own)
+        known = {leak: true_tpr(leak, spread, own=own) for leak in leaks[:101:4]}
+        told = f"{models} models" + (" of the same 50 records" if own else "")
         for below in (0.0, 0.02, 0.05, 0.1):
             leak = min(known, key=lambda one: abs(known[one] - (ceiling - below)))
             most = known[leak] + below
             random, passed = np.random.default_rng(seed), 0
             for _ in range(repetitions):
-                one = side(random, models, leak, spread, own, shared)
+                levels = level(random, 1) if own else None
+                one = side(random, models, leak, spread, levels)
                 passed += upper_limit([one]).limit <= most
             rate(f"{told}, true TPR {below:.2f} below {most:.3f}: passes", passed, repetitions)
 

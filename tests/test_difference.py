@@ -3,14 +3,18 @@
 import numpy as np
 import pytest
 from scipy.stats import binom
+from scipy.stats import t as student
 
 from mico_exp.auditing.difference import (
-    FIGURES,
+    AUC,
+    TPR,
     Sample,
+    Spread,
     by_models,
-    by_points,
+    by_records,
     differences,
-    mean_figure,
+    interval_of_tpr,
+    mean_figures,
     upper_limit,
 )
 from mico_exp.challenge.points import NONE
@@ -27,38 +31,80 @@ def sample(models=12, points=20, leak=1.0, seed=0, digits=6, shared=False):
     return Sample(solution, scores.round(digits).astype(np.float32), places)
 
 
-def weighted(one, weights):
-    """TPR at an FPR strictly below 0.1 and AUC, every point as often as it is drawn."""
-    truth, scores = (np.repeat(x.ravel(), weights.ravel()) for x in (one.solution, one.predictions))
-    rates = [((scores[~truth] >= t).mean(), (scores[truth] >= t).mean()) for t in np.unique(scores)]
-    tpr = max([tpr for fpr, tpr in rates if fpr < 0.1], default=0)
-    gaps = np.sign(scores[truth][:, None] - scores[~truth][None])
-    return tpr, (gaps.astype(float).mean() + 1) / 2
+def auc(one, weights):
+    """AUC where each point counts as often as it weighs; pairs of a tie count half."""
+    truth, scores, weight = (x.ravel() for x in (one.solution, one.predictions, weights))
+    pairs = np.sign(scores[truth][:, None] - scores[~truth][None]) / 2 + 0.5
+    both = weight[truth][:, None] * weight[~truth][None]
+    return (pairs * both).sum() / both.sum()
 
 
 @pytest.mark.parametrize("digits", [0, 6])
-def test_draws_of_records_are_figures_of_points_as_often_as_they_are_drawn(digits):
+def test_influence_on_the_auc_is_its_derivative_by_a_weight(digits):
     one = sample(digits=digits, models=5)
-    found = by_points([one], seed=3, count=20)
     records = np.unique(one.points)
-    draws = np.random.default_rng([3, 2]).multinomial(
-        len(records), np.full(len(records), 1 / len(records)), size=20
+    groups = {"models": (by_models, np.arange(5)[:, None], 5), "records": (by_records, None, 0)}
+    for moved, whose, count in groups.values():
+        places = one.points if whose is None else np.broadcast_to(whose, one.points.shape)
+        (found,) = moved([one])
+        for place, key in enumerate(range(count) if count else records):
+            ends = [auc(one, 1 + step * (places == key)) for step in (1e-4, -1e-4)]
+            assert found[AUC, place] == pytest.approx((ends[0] - ends[1]) / 2e-4, abs=1e-7)
+
+
+def test_influence_on_the_tpr_is_that_of_both_rates_and_the_curves_slope():
+    one = sample(models=8, points=60)
+    curve = roc(one.solution, one.predictions)
+    fpr = curve.fpr[curve.fpr < 0.1].max()
+    tpr, threshold = curve.tpr[curve.fpr == fpr].max(), curve.threshold[curve.fpr == fpr].min()
+    called = one.predictions >= threshold
+    on_tpr, on_fpr = [], []
+    for row, is_in in zip(called, one.solution, strict=True):
+        on_tpr.append(sum(c - tpr for c in row[is_in]) / 240)
+        on_fpr.append(sum(c - fpr for c in row[~is_in]) / 240)
+    error = np.sqrt(8 / 7 * np.sum(np.square(on_fpr)))
+    low, high = max(fpr - 1.959964 * error, 0), fpr + 1.959964 * error
+    slope = (np.interp(high, curve.fpr, curve.tpr) - np.interp(low, curve.fpr, curve.tpr)) / (
+        high - low
     )
-    for number, row in enumerate(draws):
-        expected = weighted(one, row[np.searchsorted(records, one.points)])
-        drawn = [found[name].draws[number] for name in FIGURES]
-        assert drawn == pytest.approx(expected, abs=1e-9)
+    (found,) = by_models([one])
+    assert found[TPR] == pytest.approx(on_tpr - slope * np.array(on_fpr), rel=1e-5)
 
 
 def test_dev_and_final_count_by_their_members():
     dev, final = sample(models=6, seed=1), sample(models=18, leak=2, seed=2)
     curves = [roc(one.solution, one.predictions) for one in (dev, final)]
     expected = (curves[0].tpr_at(0.1) + 3 * curves[1].tpr_at(0.1)) / 4
-    assert mean_figure([dev, final], FIGURES[0]) == pytest.approx(expected)
-    drawn = by_models([dev, final])
-    assert drawn[FIGURES[0]].value == pytest.approx(expected)
-    assert drawn[FIGURES[0]].freedom == 22
-    assert drawn[FIGURES[1]].draws.mean() == pytest.approx(drawn[FIGURES[1]].value, abs=0.02)
+    assert mean_figures([dev, final])[TPR] == pytest.approx(expected)
+    parts = by_models([dev, final])
+    assert [one.shape for one in parts] == [(2, 6), (2, 18)]
+    assert parts[0] == pytest.approx(by_models([dev])[0] / 4)
+    assert parts[1] == pytest.approx(by_models([final])[0] * 3 / 4)
+
+
+def test_a_spread_is_that_of_independent_samples_with_welchs_degrees_of_freedom():
+    random = np.random.default_rng(0)
+    samples = random.normal(size=6), 3 * random.normal(size=20)
+    moved = [(one - one.mean()) / len(one) for one in samples]
+    variances = [one.var(ddof=1) / len(one) for one in samples]
+    freedom = sum(variances) ** 2 / (variances[0] ** 2 / 5 + variances[1] ** 2 / 19)
+    found = Spread.of(moved)
+    assert found.error == pytest.approx(np.sqrt(sum(variances)))
+    assert found.freedom == pytest.approx(freedom)
+    assert found.reach(0.975) == pytest.approx(student.ppf(0.975, freedom) * found.error)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_equal_sides_of_ten_models_differ_in_about_five_of_hundred(paired):
+    """Of 300 comparisons at least 2 % and at most 8.5 %, which is 5 % and three errors of it."""
+    alarms, count = np.zeros(2), 300
+    for number in range(count):
+        sides = [[sample(models=10, seed=2 * number + n, shared=paired)] for n in (0, 1)]
+        found = differences(*sides)
+        alarms += [one.differs for one in found]
+    assert found[TPR].paired == paired
+    assert (alarms >= 0.02 * count).all()
+    assert (alarms <= 0.085 * count).all()
 
 
 def test_pairs_are_drawn_together():
@@ -133,12 +179,34 @@ def own_points(one):
     return Sample(one.solution, one.predictions, np.arange(one.points.size).reshape(-1, 20))
 
 
-def test_the_limit_is_above_percentile_and_value():
+def odds(tpr):
+    return np.log(tpr / (1 - tpr))
+
+
+def test_ends_lie_on_the_scale_of_log_odds():
     one = own_points(sample(models=30))
-    found, drawn = upper_limit([one]), by_models([one])[FIGURES[0]]
-    assert found.limit >= np.percentile(drawn.draws, 95)
-    assert found.limit >= found.tpr + 1.645 * drawn.draws.std()
+    found, (moved,) = upper_limit([one]), by_models([one])
+    tpr = found.tpr
+    error = np.sqrt(30 / 29 * np.sum(moved[TPR] ** 2)) / (tpr * (1 - tpr))
+    assert odds(found.limit) == pytest.approx(odds(tpr) + student.ppf(0.95, 29) * error)
+    low, high = interval_of_tpr([one])
+    assert odds(high) == pytest.approx(odds(tpr) + student.ppf(0.975, 29) * error)
+    assert odds(low) == pytest.approx(odds(tpr) - student.ppf(0.975, 29) * error)
     assert found.of == "30 models"
+    assert interval_of_tpr([sample(models=1)]) is None
+
+
+def test_where_no_member_is_found_each_model_is_a_trial():
+    """With a TPR of 0.2589 ten models of ten would all find none in 5 % of cases."""
+    one = own_points(sample(models=10))
+    none = Sample(one.solution, np.where(one.solution, -9, one.predictions), one.points)
+    found = upper_limit([none])
+    assert found.tpr == 0
+    assert (1 - found.limit) ** 10 == pytest.approx(0.05)
+    every = Sample(one.solution, np.where(one.solution, 9, one.predictions), one.points)
+    low, high = interval_of_tpr([every])
+    assert high == 1
+    assert low**10 == pytest.approx(0.025)
 
 
 def test_models_that_share_their_records_err_together():
@@ -149,9 +217,10 @@ def test_models_that_share_their_records_err_together():
     places = np.broadcast_to(np.arange(40), solution.shape)
     one = Sample(solution, scores.astype(np.float32), places)
     apart = Sample(solution, one.predictions, np.arange(solution.size).reshape(solution.shape))
-    found, drawn = upper_limit([one]), by_points([one])[FIGURES[0]]
+    found, (moved,) = upper_limit([one]), by_records([one])
     assert found.of == "20 models, over 40 shared records"
-    assert found.limit >= np.percentile(drawn.draws, 95)
+    error = np.sqrt(40 / 39 * np.sum(moved[TPR] ** 2)) / (found.tpr * (1 - found.tpr))
+    assert odds(found.limit) == pytest.approx(odds(found.tpr) + student.ppf(0.95, 39) * error)
     assert found.limit > upper_limit([apart]).limit + 0.05
 
 
@@ -199,4 +268,5 @@ def test_points_that_are_none_take_no_part():
     cut = Sample(one.solution, scores, short)
     assert cut.members == one.members - 4
     assert np.isfinite(upper_limit([cut]).limit)
-    assert all(np.isfinite(one.value) for one in by_points([cut], count=3).values())
+    assert np.isfinite(by_records([cut])).all()
+    assert np.isfinite(by_models([cut])).all()

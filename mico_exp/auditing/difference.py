@@ -4,28 +4,34 @@ Models are drawn, as everywhere (`results.statistics`); where two sides are aske
 records, these are drawn too. Dev and final models are two samples: each is drawn by itself, and
 figures are means over both, weighted by their members.
 
-Axes: R draws, T models, P points of a model, N points of all, K records, X distinct scores.
+Draws of few models would be too coarse: those of a TPR at a threshold lie too far from each other
+(Hall & Martin 1988). So figures are linearised: each model, or record, moves a figure by the
+influence of its points, and the figure's variance is that of a sum of independent influences, as
+Obuchowski (1997) has it for the AUC of clusters.
+
+Axes: F figures, T models, P points of a model, N points of all, G models or records.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import beta
+from scipy.special import expit, logit
+from scipy.stats import beta, norm, rankdata
 from scipy.stats import t as student
 
 from mico_exp.challenge.points import NONE
 from mico_exp.common.arrays import Floats, Indices, Mask
 from mico_exp.common.errors import InputError
 from mico_exp.results.cell import Predicted
-from mico_exp.results.scoring import RANKING_FPR, rank, roc
-from mico_exp.results.statistics import LEVEL, RESAMPLES, Interval, Ranked, draw
+from mico_exp.results.scoring import RANKING_FPR, Roc, rank, roc
+from mico_exp.results.statistics import LEVEL, Interval
 
 FIGURES = (f"tpr_at_fpr_{RANKING_FPR}", "auc")
-ONE_SIDED = 0.95
-AT_ONCE = 2**22  # numbers of draws by points that are held at once
-MOST_DRAWN, FEWEST_DRAWS = 2**31, 200  # numbers of all draws, beyond which there are fewer draws
+TPR, AUC = range(len(FIGURES))
+ONE_SIDED, TWO_SIDED = 0.95, 0.5 + LEVEL / 200  # quantiles of intervals' ends
 FEWEST_REACHED = RANKING_FPR / 2  # FPR that a threshold must reach for a gate to look at it
 ENOUGH_OTHERS = 20  # non-members, of which ties alone keep a threshold from reaching it
 
@@ -38,7 +44,7 @@ class Sample:
     predictions: Predicted
     points: Indices
 
-    @property
+    @cached_property
     def there(self) -> Mask:
         """(T, P) True where a model has a point."""
         return self.points != NONE
@@ -48,99 +54,115 @@ class Sample:
         """How many points of all models are members."""
         return int(self.solution[self.there].sum())
 
+    @cached_property
+    def curve(self) -> Roc:
+        """The ROC curve of all models together."""
+        return roc(self.solution, self.predictions, self.there)
 
-def mean_figure(samples: Sequence[Sample], name: str) -> float:
-    """One of `FIGURES` of samples, the mean over them by their members."""
-    total, found = sum(one.members for one in samples), 0.0
-    for one in samples:
-        curve = roc(one.solution, one.predictions, one.there)
-        value = curve.auc if name == FIGURES[1] else curve.tpr_at(RANKING_FPR)
-        found += value * one.members / total
+
+def mean_figures(samples: Sequence[Sample]) -> Floats:
+    """`FIGURES` (F,) of samples, the mean over them by their members."""
+    curves = [one.curve for one in samples]
+    found: Floats = _shares(samples) @ [[one.tpr_at(RANKING_FPR), one.auc] for one in curves]
     return found
 
 
-class Drawn(NamedTuple):
-    """A figure: its value, draws (R,) of it and the degrees of freedom of their deviation."""
-
-    value: float
-    draws: Floats
-    freedom: int
-
-    @property
-    def error(self) -> float:
-        """Standard error, for which draws of few models are a little too near each other."""
-        groups = self.freedom + 1
-        return float(np.nanstd(self.draws)) * float(np.sqrt(groups / max(groups - 1, 1)))
+def _shares(samples: Sequence[Sample]) -> Floats:
+    return np.array([one.members for one in samples]) / sum(one.members for one in samples)
 
 
-def by_models(samples: Sequence[Sample], seed: int = 0) -> dict[str, Drawn]:
-    """Draw the models of each sample with at least two; figures by name, none without such."""
+# ---------------------------------------------------------------- what moves a figure
+
+
+class Spread(NamedTuple):
+    """Standard error of a figure, and the degrees of freedom of that."""
+
+    error: float
+    freedom: float
+
+    @classmethod
+    def of(cls, samples: Iterable[Floats]) -> "Spread":
+        """That of a sum of independent samples' influences, (G,) each (Welch 1947)."""
+        total = parts = 0.0
+        for one in samples:
+            freedom = max(len(one) - 1, 1)
+            square = float(one @ one) * len(one) / freedom
+            total, parts = total + square, parts + square**2 / freedom
+        return cls(float(np.sqrt(total)), total**2 / parts if parts > 0 else 1.0)
+
+    def reach(self, quantile: float) -> float:
+        """How far the quantile of Student's t lies from the figure."""
+        return float(student.ppf(quantile, self.freedom)) * self.error
+
+
+def by_models(samples: Sequence[Sample]) -> list[Floats]:
+    """Influence (F, T) of the models of each sample with at least two."""
     several = [one for one in samples if len(one.solution) > 1]
-    if not several:
-        return {}
-    share = np.array([one.members for one in several]) / sum(one.members for one in several)
-    parts = []
-    for number, one in enumerate(several):
-        ranked = Ranked(one.solution, one.predictions, one.there)
-        weights = draw(ranked.models, RESAMPLES, seed + number)
-        values = ranked.curve.tpr_at(RANKING_FPR), ranked.curve.auc
-        parts.append((values, (ranked.tpr_at(RANKING_FPR, weights), ranked.auc(weights))))
-    freedom = sum(len(one.solution) - 1 for one in several)
-    found = {}
-    for place, name in enumerate(FIGURES):
-        value = float(np.dot(share, [values[place] for values, _ in parts]))
-        draws = np.tensordot(share, np.stack([drawn[place] for _, drawn in parts]), 1)
-        found[name] = Drawn(value, draws, freedom)
+    moved = [_influence(one, np.nonzero(one.there)[0], len(one.solution)) for one in several]
+    return [share * one for share, one in zip(_shares(several), moved, strict=True)]
+
+
+def by_records(samples: Sequence[Sample]) -> list[Floats]:
+    """Influence (F, G) of the records that all samples' models are asked about, as one sample."""
+    records = _records(samples)
+    found = np.zeros((len(FIGURES), len(records)))
+    for share, one in zip(_shares(samples), samples, strict=True):
+        groups = np.searchsorted(records, one.points[one.there])
+        found += share * _influence(one, groups, len(records))
+    return [found]
+
+
+def _records(samples: Sequence[Sample]) -> Indices:
+    return np.unique(np.concatenate([one.points[one.there] for one in samples]))
+
+
+def _influence(sample: Sample, groups: Indices, count: int) -> Floats:
+    """By how much each of so many groups (N,) of points moves the figures: (F, G)."""
+    scores, is_member = sample.predictions[sample.there], sample.solution[sample.there]
+    found = np.empty((len(FIGURES), count))
+    found[AUC] = np.bincount(groups, _on_auc(scores, is_member), count)
+    on_tpr, on_fpr = (np.bincount(groups, one, count).astype(float) for one in _on_rates(sample))
+    found[TPR] = on_tpr - _slope(sample.curve, Spread.of([on_fpr]), is_member) * on_fpr
     return found
 
 
-def by_points(samples: Sequence[Sample], seed: int = 0, count: int = RESAMPLES) -> dict[str, Drawn]:
-    """Draw the records that all samples' models are asked about; figures by name."""
-    records = np.unique(np.concatenate([one.points[one.there] for one in samples]))
-    random = np.random.default_rng([seed, 2])
-    even = np.full(len(records), 1 / len(records))
-    share = np.array([one.members for one in samples]) / sum(one.members for one in samples)
-    prepared = [_Pooled(one, records) for one in samples]
-    size = max(len(one.place) for one in prepared)
+def _on_auc(scores: Predicted, is_member: Mask) -> Floats:
+    """How points (N,) move the AUC: by the share of the other class that they beat.
 
-    def figures(weights: Floats) -> Floats:
-        found: Floats = np.tensordot(share, np.stack([one.figures(weights) for one in prepared]), 1)
-        return found
-
-    values = figures(np.ones((1, len(records))))
-    count = int(np.clip(MOST_DRAWN // size, FEWEST_DRAWS, count))
-    turns = _turns(count, max(AT_ONCE // size, 1))
-    drawn = (random.multinomial(len(records), even, size=some).astype(float) for some in turns)
-    draws = np.concatenate([figures(weights) for weights in drawn], axis=1)
-    return {
-        name: Drawn(float(values[place, 0]), draws[place], len(records) - 1)
-        for place, name in enumerate(FIGURES)
-    }
+    DeLong, DeLong & Clarke-Pearson 1988; by ranks, Sun & Xu 2014.
+    """
+    moved, ranks = np.empty(len(scores)), rankdata(scores)
+    for some, sign in ((is_member, 1), (~is_member, -1)):
+        beaten = (ranks[some] - rankdata(scores[some])) / (~some).sum()
+        moved[some] = sign * (beaten - beaten.mean()) / some.sum()
+    return moved
 
 
-def _turns(count: int, at_once: int) -> Iterator[int]:
-    return (min(at_once, count - start) for start in range(0, count, at_once))
+def _on_rates(sample: Sample) -> tuple[Floats, Floats]:
+    """How points (N,) move TPR and FPR at the threshold of the official TPR, where it is fixed."""
+    curve = sample.curve
+    place = curve.place(RANKING_FPR)
+    called = sample.predictions[sample.there] >= curve.threshold[place]
+    is_member = sample.solution[sample.there]
+    tpr = (called - curve.tpr[place]) * is_member / is_member.sum()
+    fpr = (called - curve.fpr[place]) * ~is_member / (~is_member).sum()
+    return tpr, fpr
 
 
-class _Pooled:
-    """Points in descending order, to be scored under weights of their records (K,)."""
+def _slope(curve: Roc, fpr: Spread, is_member: Mask) -> float:
+    """How much of the TPR goes with the FPR, which the threshold keeps: the ROC curve's slope.
 
-    def __init__(self, sample: Sample, records: Indices) -> None:
-        there = sample.there
-        order, self.is_member, _, self.last = rank(sample.solution, sample.predictions, there)
-        self.place = np.searchsorted(records, sample.points[there])[order]
+    It is taken over the 95 % interval of the FPR at a fixed threshold, and at least to the next
+    non-member (Woodruff 1952; Francisco & Fuller 1991).
+    """
+    middle = curve.fpr[curve.place(RANKING_FPR)]
+    wide = max(float(norm.ppf(TWO_SIDED)) * fpr.error, 1 / int((~is_member).sum()))
+    low, high = max(middle - wide, 0), min(middle + wide, 1)
+    gain = np.interp(high, curve.fpr, curve.tpr) - np.interp(low, curve.fpr, curve.tpr)
+    return float(gain / (high - low))
 
-    def figures(self, weights: Floats) -> Floats:
-        """TPR and AUC (2, R) under weights (R, K); NaN where a class is missing."""
-        drawn = weights[:, self.place]
-        members = np.cumsum(drawn * self.is_member, axis=1)[:, self.last]
-        others = np.cumsum(drawn * ~self.is_member, axis=1)[:, self.last]
-        with np.errstate(invalid="ignore"):
-            tpr, fpr = members / members[:, -1:], others / others[:, -1:]
-        tpr, fpr = (np.pad(rate, ((0, 0), (1, 0))) for rate in (tpr, fpr))
-        below = np.count_nonzero(fpr < RANKING_FPR, axis=1) - 1
-        found = np.take_along_axis(tpr, np.maximum(below, 0)[:, np.newaxis], axis=1)[:, 0]
-        return np.stack([found, np.trapezoid(tpr, fpr, axis=1)])
+
+# ---------------------------------------------------------------- two sides
 
 
 @dataclass(frozen=True)
@@ -170,9 +192,9 @@ class Difference:
 def differences(first: Sequence[Sample], second: Sequence[Sample]) -> list[Difference]:
     """Compare two sides' samples of the same phases, figure by figure.
 
-    Intervals are of Student's t with the draws' standard error: that of the paired draws, with
-    one degree of freedom less than models, or both sides' together (Welch 1947), where models are
-    not the same.
+    Intervals are of Student's t. The influences of paired models, and of records that both sides
+    have, are subtracted one by one; other samples are independent, and their degrees of freedom are
+    Welch's.
 
     Raises:
         InputError: scores of a side are all equal.
@@ -180,27 +202,19 @@ def differences(first: Sequence[Sample], second: Sequence[Sample]) -> list[Diffe
     for sample in (*first, *second):
         check_tells(sample)
     paired = _are_paired(first, second)
-    models = [by_models(side, seed) for side, seed in ((first, 0), (second, 0 if paired else 100))]
-    points: list[dict[str, Drawn]] = [{}, {}]
+    models = [by_models(side) for side in (first, second)]
+    records: list[list[Floats]] = [[], []]
     same = np.array_equal(_records(first), _records(second))
     if same or not all(models):
-        seeds = (0, 0 if same else 100)
-        points = [by_points(side, seed) for side, seed in zip((first, second), seeds, strict=True)]
+        records = [by_records(side) for side in (first, second)]
+    sides = np.stack([mean_figures(side) for side in (first, second)])
     found = []
-    for name in FIGURES:
-        one, other = (mean_figure(side, name) for side in (first, second))
-        gap = one - other
-        over_models = over_points = None
-        if all(models):
-            over_models = _interval(gap, models[0][name], models[1][name], paired=paired)
-        if all(points):
-            over_points = _interval(gap, points[0][name], points[1][name], paired=same)
-        found.append(Difference(name, one, other, gap, over_models, over_points, paired))
+    for place, name in enumerate(FIGURES):
+        one, other = sides[:, place].tolist()
+        over_models = _interval(one - other, models, place, paired=paired)
+        over_points = _interval(one - other, records, place, paired=same)
+        found.append(Difference(name, one, other, one - other, over_models, over_points, paired))
     return found
-
-
-def _records(samples: Sequence[Sample]) -> Indices:
-    return np.unique(np.concatenate([one.points[one.there] for one in samples]))
 
 
 def _are_paired(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
@@ -212,16 +226,15 @@ def _are_paired(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
     )
 
 
-def _interval(gap: float, first: Drawn, second: Drawn, *, paired: bool) -> Interval:
-    if paired:
-        both = Drawn(gap, first.draws - second.draws, first.freedom)
-        error, freedom = both.error, float(both.freedom)
-    else:
-        squares = np.square([first.error, second.error])
-        error = float(np.sqrt(squares.sum()))
-        parts = squares**2 / np.maximum([first.freedom, second.freedom], 1)
-        freedom = float(squares.sum() ** 2 / parts.sum()) if parts.sum() > 0 else 1.0
-    wide = float(student.ppf(0.5 + LEVEL / 200, max(freedom, 1))) * error
+def _interval(
+    gap: float, sides: Sequence[Sequence[Floats]], place: int, *, paired: bool
+) -> Interval | None:
+    """Interval of a difference; None where a side has no influences (F, G)."""
+    if not all(sides):
+        return None
+    first, second = ([one[place] for one in side] for side in sides)
+    pairs = [one - other for one, other in zip(first, second, strict=True)] if paired else []
+    wide = Spread.of(pairs or [*first, *second]).reach(TWO_SIDED)
     return Interval(gap - wide, gap + wide)
 
 
@@ -234,6 +247,9 @@ def check_tells(sample: Sample) -> None:
     scores = sample.predictions[sample.there]
     if scores.min() == scores.max():
         raise InputError(f"All {scores.size} predictions are equal: they tell nothing.")
+
+
+# ---------------------------------------------------------------- one side
 
 
 class Upper(NamedTuple):
@@ -262,25 +278,43 @@ def upper_limit(samples: Sequence[Sample]) -> Upper:
     several = [one for one in samples if len(one.solution) > 1]
     found = [_over_points(one) for one in samples if len(one.solution) == 1]
     if several:
+        tpr = float(mean_figures(several)[TPR])
         models = f"{sum(len(one.solution) for one in several)} models"
-        found.append(_over_draws(by_models(several)[FIGURES[0]], models))
+        found.append(Upper(tpr, _end(tpr, by_models(several), ONE_SIDED), models))
         records = len(_records(several))
         if records < sum(int(one.there.sum()) for one in several):
-            drawn = by_points(several)[FIGURES[0]]
-            found.append(_over_draws(drawn, f"{models}, over {records} shared records"))
+            limit = _end(tpr, by_records(several), ONE_SIDED)
+            found.append(Upper(tpr, limit, f"{models}, over {records} shared records"))
     return max(found, key=lambda one: one.limit)
 
 
-def _over_draws(drawn: Drawn, of: str) -> Upper:
-    """The higher one of percentile and Student's t; each is too low for some numbers of draws."""
-    wide = float(student.ppf(ONE_SIDED, drawn.freedom)) * drawn.error
-    percentile = float(np.nanpercentile(drawn.draws, 100 * ONE_SIDED))
-    return Upper(drawn.value, min(max(percentile, drawn.value + wide), 1), of)
+def interval_of_tpr(samples: Sequence[Sample]) -> Interval | None:
+    """95 % interval over models of the TPR at FPR 0.1; None where no sample has several."""
+    several = [one for one in samples if len(one.solution) > 1]
+    if not several:
+        return None
+    tpr, moved = float(mean_figures(several)[TPR]), by_models(several)
+    return Interval(*(_end(tpr, moved, quantile) for quantile in (1 - TWO_SIDED, TWO_SIDED)))
+
+
+def _end(tpr: float, moved: Sequence[Floats], quantile: float) -> float:
+    """End of an interval of a TPR, on the scale of its logarithmic odds, where it is less skewed.
+
+    Pepe 2003, §2.2.2. A TPR of 0 or 1 has no odds: there each of the models, or records, counts as
+    one trial, as if all points of one were the same, and the end is Clopper–Pearson's.
+    """
+    if 0 < tpr < 1:
+        reach = Spread.of([one[TPR] for one in moved]).reach(quantile)
+        return float(expit(logit(tpr) + reach / (tpr * (1 - tpr))))
+    trials = sum(one.shape[1] for one in moved)
+    if tpr == 0:
+        return float(1 - (1 - quantile) ** (1 / trials)) if quantile > 1 / 2 else 0.0
+    return float(quantile ** (1 / trials)) if quantile < 1 / 2 else 1.0
 
 
 def _over_points(sample: Sample) -> Upper:
     """The limit of one model."""
-    value = roc(sample.solution, sample.predictions, sample.there).tpr_at(RANKING_FPR)
+    value = sample.curve.tpr_at(RANKING_FPR)
     points = int(sample.there.sum())
     return Upper(value, _limit_of_points(sample), f"{points} points of one model")
 

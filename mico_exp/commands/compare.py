@@ -20,10 +20,10 @@ from rich.table import Table
 from mico_exp.auditing.difference import (
     FIGURES,
     Difference,
-    by_models,
     check_tells,
     differences,
-    mean_figure,
+    interval_of_tpr,
+    mean_figures,
 )
 from mico_exp.challenge.tree import ModelFolder
 from mico_exp.commands.choosing import describe_rule
@@ -36,7 +36,7 @@ from mico_exp.config import statements
 from mico_exp.config.statements import Choosing
 from mico_exp.results.plots import frontier_plot, png
 from mico_exp.results.scoring import RANKING_FPR
-from mico_exp.results.statistics import Interval, interval
+from mico_exp.results.statistics import Interval
 from mico_exp.runs import provenance
 from mico_exp.runs.record import COMPARISON_FILE, COMPARISON_TABLE, ComparisonRecord
 from mico_exp.runs.tracking import Tracker
@@ -219,13 +219,12 @@ def _point(known: Known) -> Point:
     samples = known.samples(known.phases)
     for one in samples:
         check_tells(one)
-    found = by_models(samples)
-    ends = interval(found[FIGURES[0]].draws) if found else None
+    ends = interval_of_tpr(samples)
     models = [model for phase in known.phases for model in known.here.scenario.phases[phase]]
     record = known.chosen.runs[known.chosen.selected.best.run_id].record
     shown = privacy(known.here.scenario, record.epsilon)
     accuracy = _accuracy(models)
-    tpr, auc = (mean_figure(samples, name) for name in FIGURES)
+    tpr, auc = mean_figures(samples).tolist()
     return Point(known.setup.name, known.cell, shown, accuracy, tpr, ends, auc, named(known.phases))
 
 
