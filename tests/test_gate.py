@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from importlib.resources import files as inside
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from commands import TRACED, run
 from conftest import SWEPT, SWEPT_SIZES
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from jsonschema import Draft202012Validator
 from mlflow import MlflowClient
 
 from mico_exp.challenge.points import challenge_points
@@ -68,6 +70,94 @@ def logged(folder, kind, challenge="digits"):
         assert (one.info.status, one.info.run_name) == ("FINISHED", kind.name)
         place = folder / "mlruns" / challenge / one.info.run_id / "artifacts"
         yield kind.from_run(one.data), {path.name: path for path in place.iterdir()}
+
+
+FILES = {  # schema → the file by it, of the last command that wrote there
+    "risk": "digits_risk",
+    "gate": "digits_gate",
+    "comparison": "digits_digits_inf_digits_digits_lo_compare",
+    "comparison alone": "digits_compare",
+}
+
+
+def schema(name):
+    return json.loads((inside("mico_exp") / "schemas" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("which", FILES)
+def test_files_for_programs_are_by_their_schemas(world, which):
+    """And what the run has, to the last byte; what lacks a key or has a wrong value is refused."""
+    text = (world[0] / "audits" / f"{FILES[which]}.json").read_bytes()
+    of_kind = {"risk": RiskRecord, "gate": GateRecord}.get(which, ComparisonRecord)
+    logs = [some for _, some in logged(world[0], of_kind)]
+    assert text in [p.read_bytes() for some in logs for n, p in some.items() if ".json" in n]
+    wanted = schema(f"{which.split()[0]}.schema")
+    Draft202012Validator.check_schema(wanted)
+    told, check = json.loads(text), Draft202012Validator(wanted)
+    check.validate(told)
+    assert not check.is_valid(told | {"more": 1})
+    scenarios = {name.split("/")[-1] for name in told["contents"]}
+    for way in ways(told):
+        assert not check.is_valid(changed(told, way, [None])), way
+        one_of_several = way in {(name,) for name in scenarios} and len(scenarios) > 1
+        if not one_of_several and not {"contents", "groups"} & {*way[:-1]}:
+            assert not check.is_valid(changed(told, way)), way
+
+
+def ways(told):
+    """Ways to all values in nested mappings."""
+    for key, value in told.items():
+        yield (key,)
+        if isinstance(value, dict):
+            yield from ((key, *rest) for rest in ways(value))
+
+
+def changed(told, way, *value):
+    """The same with another value at the end of a way, or with none."""
+    first, *rest = way
+    if rest:
+        return told | {first: changed(told[first], rest, *value)}
+    others = {key: one for key, one in told.items() if key != first}
+    return others | ({first: value[0]} if value else {})
+
+
+CAST = {"string": str, "integer": int, "number": float}
+
+
+def follows(wanted, names, rows):
+    """Tell whether a table is of Frictionless's Table Schema, as far as ours has any of it."""
+    fields = wanted["fields"]
+    if names != [field["name"] for field in fields]:
+        return False
+    key = [names.index(name) for name in wanted["primaryKey"]]
+    if len({tuple(row[place] for place in key) for row in rows}) < len(rows):
+        return False
+    for row in rows:
+        for field, text in zip(fields, row, strict=True):
+            limits = field["constraints"]
+            try:
+                value = CAST[field["type"]](text)
+            except ValueError:
+                return False
+            if limits["required"] and not text:
+                return False
+            if not isinstance(value, str) and not (
+                limits.get("minimum", -1e300) <= value <= limits.get("maximum", 1e300)
+            ):
+                return False
+    return True
+
+
+def test_the_risks_table_is_by_its_schema(world):
+    wanted = schema("risk.tableschema")
+    with (world[0] / "audits" / "digits_risk.csv").open(newline="") as file:
+        names, *rows = csv.reader(file)
+    assert follows(wanted, names, rows)
+    for column, wrong in {"scenario": "", "tpr": "1.2", "rank": "0", "in_mean": "nan"}.items():
+        first = [wrong if name == column else one for name, one in zip(names, rows[0], strict=True)]
+        assert not follows(wanted, names, [first, *rows[1:]]), column
+    assert not follows(wanted, names, [*rows, rows[0]])
+    assert not follows(wanted, names[::-1], [row[::-1] for row in rows])
 
 
 def kept(told):
@@ -175,7 +265,9 @@ def test_comparisons_are_logged(world):
     assert table.strip() in world[1]["pair"].stdout
     apart = pair.said["difference"]["tpr_at_fpr_0.1"]
     assert f"{apart['value']:+.4f}" in table
-    assert pair.said["verdict"].startswith(world[1]["pair"].stdout.splitlines()[-1])
+    line, written = world[1]["pair"].stdout.splitlines()[-2:]
+    assert pair.said["verdict"].startswith(line)
+    assert written == "Comparison: audits/digits_digits_inf_digits_digits_lo_compare.json"
     shown = alone.said["digits_lo"]
     assert f"digits_lo: TPR@0.1 {shown['tpr_at_fpr_0.1']:.4f} at accuracy" in alone.said["verdict"]
 

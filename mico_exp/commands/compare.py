@@ -2,8 +2,9 @@
 
 ``python -m mico_exp.compare digits/digits_inf digits/digits_lo`` prints TPR and AUC of both with
 intervals of the difference. ``python -m mico_exp.compare digits`` prints accuracy beside risk of
-every scenario, and draws them: what a defence costs and what it gains. Either is logged as the run
-``comparison``, that of two challenges in both of their experiments.
+every scenario, and draws them: what a defence costs and what it gains. Either is written as JSON,
+``audits/<first>_<second>_compare.json`` or ``audits/<challenge>_compare.json``, and logged as the
+run ``comparison``, that of two challenges in both of their experiments.
 """
 
 import statistics
@@ -64,18 +65,28 @@ def command(cfg: DictConfig) -> None:
     else:
         compared = _set_apart(*(known[0] for known in found))
     said = {"rule": describe_rule(sides[0].selection), **compared.said}
-    write_together(compared.plots)
-    files = {path.name: plot for path, plot in compared.plots.items()}
-    files[COMPARISON_TABLE] = as_text(compared.table).encode()
     contents = {one.setup.path: one.here.identity.content for known in found for one in known}
-    for name, tracker in trackers.items():
-        record = ComparisonRecord(name, provenance.code_version(), contents, said)
-        tracker.log(record.name, record.to_run(), {**files, COMPARISON_FILE: record.file})
+    records = [ComparisonRecord(name, provenance.code_version(), contents, said) for name in names]
+    path = sides[0].folder / f"{_stem(sides, found)}_compare.json"
+    write_together({**compared.plots, path: records[0].file})
+    files = {plot.name: content for plot, content in compared.plots.items()}
+    files[COMPARISON_TABLE] = as_text(compared.table).encode()
+    for record in records:
+        logged = {**files, COMPARISON_FILE: record.file}
+        trackers[record.challenge].log(record.name, record.to_run(), logged)
     show(compared.table)
     if compared.line is not None:
         print(compared.line)
-    for path in compared.plots:
-        print(f"Plot: {path}")
+    print(f"Comparison: {path}")
+    for plot in compared.plots:
+        print(f"Plot: {plot}")
+
+
+def _stem(sides: Sequence[Choosing], found: Sequence[Sequence[Known]]) -> str:
+    """Name a comparison's file: by its challenge, or by both scenarios with theirs."""
+    if len(sides) == 1:
+        return sides[0].challenge.name
+    return "_".join(known.setup.path.replace("/", "_") for (known,) in found)
 
 
 def _set_apart(first: Known, second: Known) -> Compared:

@@ -2,7 +2,8 @@
 
 ``python -m mico_exp.gate max_tpr=0.15 max_epsilon=4`` ends with status 0 if every scenario keeps
 both limits, with 1 if one does not, and with 2 if that cannot be said. The worst scenario decides.
-It is logged as the run ``gate``.
+It is written to ``audits/<challenge>_gate.json`` with either of the first two, and logged as the
+run ``gate``.
 """
 
 import json
@@ -19,6 +20,7 @@ from mico_exp.auditing.games import REPLACE_ONE
 from mico_exp.auditing.limits import NAMES
 from mico_exp.commands.choosing import describe_rule
 from mico_exp.commands.known import Known, find_known, named
+from mico_exp.common.atomic import write_bytes
 from mico_exp.common.errors import InputError, first_line
 from mico_exp.common.process import Refused
 from mico_exp.config import advice, statements
@@ -50,7 +52,7 @@ class Verdict(NamedTuple):
 
 
 def command(cfg: DictConfig) -> None:
-    """Look at every scenario, log and print the worst, and refuse if it does not keep a limit.
+    """Look at every scenario, write, log and print what is found; refuse where a limit is broken.
 
     Raises:
         Refused: one does not.
@@ -62,6 +64,7 @@ def command(cfg: DictConfig) -> None:
     verdicts = [one for known in found for one in _verdicts(how, known, audit)]
     worst = max(verdicts, key=lambda one: one.excess)
     record = _record(how, found, verdicts, worst)
+    write_bytes(how.folder / f"{how.challenge.name}_gate.json", record.file)
     tracker.log(record.name, record.to_run(), {GATE_FILE: record.file})
     print(record.said["verdict"])
     if not worst.passes:

@@ -1,8 +1,8 @@
 """Says whose membership shows: every challenge record by the train models that were asked about it.
 
 ``python -m mico_exp.risk`` takes the metric of the cell that `select_best` chooses, or of
-``cell=confidence/1``, writes ``audits/<challenge>_risk.csv`` and the page
-``audits/<challenge>_risk.html`` beside it, and logs them as the run ``risk``.
+``cell=confidence/1``, writes ``audits/<challenge>_risk.csv``, beside it a page, ``.html``, and what
+is said of all records, ``.json``, and logs them as the run ``risk``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -118,16 +118,17 @@ def command(cfg: DictConfig) -> None:
         for name, one in chosen.items()
     ]
     table = how.folder / f"{challenge.name}_risk.csv"
-    shown = table.with_suffix(".html")
+    shown, told = (table.with_suffix(end) for end in (".html", ".json"))
     files = {table: _csv(judged).encode(), shown: _page(how, judged).encode()}
-    write_together(files)
     record = _record(how, scenarios, judged)
+    write_together({**files, told: record.file})
     logged = {path.name: content for path, content in files.items()}
     tracker.log(record.name, record.to_run(), {**logged, RISK_FILE: record.file})
     for one in judged:
         show(top_table(one, how.top))
         print(one.summary)
     print(f"Records: {table}")
+    print(f"Summary: {told}")
     print(f"Page: {shown.absolute().as_uri()}")
 
 
