@@ -17,7 +17,7 @@ from mico_exp.auditing.statement import Attack, Bounded, Claim, Estimated, State
 from mico_exp.commands.audit import check_mechanism
 from mico_exp.common.errors import InputError
 from mico_exp.models.folders import RECORD
-from mico_exp.runs.record import AuditRecord
+from mico_exp.runs.statements import AuditRecord
 from mico_exp.training.mechanism import Mechanism
 
 SCHEMA = json.loads((files("mico_exp") / "schemas" / "audit.schema.json").read_text())

@@ -25,7 +25,7 @@ from mico_exp.commands import gate
 from mico_exp.common.errors import InputError
 from mico_exp.config import statements
 from mico_exp.config.typed import OPTIONS
-from mico_exp.runs.record import (
+from mico_exp.runs.statements import (
     COMPARISON_FILE,
     COMPARISON_TABLE,
     GATE_FILE,

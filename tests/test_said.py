@@ -7,7 +7,7 @@ import pytest
 from test_record import LISTS, RISK
 
 from mico_exp.commands.said import find_said
-from mico_exp.runs.record import RISK_FILE, ComparisonRecord, GateRecord, RiskRecord
+from mico_exp.runs.statements import RISK_FILE, ComparisonRecord, GateRecord, RiskRecord
 from mico_exp.runs.tracking import Tracker
 
 NOW = {"digits_inf": "i", "digits_lo": "l"}

@@ -46,7 +46,8 @@ from mico_exp.results.cell import calibrate_phases, read_validation, with_both_c
 from mico_exp.results.scoring import RANKING_FPR, roc
 from mico_exp.results.selection import Candidate
 from mico_exp.runs import provenance
-from mico_exp.runs.record import AUDIT_TABLE, PREDICTIONS, AuditRecord, CellRecord
+from mico_exp.runs.record import PREDICTIONS, CellRecord
+from mico_exp.runs.statements import AUDIT_TABLE, AuditRecord
 from mico_exp.runs.tracking import Tracker
 from mico_exp.training.mechanism import Mechanism, of_build
 

@@ -39,7 +39,7 @@ from mico_exp.results.plots import frontier_plot, png
 from mico_exp.results.scoring import RANKING_FPR
 from mico_exp.results.statistics import Interval
 from mico_exp.runs import provenance
-from mico_exp.runs.record import COMPARISON_FILE, COMPARISON_TABLE, ComparisonRecord
+from mico_exp.runs.statements import COMPARISON_FILE, COMPARISON_TABLE, ComparisonRecord
 from mico_exp.runs.tracking import Tracker
 
 SHOWN = dict(zip(FIGURES, (f"TPR@{RANKING_FPR}", "AUC"), strict=True))

@@ -27,7 +27,7 @@ from mico_exp.config import advice, statements
 from mico_exp.config.statements import Gating
 from mico_exp.results.scoring import RANKING_FPR
 from mico_exp.runs import provenance
-from mico_exp.runs.record import GATE_FILE, AuditRecord, GateRecord
+from mico_exp.runs.statements import GATE_FILE, AuditRecord, GateRecord
 from mico_exp.runs.tracking import Tracker
 
 log = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ from mico_exp.config.setup import Setup
 from mico_exp.config.statements import Risking
 from mico_exp.results.plots import png, risk_plot
 from mico_exp.runs import provenance
-from mico_exp.runs.record import RISK_FILE, RiskRecord
+from mico_exp.runs.statements import RISK_FILE, RiskRecord
 from mico_exp.runs.tracking import Tracker
 
 SHOWN = ("models", "in_mean", "out_mean", "tpr", "rank", "low", "high", "exposed")

@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from mico_exp.common.errors import InputError, first_line
-from mico_exp.runs.record import (
+from mico_exp.runs.record import LoggedRun
+from mico_exp.runs.statements import (
     RISK_FILE,
     AuditRecord,
     ComparisonRecord,
     GateRecord,
-    LoggedRun,
     RiskRecord,
     SaidRecord,
 )
