@@ -272,27 +272,48 @@ EVERY = {
 
 
 @pytest.mark.parametrize(
-    ("points", "traces"),
+    "points",
     [
-        (np.random.default_rng(0).permutation(RECORDS)[:33], 2),
-        (np.array([30, 2, 2, *range(5, 38), 30]), 2),
-        (np.array([30, 2, 2, 7]), 3),  # to look at all records again would be more than these
+        np.random.default_rng(0).permutation(RECORDS)[:33],  # all records are scored for them
+        np.array([30, 2, 2, *range(5, 38), *range(4)]),  # as many as there are records
+        np.array([30, 2, 2, 7]),
     ],
 )
-def test_points_among_reference_records_are_not_run_again(
-    world, records, points, traces, monkeypatch
+@pytest.mark.parametrize(("most", "traces"), [(None, 1), (RECORDS, 1), (25, 4)])
+def test_records_among_those_of_the_last_view_are_not_run_again(
+    world, records, points, most, traces, monkeypatch
 ):
+    """25 at once are less than a reference of 40: then 12 are looked at once, and the points."""
     seen = []
     real = backprop.trace
     monkeypatch.setattr(white_box, "trace", lambda *some: seen.append(0) or real(*some))
-    runner = GradientRunner(ModelRunner(Processor("cpu")))
+    runner = GradientRunner(ModelRunner(Processor("cpu", batch_size=most)))
     found = runner.scores(in_float32(world), records, points, EVERY)
-    assert len(seen) == traces
+    assert len(seen) == traces + (most == 25 and len(points) > 25)
     for name, metric in EVERY.items():
         reference = torch.from_numpy(reference_of(metric, RECORDS))
         prepared = ready(metric, [view(world, reference)], RECORDS)
         expected = metric.score(view(world, torch.from_numpy(points)), prepared)
         np.testing.assert_allclose(found[name], expected.numpy(), rtol=2e-3, atol=1e-4)
+
+
+def test_a_part_of_a_view_is_the_view_of_those_points(world):
+    place = torch.tensor([30, 2, 11, 7])
+    whole, alone = view(world), view(world, place)
+    part = whole.at(place, "a name")
+    assert torch.equal(part.labels, alone.labels)
+    signal = torch.randn(4, 4, dtype=torch.float64)
+    pairs_of = [
+        (part.of_loss(), alone.of_loss()),
+        (part.of_logit(2.0), alone.of_logit(2.0)),
+        (part.trace.back(signal), alone.trace.back(signal)),
+    ]
+    for ours, theirs in pairs_of:
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one.inputs, other.inputs)
+            torch.testing.assert_close(one.signals, other.signals)
+    assert part.of_loss()[0].known is part.of_logit(2.0)[0].known
+    assert whole.at(place).of_loss()[0].known is not part.of_loss()[0].known
 
 
 class Lifting(nn.Module):

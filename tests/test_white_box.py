@@ -158,6 +158,26 @@ def test_a_metric_that_fails_is_named(opened):
         opened("digits_inf").compute({"bad": Failing()})
 
 
+class Greedy(gradients.Kronecker):
+    """Has no memory to score more than 7 points at once, beside a view that is kept or not."""
+
+    def score(self, view, prepared):
+        if len(view.labels) > 7:
+            raise torch.OutOfMemoryError("out of memory")
+        assert view.whole is None
+        return super().score(view, prepared)
+
+
+def test_a_view_that_is_kept_gives_way_where_memory_runs_out(digits):
+    torch.manual_seed(0)
+    model, points = MLP([64, 16, 10]).eval().requires_grad_(False), np.arange(100, 160)
+    found = []
+    for kind in (gradients.Kronecker, Greedy):
+        runner = GradientRunner(ModelRunner(Processor("cpu")))
+        found.append(runner.scores(model, digits, points, {"any": kind(reference=None)})["any"])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
 def test_running_out_of_memory_halves_the_batch(digits, monkeypatch):
     """On a device that holds no more than 7 points of a backward pass at once."""
     real, seen = white_box.trace, []

@@ -16,7 +16,7 @@ classes, V rows of an embedding. A *direction* is one tensor for each part of a 
 a `Layer`, (V, O) of a `Lookup`, flat of `Rows`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -32,7 +32,7 @@ from mico_exp.models.architectures import logits_of
 from mico_exp.models.per_record import Rows, Way, at_once
 
 Direction = list[Tensor]
-Known = dict[Callable[..., Any], Any]  # what functions of a layer's inputs alone have given
+Known = dict[Hashable, Any]  # what functions of a layer's inputs alone have given, by function
 Found = TypeVar("Found")
 TRANSPOSED = "Conv1D"  # GPT-2's linear layer, whose weights are (F, O)
 
@@ -82,9 +82,15 @@ class Layer:
         scaled = self.signals if factors is None else self.signals * factors[:, None, None]
         return scaled.flatten(0, 1).T @ self.inputs.flatten(0, 1)
 
-    def at(self, points: Tensor | slice) -> "Layer":
-        """The layer at some of the points: a mask (P,), indices, or a slice."""
-        return Layer(self.weights, self.inputs[points], self.signals[points])
+    def at(self, points: Tensor | slice, name: Hashable = None) -> "Layer":
+        """The layer at some of the points: a mask (P,), indices, or a slice.
+
+        What is found of their inputs alone is known wherever the same ones have a name.
+        """
+        known = {} if name is None else self.known.setdefault(name, {})
+        if _rows not in known:
+            known[_rows] = self.inputs[points]
+        return Layer(self.weights, known[_rows], self.signals[points], known)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +112,7 @@ class Outer:
     def least(self) -> "Tensor | Outer":
         """Itself or the sum, whichever has fewer numbers: an inner product takes as many."""
         outputs, features = self.signals.shape[1], self.inputs.shape[1]
-        is_less = len(self.inputs) * (outputs + features) < outputs * features
+        is_less = self.inputs.shape[0] * (outputs + features) < outputs * features
         return self if is_less else self.formed()
 
     def formed(self) -> Tensor:
@@ -117,7 +123,7 @@ class Outer:
         """Inner products (P,) of every point's gradient with it: Σ (a·a′)(δ·δ′) over pairs."""
         other = Outer.of(layer)
         pairs = (other.inputs @ self.inputs.T).mul_(other.signals @ self.signals.T)
-        return pairs.view(len(layer.inputs), -1).sum(dim=1)
+        return pairs.view(layer.inputs.shape[0], -1).sum(dim=1)
 
 
 def _squares(rows: Tensor) -> Tensor:
@@ -151,7 +157,7 @@ class Lookup:
         found = torch.zeros_like(self.weights)
         return found.index_add_(0, self.ids.flatten(), scaled.flatten(0, 1))
 
-    def at(self, points: Tensor | slice) -> "Lookup":
+    def at(self, points: Tensor | slice, name: Hashable = None) -> "Lookup":  # noqa: ARG002
         """The embedding at some of the points: a mask (P,), indices, or a slice."""
         return Lookup(self.weights, self.ids[points], self.signals[points])
 
@@ -455,8 +461,8 @@ def squared_norms(layers: Sequence[Part]) -> Tensor:
 
 def along(layers: Sequence[Part], direction: Sum) -> Tensor:
     """Inner products (P,) of every point's gradient with a direction over all layers."""
-    found = [_along(layer, part) for layer, part in zip(layers, direction, strict=True)]
-    return torch.stack(found).sum(dim=0)
+    first, *others = (_along(layer, part) for layer, part in zip(layers, direction, strict=True))
+    return sum(others, start=first)
 
 
 def _along(layer: Part, part: Tensor | Outer) -> Tensor:
@@ -502,9 +508,9 @@ def dot(one: Direction, other: Direction) -> Tensor:
     return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
 
 
-def at(layers: Sequence[Part], points: Tensor | slice) -> list[Part]:
-    """The parts at some of the points."""
-    return [layer.at(points) for layer in layers]
+def at(layers: Sequence[Part], points: Tensor | slice, name: Hashable = None) -> list[Part]:
+    """The parts at some of the points, which may have a name."""
+    return [layer.at(points, name) for layer in layers]
 
 
 def joined(parts: Sequence[Sequence[Layer]]) -> list[Layer]:

@@ -7,7 +7,7 @@ Axes: P points, D numbers of all parameters that are asked about, flat.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -85,6 +85,6 @@ class Rows:
         """Sum (D,) over the points of their gradients, times factors (P,) if there are any."""
         return self.rows.sum(dim=0) if factors is None else factors @ self.rows
 
-    def at(self, points: Tensor | slice) -> "Rows":
+    def at(self, points: Tensor | slice, name: Hashable = None) -> "Rows":  # noqa: ARG002
         """The same at some of the points: a mask (P,), indices, or a slice."""
         return Rows(self.weights, lambda: self.rows[points])

@@ -49,25 +49,45 @@ class View:
 
     trace: a forward pass. labels: (P,) int64. told: (P,) True where the record is among the known
     members that the metric was told as its reference; nowhere for a metric that is told none.
+    whole: a view that it is some of, where in it the points are, and their name if they have one.
     """
 
     trace: Trace
     labels: Tensor
     told: Tensor
+    whole: "tuple[View, Tensor, Hashable] | None" = None
     _sent: dict[float | None, list[Part]] = field(default_factory=dict)  # metrics share them
 
     def of_loss(self) -> list[Part]:
         """Parts with the signals of the cross-entropy."""
-        if None not in self._sent:
-            self._sent[None] = self.trace.back(loss_signal(self.trace.logits, self.labels))
-        return self._sent[None]
+        return self._of(None)
 
     def of_logit(self, temperature: float) -> list[Part]:
         """Parts with the signals of φ_T."""
+        return self._of(temperature)
+
+    def _of(self, temperature: float | None) -> list[Part]:
         if temperature not in self._sent:
-            signal = logit_signal(self.trace.logits, self.labels, temperature)
-            self._sent[temperature] = self.trace.back(signal)
+            self._sent[temperature] = self._back(temperature)
         return self._sent[temperature]
+
+    def _back(self, temperature: float | None) -> list[Part]:
+        if self.whole is not None:
+            view, place, name = self.whole
+            return at(view._of(temperature), place, name)
+        about = self.trace.logits, self.labels
+        signal = loss_signal(*about) if temperature is None else logit_signal(*about, temperature)
+        return self.trace.back(signal)
+
+    def at(self, place: Tensor, name: Hashable = None) -> "View":
+        """View of some of the points, each once; named if other models have the same."""
+
+        def back(signals: Tensor) -> list[Part]:
+            every = signals.new_zeros(len(self.labels), signals.shape[1])
+            return at(self.trace.back(every.index_copy(0, place, signals)), place, name)
+
+        trace = Trace(self.trace.logits[place], back)
+        return View(trace, self.labels[place], self.told[place], (self, place, name))
 
 
 class GradientMetric(ABC):
@@ -204,12 +224,14 @@ class GradAlignment(GradientMetric):
 
     def score(self, view: View, prepared: dict[int, _Pull]) -> Tensor:
         """Negated inner product (P,) with the mean gradient of the class."""
-        found = torch.zeros_like(view.trace.logits[:, 0])
+        places, found = [], []
         for label, points, layers in _by_class(view):
             if label in prepared:
                 pull = prepared[label]
-                found[points] = along(layers, pull.total).div_(-pull.records)
-        return found
+                places.append(points)
+                found.append(along(layers, pull.total).div_(-pull.records))
+        scores = torch.zeros_like(view.trace.logits[:, 0])
+        return scores.index_put_((torch.cat(places),), torch.cat(found)) if places else scores
 
 
 def _by_class(view: View) -> Iterator[tuple[int, Tensor, list[Part]]]:

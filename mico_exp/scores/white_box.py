@@ -5,7 +5,7 @@ Records of a batch are asked class by class where they are equally long, so that
 Axes: P points.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -59,6 +59,7 @@ class Reference:
     def __init__(self) -> None:
         self._given: dict[bytes, Given] = {}
         self._plans: dict[str, Plan] = {}
+        self._records: dict[int | None, Indices] = {}
 
     def plan(
         self, runner: ModelRunner, model: nn.Module, records: Records, points: Indices
@@ -81,6 +82,17 @@ class Reference:
             inputs = asked("the model", lambda some: runner.inputs(records, some), wanted)
             self._given[key] = Given(inputs, {})
         return self._given[key]
+
+    def records(self, metric: GradientMetric, among: Records, members: Indices | None) -> Indices:
+        """Records that a metric wants to see first, class by class."""
+        key = metric.reference
+        if metric.disclosed or key not in self._records:
+            found = reference_of(metric, len(among.labels), members)
+            found = found[_by_class(among, found)]
+            if metric.disclosed:
+                return found
+            self._records[key] = found
+        return self._records[key]
 
     def forget(self, points: Indices) -> None:
         """Drop them, where a model has changed its inputs in place."""
@@ -156,12 +168,13 @@ class GradientRunner:
         found = {name: np.empty(asked_at.shape) for name in metrics}
 
         def score(some: Indices) -> None:
-            view = views.at(asked_at[some])
-            for name, one in prepared.items():
-                with named(name):
-                    values = one.score(view, asked_at[some])
-                check_shape(name, values, view.trace.logits)
-                found[name][some] = values.double().cpu().numpy()
+            try:
+                for name, values in _scored(prepared, views.at(asked_at[some]), asked_at[some]):
+                    found[name][some] = values.double().cpu().numpy()
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    views.drop()
+                raise
 
         self.batches.run(score, records.sizes(asked_at), views.size)
         return {name: values[place] for name, values in found.items()}
@@ -226,8 +239,21 @@ class _Prepared(NamedTuple):
         return self.metric.score(replace(view, told=told), self.state)
 
 
+def _scored(
+    prepared: Mapping[str, _Prepared], view: View, points: Indices
+) -> Iterator[tuple[str, Tensor]]:
+    """Every metric's scores (P,) at the points of a view."""
+    for name, one in prepared.items():
+        with named(name):
+            values = one.score(view, points)
+        check_shape(name, values, view.trace.logits)
+        yield name, values
+
+
 class _Views:
     """Views of one model. The last that others may share is kept, and never two are in memory.
+
+    Records that are among those of the last are looked at there: the model is not run again.
 
     size: bytes that a trace keeps for each token, image or row.
     """
@@ -251,16 +277,18 @@ class _Views:
     ) -> dict[str, _Prepared]:
         """Let metrics look at their reference records, those with the same ones in turn."""
         total = len(self.records.labels)
-        wanted = {name: reference_of(one, total, members) for name, one in metrics.items()}
+        wanted = {
+            name: self.known.records(one, self.records, members) for name, one in metrics.items()
+        }
         observed, found = {}, {}
-        # The largest that models share is the last, for the points may be among its records.
-        order = sorted(wanted, key=lambda name: (not metrics[name].disclosed, len(wanted[name])))
+        # What models share comes last, the largest of it first: the others are some of it.
+        order = sorted(wanted, key=lambda name: (not metrics[name].disclosed, -len(wanted[name])))
         for name in order:
             metric, seen = metrics[name], wanted[name]
             count = len(members) if metric.disclosed and members is not None else total
             with named(name):
                 if (key := metric.observation) not in observed:
-                    observed[key] = self._observed(metric, self._by_class(seen))
+                    observed[key] = self._observed(metric, seen)
                 state = metric.prepare(observed[key], count)
             found[name] = _Prepared(metric, state, seen if metric.disclosed else seen[:0])
         return {name: found[name] for name in metrics}
@@ -277,30 +305,21 @@ class _Views:
                 if not out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]
-            self._last = None
+            self.drop()
             self.batches.halve(self.size * int(sizes.max()), len(cuts[0]), reason)
 
     def around(self, points: Indices) -> tuple[Indices, Indices]:
-        """Records to ask at for points (P,), and where among them the points are.
+        """Records to ask at for points (P,), each once, and where among them the points are.
 
-        Those of the last view, if they are the points and few others: it need not be made again.
+        Those of the last view, if they are the points and few others.
         """
-        if self._last is not None and len(self._last[0]) <= 2 * len(points):
-            seen = self._last[0]
-            order = np.argsort(seen)
-            place = order[np.searchsorted(seen[order], points).clip(max=len(seen) - 1)]
-            if np.array_equal(seen[place], points):
-                return seen, place
-        self._last = None  # its memory is wanted now
-        order = self._order(points)
-        return points[order], np.argsort(order)
-
-    def _by_class(self, points: Indices) -> Indices:
-        return points[self._order(points)]
-
-    def _order(self, points: Indices) -> Indices:
-        """Order of points (P,) by class."""
-        return np.argsort(self.records.labels.numpy()[points], kind="stable")
+        unique, inverse = np.unique(points, return_inverse=True)
+        if self._last is not None and len(self._last[0]) <= 2 * len(unique):
+            place = _place(unique, self._last[0])
+            if place is not None:
+                return self._last[0], place[inverse]
+        order = _by_class(self.records, unique)
+        return unique[order], np.argsort(order)[inverse]
 
     def at(self, points: Indices, *, shared: bool = False) -> View:
         """View of records (P,); `shared` if other models will be asked at the same.
@@ -308,13 +327,22 @@ class _Views:
         Raises:
             InputError: names the first record that the model fails at.
         """
-        if self._last is not None and np.array_equal(self._last[0], points):
-            return self._last[1]
-        self._last = None
+        if self._last is not None:
+            seen, view = self._last
+            if np.array_equal(seen, points):
+                return view
+            if (place := _place(points, seen)) is not None:
+                some = torch.from_numpy(place).to(view.labels.device)
+                return view.at(some, points.tobytes() if shared else None)
+        self.drop()
         if not shared:
             return self._view(points)
         self._last = points, self._shared(points)
         return self._last[1]
+
+    def drop(self) -> None:
+        """Let go of the last view: its memory is wanted."""
+        self._last = None
 
     def _shared(self, points: Indices) -> View:
         given = self.known.at(self.runner, self.records, points)
@@ -338,3 +366,16 @@ class _Views:
         labels = self.records.labels[wanted].to(self.runner.device)
         told = torch.zeros_like(labels, dtype=torch.bool)
         return View(asked("the model", run, wanted), labels, told)
+
+
+def _by_class(records: Records, points: Indices) -> Indices:
+    """Order of points (P,) by their classes."""
+    return np.argsort(records.labels.numpy()[points], kind="stable")
+
+
+def _place(points: Indices, among: Indices) -> Indices | None:
+    """Where points are among others; None if any is not."""
+    order = np.argsort(among)
+    place = order[np.searchsorted(among, points, sorter=order).clip(max=len(among) - 1)]
+    found: Indices = place
+    return found if np.array_equal(among[place], points) else None
