@@ -31,6 +31,7 @@ from mico_exp.scores import gradients, metrics
 from mico_exp.scores.extraction import Extraction
 from mico_exp.scores.inference import ModelRunner, Processor, Shard, Work, runner_on
 from mico_exp.scores.store import ScoreStore
+from mico_exp.scores.white_box import GradientWork
 from mico_exp.training import loop, stacked
 from mico_exp.training.building import build
 from mico_exp.training.graphed import graphed
@@ -116,7 +117,8 @@ def sharpen(network, records):
 def extracted(family, wanted, processor):
     """Scores of three models, in turn where they do not stack; by gradients those of one."""
     records, architecture, folders = family
-    work = Work(architecture, records, wanted, processor)
+    kind = GradientWork if wanted is WHITE_BOX else Work
+    work = kind(architecture, records, wanted, processor)
     together = 3 if architecture.key == "mlp" and wanted is METRICS else 1
     found = []
     for first in range(0, 3 if wanted is METRICS else 1, together):
