@@ -134,7 +134,7 @@ def test_a_clear_difference_differs_and_turns_its_sign():
     ):
         assert one.differs
         assert one.over_models.low > 0
-        assert one.over_models.low == pytest.approx(-turned.over_models.high, abs=0.02)
+        assert one.over_models.low == pytest.approx(-turned.over_models.high)
 
 
 def test_where_records_are_not_the_same_there_is_no_interval_over_them():
@@ -142,6 +142,31 @@ def test_where_records_are_not_the_same_there_is_no_interval_over_them():
     assert differences([first], [second])[0].over_points is not None  # all 60, of either
     moved = Sample(second.solution, second.predictions, second.points + 1000)
     assert differences([first], [moved])[0].over_points is None
+
+
+def test_single_models_of_different_records_have_them_drawn_by_themselves():
+    """DeLong's variances of both sides are added; also where one side has several models."""
+    first, second = (sample(models=1, points=400, seed=n, shared=True) for n in (0, 1))
+    moved = Sample(second.solution, second.predictions, second.points + 1000)
+    one = differences([first], [moved])[AUC]
+    variances = []
+    for side in (first, moved):
+        members, others = (side.predictions[side.solution == kind] for kind in (True, False))
+        won = (members[:, None] > others) + (members[:, None] == others) / 2
+        variances.append(won.mean(1).var(ddof=1) / 200 + won.mean(0).var(ddof=1) / 200)
+    assert one.over_models is None
+    wide = 1.96 * np.sqrt(sum(variances))
+    assert one.over_points.half_width == pytest.approx(wide, rel=0.01)
+    several = sample(models=30, seed=2)
+    assert differences([first], [several])[AUC].over_points is not None
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_one_class_is_refused_before_anything_is_computed(kind):
+    one = sample()
+    alike = Sample(np.full_like(one.solution, kind), one.predictions, one.points)
+    with pytest.raises(InputError, match="got one class only"):
+        differences([alike], [one])
 
 
 def test_single_models_are_compared_over_their_records():

@@ -170,8 +170,8 @@ class Difference:
     """A figure of two sides, and the first less the second.
 
     over_models: 95 % interval over models, None where a side has but one. over_points: over
-    records, None where the sides' models are not asked about the same ones. paired: models of
-    both sides have the same points and membership, and are drawn together.
+    records, None where both sides have several models that are not asked about the same ones.
+    paired: models of both sides have the same points and membership, and are drawn together.
     """
 
     figure: str
@@ -197,17 +197,17 @@ def differences(first: Sequence[Sample], second: Sequence[Sample]) -> list[Diffe
     Welch's.
 
     Raises:
-        InputError: scores of a side are all equal.
+        InputError: scores of a side are all equal, or one is not finite, or one class is missing.
     """
     for sample in (*first, *second):
         check_tells(sample)
+    sides = np.stack([mean_figures(side) for side in (first, second)])
     paired = _are_paired(first, second)
     models = [by_models(side) for side in (first, second)]
     records: list[list[Floats]] = [[], []]
     same = np.array_equal(_records(first), _records(second))
     if same or not all(models):
         records = [by_records(side) for side in (first, second)]
-    sides = np.stack([mean_figures(side) for side in (first, second)])
     found = []
     for place, name in enumerate(FIGURES):
         one, other = sides[:, place].tolist()

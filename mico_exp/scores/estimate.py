@@ -59,9 +59,6 @@ BYTES_PER_SCORE = 12  # an index and a score
 POINTS_ASKED = 128
 CALLS, ENOUGH_SECONDS = 6, 1.0  # to find out how long one takes
 MODELS_ASKED = 20  # for the check of members' scores
-CLEARLY = 3.0  # standard errors
-ENOUGH_MEMBERS = 500  # for a difference that is not clear to mean that there is none
-
 ALIKE = 0.05  # relative difference of two ε that is none
 
 
