@@ -341,9 +341,11 @@ def shared(random: np.random.Generator, models: int, leaks: tuple[float, float])
     return [side(random, models, leak, levels=levels) for leak in leaks]
 
 
-def single(random: np.random.Generator, models: int, leaks: tuple[float, float]) -> list[Sample]:
-    levels = level(random, 1, 400)
-    return [side(random, models, leak, 0.0, levels, 400) for leak in leaks]
+def single(
+    random: np.random.Generator, models: int, leaks: tuple[float, float], records: int
+) -> list[Sample]:
+    levels = level(random, 1, records)
+    return [side(random, models, leak, 0.0, levels, records) for leak in leaks]
 
 
 def compare(repetitions: int, seed: int) -> None:
@@ -352,7 +354,10 @@ def compare(repetitions: int, seed: int) -> None:
         "apart": (apart, several),
         "pairs": (pairs, several),
         "same 50 records": (shared, several),
-        "over 400 records": (single, (1,)),
+        **{
+            f"over {n} records": (functools.partial(single, records=n), (1,))
+            for n in (400, 100, 40)
+        },
     }
     for kind, (draw, counts) in kinds.items():
         for models, (told, leaks) in itertools.product(counts, LEAKS.items()):

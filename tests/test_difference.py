@@ -58,10 +58,12 @@ def test_influence_on_the_tpr_is_that_of_both_rates_and_the_curves_slope():
     fpr = curve.fpr[curve.fpr < 0.1].max()
     tpr, threshold = curve.tpr[curve.fpr == fpr].max(), curve.threshold[curve.fpr == fpr].min()
     called = one.predictions >= threshold
+    above = one.predictions >= max(one.predictions[~one.solution & ~called])  # who sets it, too
+    share = (240 * fpr + 1) / 240
     on_tpr, on_fpr = [], []
-    for row, is_in in zip(called, one.solution, strict=True):
+    for row, others, is_in in zip(called, above, one.solution, strict=True):
         on_tpr.append(sum(c - tpr for c in row[is_in]) / 240)
-        on_fpr.append(sum(c - fpr for c in row[~is_in]) / 240)
+        on_fpr.append(sum(c - share for c in others[~is_in]) / 240)
     error = np.sqrt(8 / 7 * np.sum(np.square(on_fpr)))
     low, high = max(fpr - 1.959964 * error, 0), fpr + 1.959964 * error
     slope = (np.interp(high, curve.fpr, curve.tpr) - np.interp(low, curve.fpr, curve.tpr)) / (

@@ -139,13 +139,17 @@ def _on_auc(scores: Predicted, is_member: Mask) -> Floats:
 
 
 def _on_rates(sample: Sample) -> tuple[Floats, Floats]:
-    """How points (N,) move TPR and FPR at the threshold of the official TPR, where it is fixed."""
-    curve = sample.curve
-    place = curve.place(RANKING_FPR)
-    called = sample.predictions[sample.there] >= curve.threshold[place]
-    is_member = sample.solution[sample.there]
-    tpr = (called - curve.tpr[place]) * is_member / is_member.sum()
-    fpr = (called - curve.fpr[place]) * ~is_member / (~is_member).sum()
+    """How points (N,) move TPR and FPR at the threshold of the official TPR, where it is fixed.
+
+    What sets the threshold is the highest non-member that is not called: the FPR is taken there,
+    for of few non-members none may be called, and these would move nothing.
+    """
+    scores, is_member = sample.predictions[sample.there], sample.solution[sample.there]
+    place = sample.curve.place(RANKING_FPR)
+    called = scores >= sample.curve.threshold[place]
+    above = scores >= scores[~is_member & ~called].max()
+    tpr = (called - sample.curve.tpr[place]) * is_member / is_member.sum()
+    fpr = (above - above[~is_member].mean()) * ~is_member / (~is_member).sum()
     return tpr, fpr
 
 
