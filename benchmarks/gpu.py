@@ -364,7 +364,7 @@ class Measured:
     def prepare(self) -> None:
         """Lay the batches of an extraction ready on the device."""
         sizes = self.records.sizes(self.points)
-        per_size = self.runner._bytes_per_size(
+        per_size = self.runner.bytes_per_size(
             self.models, self.records, self.points, sizes, shared=True
         )
         self.cut = [self.points[some] for some in self.runner.batches.cut(sizes, per_size)]
