@@ -7,7 +7,6 @@ import os
 import re
 import warnings
 import zipfile
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -156,26 +155,20 @@ class _JustChecked:
     """
 
     @cached_property
-    def _states(self) -> dict[tuple[Path, Status], dict[str, Tensor]]:
+    def _states(self) -> dict[tuple[Path, Status], tuple[int, dict[str, Tensor]]]:
         return {}
-
-    @cached_property
-    def _sizes(self) -> Counter[tuple[Path, Status]]:
-        return Counter()
 
     def keep(self, path: Path, state: dict[str, Tensor]) -> None:
         """Keep a state, if there is room, and its file has been at rest for a while."""
-        key = path, Status.of(path)
-        size = sum(tensor.nbytes for tensor in state.values())
-        if key[1].is_at_rest and self._sizes.total() + size <= KEPT_BYTES:
-            self._states[key], self._sizes[key] = state, size
+        status, size = Status.of(path), sum(tensor.nbytes for tensor in state.values())
+        kept = sum(one for one, _ in self._states.values())
+        if status.is_at_rest and kept + size <= KEPT_BYTES:
+            self._states[path, status] = size, state
 
     def take(self, path: Path) -> dict[str, Tensor] | None:
         """Give a state, once; None if it is not kept, or the file is another by now."""
         with suppress(OSError):  # whoever reads it then says so
-            key = path, Status.of(path)
-            self._sizes.pop(key, None)
-            return self._states.pop(key, None)
+            return self._states.pop((path, Status.of(path)), (0, None))[1]
         return None
 
 
