@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help run test test-fast coverage fuzz check bench findings clean
 
@@ -16,13 +17,13 @@ run: $(VENV)/.installed ## Build the embedded challenge, sweep the grid, select,
 	@echo "Look at every run with:  $(BIN)/mlflow ui"
 
 test: $(VENV)/.installed ## Run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 test-fast: $(VENV)/.installed ## Run the tests that need no sweep, no Ray and no browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not commands"
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not commands"
 
 coverage: $(VENV)/.installed ## Run all tests, and say which lines and branches they reach
-	COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 $(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --sort=cover
 

@@ -376,6 +376,6 @@ def _by_class(records: Records, points: Indices) -> Indices:
 def _place(points: Indices, among: Indices) -> Indices | None:
     """Where points are among others; None if any is not."""
     order = np.argsort(among)
-    place = order[np.searchsorted(among, points, sorter=order).clip(max=len(among) - 1)]
-    found: Indices = place
-    return found if np.array_equal(among[place], points) else None
+    near = np.searchsorted(among, points, sorter=order).clip(max=len(among) - 1)
+    place: Indices = order[near]
+    return place if np.array_equal(among[place], points) else None
